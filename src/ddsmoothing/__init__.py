@@ -1,0 +1,75 @@
+"""ddsmoothing: certified robustness by randomized smoothing with a noise scale chosen for each input.
+
+Shapes are written with B inputs, K classes, n samples and d numbers in one input. Sigma and radii are in the units of
+the input tensor, pixels in [0, 1] for images. Names are imported when first used, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddsmoothing.analysis import acr, certified_accuracy
+    from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
+    from ddsmoothing.data import Dataset, load_data
+    from ddsmoothing.errors import DdsmoothingError
+    from ddsmoothing.models import load_model
+    from ddsmoothing.runs import Run, load_run
+    from ddsmoothing.sigma import SigmaSearch, search_sigma
+    from ddsmoothing.smooth import ABSTAIN, Certification, Prediction, SmoothedClassifier
+
+__version__ = _version("ddsmoothing")
+
+_ROOMS = {
+    "ABSTAIN": "smooth",
+    "Certificate": "certificate",
+    "Certification": "smooth",
+    "Dataset": "data",
+    "DdsmoothingError": "errors",
+    "L1Certificate": "certificate",
+    "L2Certificate": "certificate",
+    "Prediction": "smooth",
+    "Run": "runs",
+    "SigmaSearch": "sigma",
+    "SmoothedClassifier": "smooth",
+    "acr": "analysis",
+    "certified_accuracy": "analysis",
+    "load_data": "data",
+    "load_model": "models",
+    "load_run": "runs",
+    "search_sigma": "sigma",
+}
+
+__all__ = [
+    "ABSTAIN",
+    "Certificate",
+    "Certification",
+    "Dataset",
+    "DdsmoothingError",
+    "L1Certificate",
+    "L2Certificate",
+    "Prediction",
+    "Run",
+    "SigmaSearch",
+    "SmoothedClassifier",
+    "acr",
+    "certified_accuracy",
+    "load_data",
+    "load_model",
+    "load_run",
+    "search_sigma",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'ddsmoothing' has no attribute {name!r}")
+    value = getattr(import_module(f"ddsmoothing.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,109 @@
+"""Statements about a data set: certified accuracy, ACR, and their intervals.
+
+Pure numpy: it knows no files and no models. Everything takes per-input arrays that hold ALL inputs of a run; an input
+that abstained or was answered wrongly counts as one that is not certified.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
+
+from ddsmoothing.bounds import check_alpha, clopper_pearson_lower, clopper_pearson_upper
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+class Certified(Protocol):
+    """Anything with one certificate an input, such as a Run."""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """``(B,)`` True where a certificate names the right class."""
+
+    @property
+    def radius(self) -> NDArray[np.float64]:
+        """``(B,)`` certified radius."""
+
+
+def certified_accuracy(results: Certified, radii: ArrayLike = RADII) -> NDArray[np.float64]:
+    """Share of all inputs with a certificate of the right class and radius at least r.
+
+    Args:
+        radii: ``(R,)`` in the units of the input.
+    Returns: ``(R,)`` in [0, 1].
+    References: Cohen et al. 2019, arXiv:1902.02918, section 4 (approximate certified test set accuracy).
+    """
+    held = np.sort(np.asarray(results.radius)[np.asarray(results.correct)])
+    return (len(held) - np.searchsorted(held, np.asarray(radii, dtype=np.float64), side="left")) / len(results.correct)
+
+
+def certified_accuracy_interval(
+    results: Certified, radii: ArrayLike = RADII, confidence: float = CONFIDENCE
+) -> NDArray[np.float64]:
+    """Clopper-Pearson interval ``(R, 2)`` for the population the inputs were drawn from; it ignores alpha."""
+    total = len(results.correct)
+    tail = check_alpha((1.0 - confidence) / 2.0)
+    hits = np.round(np.atleast_1d(certified_accuracy(results, radii)) * total).astype(int)
+    return np.array(
+        [(clopper_pearson_lower(int(k), total, tail), clopper_pearson_upper(int(k), total, tail)) for k in hits]
+    )
+
+
+def acr(results: Certified) -> float:
+    """Average certified radius: the mean over ALL inputs of radius where correct, else 0.
+
+    References: Zhai et al. 2020 (MACER), arXiv:2001.02378.
+    """
+    return float(np.mean(np.where(results.correct, results.radius, 0.0)))
+
+
+def acr_interval(results: Certified, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile bootstrap interval of ACR over inputs (asymptotic); the resampling is fixed, so it is reproducible."""
+    values = np.where(results.correct, results.radius, 0.0)
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)
+
+
+def failures_at_most(n: int, alpha: float, rho: float) -> int:
+    """The smallest q with ``P[Bin(n, alpha) > q] <= rho``.
+
+    With probability at least ``1 - rho`` at most q of n independent certificates are false, so the true certified
+    accuracy of these n inputs is at least the empirical one minus q/n.
+    """
+    q = max(0, int(binom.isf(rho, n, alpha)) - 2)
+    while binom.sf(q, n, alpha) > rho:
+        q += 1
+    return q
+
+
+def certified_accuracy_of_inputs(results: Certified, radii: ArrayLike, alpha: float, rho: float) -> NDArray[np.float64]:
+    """A lower bound ``(R,)``, with probability ``1 - rho``, on the true certified accuracy of exactly these inputs."""
+    total = len(results.correct)
+    return np.maximum(0.0, certified_accuracy(results, radii) - failures_at_most(total, alpha, rho) / total)
+
+
+def closed_form_loss(n: int, alpha: float, rho: float) -> float:
+    """What the empirical certified accuracy of n inputs may exceed the true one by, with probability ``1 - rho``.
+
+    ``alpha + sqrt(2 alpha (1 - alpha) ln(1/rho) / n) + ln(1/rho) / (3n)`` (Bernstein); never below the exact q/n.
+    """
+    log = math.log(1.0 / rho)
+    return alpha + math.sqrt(2.0 * alpha * (1.0 - alpha) * log / n) + log / (3.0 * n)
+
+
+def certified_accuracy_of_population(
+    results: Certified, radii: ArrayLike, alpha: float, rho: float
+) -> NDArray[np.float64]:
+    """A lower bound ``(R,)``, with probability ``1 - rho``, for the population: ``CP_lower(hits, n, rho) - alpha``."""
+    total = len(results.correct)
+    hits = np.round(np.atleast_1d(certified_accuracy(results, radii)) * total).astype(int)
+    return np.array([max(0.0, clopper_pearson_lower(int(k), total, rho) - alpha) for k in hits])

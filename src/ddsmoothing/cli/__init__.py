@@ -1,0 +1,59 @@
+"""The command line: thin, it translates options into the Python API and errors into one line and an exit code.
+
+Exit codes: 0 fine, 1 failure, 2 usage, 75 interrupted. Heavy modules are imported inside the commands, so ``--help`` is
+fast.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ddsmoothing.cli.certify import certify, predict
+from ddsmoothing.cli.demo import demo
+from ddsmoothing.cli.results import analyze, export, plot
+from ddsmoothing.errors import DdsmoothingError
+
+INTERRUPTED = 75
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="ddsmoothing")
+def app() -> None:
+    """Certify neural networks by randomized smoothing, with a noise scale chosen for each input.
+
+    Sigma and radii are in the units of the input: pixels in [0, 1].
+
+    \b
+    Start with:      ddsmoothing demo
+    Then your own:   ddsmoothing certify --model M --data D --data-dependent --out RUN
+    """
+
+
+for command in (demo, certify, predict, analyze, plot, export):
+    app.add_command(command)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        result = app.main(args, prog_name="ddsmoothing", standalone_mode=False)
+    except DdsmoothingError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except OSError as error:
+        click.echo(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def script() -> None:
+    """Entry point of the ``ddsmoothing`` command."""
+    sys.exit(main())

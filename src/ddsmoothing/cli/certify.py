@@ -1,0 +1,210 @@
+"""``ddsmoothing certify`` and ``predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddsmoothing.errors import InputError, SigmaError
+
+if TYPE_CHECKING:
+    from ddsmoothing.data import Dataset
+    from ddsmoothing.runs import SigmaPolicy
+    from ddsmoothing.smooth import SmoothedClassifier
+
+PLAUSIBLE_SIGMA = 4.0
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that samples."""
+    options = [
+        click.option("--model", required=True, help="Shipped name, FILE.safetensors, or pkg.module:function."),
+        click.option("--data", required=True, help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y."),
+        click.option("--split", default="test", show_default=True, help="test or train."),
+        click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True),
+        click.option("--sigma", type=float, help="Standard deviation of the noise, pixels in [0, 1]."),
+        click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma."),
+        click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input."),
+        click.option("--skip", type=int, default=1, show_default=True, help="Take every so many-th input."),
+        click.option("--max", "maximum", type=int, help="At most so many results."),
+        click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
+        click.option("--no-labels", is_flag=True, help="Accept data without labels."),
+        click.option("--seed", type=int, help="Of the noise; default: from the operating system, and recorded."),
+        click.option("--block-size", type=int, help="Rows of one forward pass."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
+        click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ddsmoothing certify --model fashion-mnist-cnn --data fashion-mnist-sample --sigma 0.5 --n 10000 --out runs/fixed
+  ddsmoothing certify --model net.safetensors --data test.npz --data-dependent --skip 20 --max 500 --out runs/dds
+  ddsmoothing certify --model my.nets:build --data test.npz --norm l1 --lambda 0.8 --out runs/l1"""
+)
+@common
+@click.option("--data-dependent", is_flag=True, help="Choose sigma for each input by a forward-only search.")
+@click.option("--sigmas", type=click.Path(path_type=Path), help="A sigma file made for this data set and model.")
+@click.option("--sigma0", type=float, help="Where the search starts; default: the model's training sigma.")
+@click.option("--sigma-min", type=float, help="Default: sigma0 / 4.")
+@click.option("--sigma-max", type=float, help="Default: 4 sigma0.")
+@click.option("--n0", type=int, default=100, show_default=True, help="Samples that choose the class.")
+@click.option("--n", type=int, default=100_000, show_default=True, help="Fresh samples that bound its probability.")
+@click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
+@click.option("--model-id", help="Names a model that has no hash (a bare callable).")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new run folder.")
+def certify(**options: Any) -> None:
+    """Certify inputs of a data set into a new run folder.
+
+    Sigma, lambda and radii are in pixels of [0, 1]. The certificates are of level `pointwise`: each holds for the
+    classifier that uses that input's sigma everywhere.
+    """
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.cli.results import print_table
+    from ddsmoothing.runs import certify_run
+    from ddsmoothing.runs.certify import subset_ids
+
+    smoothed, data = load(options)
+    policy = sigma_policy(options, smoothed, data)
+    inputs = len(subset_ids(data, options["skip"], options["maximum"]))
+    total = inputs * (policy.forwards + options["n0"] + options["n"])
+    with SampleProgress(total, f"certifying {inputs} inputs") as progress:
+        run = certify_run(
+            smoothed,
+            data,
+            policy,
+            options["out"],
+            model_name=options["model"],
+            progress=progress,
+            **{key: options[key] for key in ("model_id", "n0", "n", "alpha", "bound", "skip", "maximum", "seed")},
+        )
+    if data.y is not None:
+        print_table([run])
+    click.echo(f"{len(run)} results in {run.path} (seed {run.header.seed})")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddsmoothing predict --model fashion-mnist-cnn --data fashion-mnist-sample --sigma 0.25 --max 20"""
+)
+@common
+@click.option("--n", type=int, default=1000, show_default=True, help="Samples an input.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict(**options: Any) -> None:
+    """Answers of the smoothed classifier (-1: abstained). Nothing is said about robustness."""
+    import json
+
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.runs.certify import check_labels, subset_ids
+
+    smoothed, data = load(options)
+    ids = subset_ids(data, options["skip"], options["maximum"])
+    check_labels(data, ids, smoothed.num_classes)
+    x, y = data[ids]
+    with SampleProgress(len(ids) * options["n"], f"predicting {len(ids)} inputs") as progress:
+        result = smoothed.predict(
+            x,
+            fixed_sigma(options),
+            n=options["n"],
+            alpha=options["alpha"],
+            seed=options["seed"],
+            ids=ids,
+            progress=progress,
+        )
+    if not options["as_json"]:
+        click.echo("id\tlabel\tprediction")
+    for i, label, answer in zip(ids, y.tolist(), result.prediction.tolist(), strict=True):
+        label = None if data.y is None else label
+        if options["as_json"]:
+            click.echo(json.dumps({"id": i, "label": label, "prediction": answer}))
+        else:
+            click.echo(f"{i}\t{'-' if label is None else label}\t{answer}")
+
+
+def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
+    """The smoothed classifier and the data set that the options name."""
+    import torch
+
+    from ddsmoothing.certificate import certificate_for
+    from ddsmoothing.data import load_data
+    from ddsmoothing.models import load_model, probe_classes
+    from ddsmoothing.smooth import SmoothedClassifier
+
+    data = load_data(options["data"], split=options["split"], labels=not options["no_labels"])
+    model = load_model(options["model"])
+    device = _device(options["device"])
+    if isinstance(model, torch.nn.Module):
+        model.to(device)
+    classes = options["num_classes"] or probe_classes(model, data[:1][0].to(device))
+    smoothed = SmoothedClassifier(
+        model, certificate_for(options["norm"]), num_classes=classes, block_size=options["block_size"]
+    )
+    return smoothed, data
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in known and not (name == "cuda" and len(known) > 1):
+        raise InputError(f"there is no device {name!r} here; expected auto or one of {', '.join(known)}.")
+    return torch.device(name)
+
+
+def check_plausible(sigma: float, allowed: bool) -> float:
+    """Refuse a sigma that was meant for pixels in 0..255."""
+    if sigma > PLAUSIBLE_SIGMA and not allowed:
+        raise SigmaError(
+            f"sigma {sigma:g} is very large for pixels in [0, 1]; if it was meant for 0..255, use {sigma / 255:.4g}. "
+            "If not, add --allow-large-sigma."
+        )
+    return sigma
+
+
+def fixed_sigma(options: dict[str, Any]) -> float:
+    """The one sigma that --sigma or --lambda gives."""
+    from ddsmoothing.noise import Uniform
+
+    sigma, lambda_ = options["sigma"], options["lambda_"]
+    if lambda_ is not None and options["norm"] != "l1":
+        raise InputError("--lambda is the half-width of uniform noise, expected --norm l1 with it.")
+    if (sigma is None) == (lambda_ is None):
+        raise InputError("expected exactly one of --sigma S and --lambda L (l1 only).")
+    return check_plausible(sigma if lambda_ is None else Uniform().sigma(lambda_), options["allow_large_sigma"])
+
+
+def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Dataset) -> SigmaPolicy:
+    """Where the options say that sigma comes from."""
+    from ddsmoothing.models import model_hash
+    from ddsmoothing.runs import SigmaPolicy
+    from ddsmoothing.runs.certify import subset_ids
+    from ddsmoothing.sigma.files import load_sigmas
+
+    fixed = options["sigma"] is not None or options["lambda_"] is not None
+    if fixed + options["data_dependent"] + (options["sigmas"] is not None) != 1:
+        raise InputError("expected exactly one of --sigma S (or --lambda L), --data-dependent and --sigmas FILE.")
+    if fixed:
+        return SigmaPolicy.fixed(fixed_sigma(options))
+    if options["sigmas"] is not None:
+        file = load_sigmas(options["sigmas"])
+        file.check(data.fingerprint(), model_hash(smoothed.model), options["norm"])
+        return SigmaPolicy.given(file.of(subset_ids(data, options["skip"], options["maximum"])))
+    sigma0 = options["sigma0"]
+    if sigma0 is None:
+        spec = getattr(smoothed.model, "spec", None)
+        if spec is None:
+            raise InputError("this model does not say what noise it was trained with; give --sigma0.")
+        sigma0 = spec.sigma0
+    for key in ("sigma_min", "sigma_max"):
+        check_plausible(options[key] or sigma0, options["allow_large_sigma"])
+    return SigmaPolicy.search(sigma0, options["sigma_min"], options["sigma_max"])

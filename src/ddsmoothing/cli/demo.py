@@ -1,0 +1,69 @@
+"""``ddsmoothing demo``: fixed against data-dependent sigma on real images, in under a minute."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+MODEL, DATA = "fashion-mnist-cnn", "fashion-mnist-sample"
+FIXED = (0.12, 0.25, 0.5, 0.75, 1.0)
+SKIP, N0, N, ALPHA = 5, 100, 1000, 0.001
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddsmoothing demo --out demo"""
+)
+@click.option("--out", default="ddsmoothing-demo", show_default=True, type=click.Path(path_type=Path))
+@click.option("--seed", type=int, default=0, show_default=True, help="Row i uses seed + i.")
+def demo(out: Path, seed: int) -> None:
+    """Certify 200 real images at fixed sigmas and at a sigma chosen for each: table, plot and run folders."""
+    from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
+    from ddsmoothing.certificate import L2Certificate
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.cli.results import print_table
+    from ddsmoothing.data import load_data
+    from ddsmoothing.models import load_model
+    from ddsmoothing.plots import plot_certified_accuracy
+    from ddsmoothing.runs import SigmaPolicy, certify_run
+    from ddsmoothing.smooth import SmoothedClassifier
+
+    start = time.monotonic()
+    model, data = load_model(MODEL), load_data(DATA)
+    sigma0 = model.spec.sigma0  # type: ignore[union-attr]
+    smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=10)
+    policies = {f"fixed-{sigma:g}": SigmaPolicy.fixed(sigma) for sigma in FIXED}
+    policies["data-dependent"] = SigmaPolicy.search(sigma0)
+    inputs = len(range(0, len(data), SKIP))
+    cap = normal_quantile_below(largest_lower_bound(N, ALPHA))
+    click.echo(f"{inputs} Fashion-MNIST test images, n0={N0}, n={N}, alpha={ALPHA}, one class in ten.")
+    click.echo(f"The largest radius that n={N} allows is {floor_text(cap, 2)} sigma.")
+    total = sum(inputs * (policy.forwards + N0 + N) for policy in policies.values())
+    runs = []
+    with SampleProgress(total, "demo") as progress:
+        for offset, (name, policy) in enumerate(policies.items()):
+            run = certify_run(
+                smoothed,
+                data,
+                policy,
+                out / name,
+                model_name=MODEL,
+                n0=N0,
+                n=N,
+                alpha=ALPHA,
+                skip=SKIP,
+                seed=seed + offset,
+                progress=progress,
+            )
+            runs.append(run)
+    print_table(runs)
+    click.echo(
+        "Level pointwise: each certificate holds for the classifier that uses THIS image's sigma everywhere. For a\n"
+        "fixed sigma that is the classifier itself; for data-dependent sigma it says nothing about a classifier that\n"
+        "chooses sigma anew at the perturbed image."
+    )
+    figures = plot_certified_accuracy(runs, out)
+    click.echo(f"plot: {figures[0]}\nruns: {out} ({len(runs)} folders), {time.monotonic() - start:.0f} s")

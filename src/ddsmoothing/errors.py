@@ -1,0 +1,62 @@
+"""The errors this package raises: each message says what was got, what was expected and what to do.
+
+It knows nothing of what it reports on.
+
+    DdsmoothingError
+    ├── InputError            an argument or option is not usable (exit code 2); also a ValueError
+    │   ├── ShapeError        a tensor has the wrong shape or type
+    │   ├── SigmaError        a sigma or lambda is not positive, not finite or not plausible
+    │   └── InfeasibleError   no number of agreeing samples could give a certificate
+    ├── ModelError            a model cannot be loaded or does not keep its contract
+    ├── DataError             a data set or data file cannot be read
+    └── RunError              a run folder cannot be read or written
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DdsmoothingError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    exit_code = 1
+
+
+class InputError(DdsmoothingError, ValueError):
+    """An argument or option is not usable as given."""
+
+    exit_code = 2
+
+
+class ShapeError(InputError):
+    """A tensor or array has the wrong shape or type."""
+
+
+class SigmaError(InputError):
+    """A noise scale is not positive, not finite or not plausible."""
+
+
+class InfeasibleError(InputError):
+    """Even if every sample agreed, this (n, alpha) could not certify anything."""
+
+
+class ModelError(DdsmoothingError):
+    """A model cannot be loaded, or its answers are not logits ``(B, K)``."""
+
+
+class DataError(DdsmoothingError):
+    """A data set or data file cannot be read."""
+
+
+class RunError(DdsmoothingError):
+    """A run folder cannot be read or written."""
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> str:
+    """The message for an unknown name: the closest known one first, then all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(got, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}."

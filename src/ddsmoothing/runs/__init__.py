@@ -1,0 +1,8 @@
+"""Run folders: what was asked (header.json) and what was found (results.jsonl, one self-contained row an input)."""
+
+from ddsmoothing.runs.certify import SigmaPolicy, certify_run
+from ddsmoothing.runs.export import FORMATS, export_run
+from ddsmoothing.runs.schema import Header, ResultRow
+from ddsmoothing.runs.store import Run, load_run
+
+__all__ = ["FORMATS", "Header", "ResultRow", "Run", "SigmaPolicy", "certify_run", "export_run", "load_run"]

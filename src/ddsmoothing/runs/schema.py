@@ -1,0 +1,143 @@
+"""What a run folder holds, field by field. It knows no files and draws nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ddsmoothing.smooth import Certification
+
+SCHEMA_VERSION: Final = 1
+
+Level = Literal["pointwise", "memory", "stateless"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class DataIdentity(_Strict):
+    """Fingerprint of a data set; ``sha256`` is of its first 64 inputs."""
+
+    name: str
+    split: str
+    length: Count
+    transform: str
+    sha256: Digest
+
+
+class Subset(_Strict):
+    """Which inputs of the data set: those with index 0, skip, 2 skip, .., at most ``max`` of them, ``size`` in all."""
+
+    skip: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1)] | None = None
+    size: Count
+
+
+class ModelIdentity(_Strict):
+    """The name a model was loaded by, the hash of its weights, and an id given by the user where there is no hash."""
+
+    name: str
+    sha256: Digest | None
+    model_id: str | None = None
+
+
+class Header(_Strict):
+    """``header.json``: everything that defines a run.
+
+    Attributes:
+        sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
+        config: all options as resolved.   level: what the certificates hold for; with ``fixed`` all levels coincide.
+        versions: of the packages that made it.   created: UTC, ISO 8601.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created: str
+    versions: dict[str, str]
+    model: ModelIdentity
+    data: DataIdentity
+    subset: Subset
+    num_classes: Annotated[int, Field(ge=2)]
+    norm: Literal["l1", "l2"]
+    level: Level
+    sigma_policy: Literal["fixed", "search", "file"]
+    sigma: float | None
+    sampler: str
+    bound: str
+    n0: Count
+    n: Count
+    alpha: Probability
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    dtype: str
+    device: str
+    block_size: Annotated[int, Field(ge=1)]
+    config: dict[str, Any]
+
+
+class ResultRow(_Strict):
+    """One line of ``results.jsonl``: evidence (counts and how they were drawn) and the claims that follow from it.
+
+    Attributes:
+        lambda_: half-width of uniform noise (``lambda`` in the file), None for Gaussian noise.
+        tv: bound on the total-variation distance of the drawn noise to the theorem's, subtracted from the bound.
+        seconds: wall time, the batch's divided by its inputs.
+    """
+
+    id: Annotated[int, Field(ge=0, lt=2**64)]
+    input_sha256: Digest
+    label: Count | None
+    prediction: Annotated[int, Field(ge=-1)]
+    correct: bool | None
+    reason: str
+    radius: Annotated[float, Field(ge=0.0)]
+    p_lower: Probability
+    p_upper: Probability
+    sigma: Annotated[float, Field(gt=0.0)]
+    lambda_: Annotated[float | None, Field(alias="lambda")]
+    norm: Literal["l1", "l2"]
+    noise: Literal["grid", "float"]
+    tv: Annotated[float, Field(ge=0.0)]
+    sampler: str
+    bound: str
+    alpha: Probability
+    level: Level
+    n0_counts: tuple[Count, ...]
+    n_counts: tuple[Count, ...]
+    samples: Count
+    seconds: Annotated[float, Field(ge=0.0)]
+
+
+def rows_of(result: Certification, labels: list[int] | None) -> list[ResultRow]:
+    """One row for each input of a certification; labels None where there are none."""
+    share = result.seconds / len(result)
+    return [
+        ResultRow(
+            id=result.ids[i],
+            input_sha256=result.input_sha256[i],
+            label=None if labels is None else labels[i],
+            prediction=int(result.prediction[i]),
+            correct=None if labels is None else bool(result.prediction[i] == labels[i]),
+            reason=result.reason[i],
+            radius=float(result.radius[i]),
+            p_lower=float(result.p_lower[i]),
+            p_upper=float(result.p_upper[i]),
+            sigma=float(result.sigma[i]),
+            lambda_=float(result.scale[i]) if result.norm == "l1" else None,
+            norm=result.norm,
+            noise=result.noise[i],
+            tv=float(result.tv[i]),
+            sampler=result.sampler,
+            bound=result.bound,
+            alpha=result.alpha,
+            level=result.level,
+            n0_counts=tuple(result.n0_counts[i].tolist()),
+            n_counts=tuple(result.counts[i].tolist()),
+            samples=int(result.samples[i]),
+            seconds=share,
+        )
+        for i in range(len(result))
+    ]

@@ -1,0 +1,188 @@
+"""The forward-only search for the sigma with the largest certified radius.
+
+It knows the smoothed classifier and no gradients. One scalar an input needs no back-propagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from ddsmoothing.bounds import check_alpha
+from ddsmoothing.certificate import Certificate
+from ddsmoothing.errors import InputError, SigmaError
+from ddsmoothing.noise import Stream
+from ddsmoothing.sampling import Batch, Progress, Request
+from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
+
+LEVEL_BLOCKS = 2**32  # noise blocks set aside for each round, so that rounds never share noise
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchPlan:
+    """How the search spends its forwards.
+
+    Attributes:
+        pilot: samples at sigma0 that fix the class.   widths: sigmas tried in each round, a shrinking window.
+        samples: new samples at each of them in that round, the same noise for all.
+    """
+
+    pilot: int = 64
+    widths: tuple[int, ...] = (16, 8, 5)
+    samples: tuple[int, ...] = (16, 32, 64)
+
+    @property
+    def forwards(self) -> int:
+        """Samples an input."""
+        return self.pilot + sum(w * s for w, s in zip(self.widths, self.samples, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SigmaSearch:
+    """The sigma chosen for each of B inputs; usable wherever an array of sigmas is.
+
+    Attributes:
+        sigma: ``(B,)`` float64.   anchor: ``(B,)`` the class whose radius was made large.
+        at_border: ``(B,)`` True where the best sigma lies at an end of the range.
+        score: ``(B,)`` estimated certified radius; an estimate, never a claim.   forwards: samples an input.
+    """
+
+    sigma: NDArray[np.float64]
+    anchor: NDArray[np.int64]
+    at_border: NDArray[np.bool_]
+    score: NDArray[np.float64]
+    forwards: int
+    seed: int
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.sigma, dtype=dtype)
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+
+def search_sigma(
+    smoothed: SmoothedClassifier,
+    x: torch.Tensor,
+    *,
+    sigma0: float,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    seed: int | None = None,
+    ids: Sequence[int] | None = None,
+    plan: SearchPlan | None = None,
+    progress: Progress | None = None,
+) -> SigmaSearch:
+    """Find for each input the sigma whose certified radius will be largest.
+
+    The class is fixed first, by a pilot at sigma0; without that the search drifts to the class that pure noise gets.
+    Then a log grid over [sigma_min, sigma_max] is narrowed round the best sigma while samples are added; all sigmas of
+    a round see the same noise, scaled. Last a parabola in log sigma is fitted. The result is rounded to a fixed fine
+    set of sigmas. No label is used and no claim is made.
+
+    Args:
+        x: ``(B, ...)`` as for ``certify``.   sigma0: where the class is fixed; the model's training sigma is a good one.
+        sigma_min, sigma_max: range, default ``sigma0 / 4`` and ``sigma0 * 4``.
+        n, alpha: of the certification to come, since they bound the radius that can be had.
+        seed, ids, progress: as for ``certify``; the noise is of a stream of its own.   plan: how many samples where.
+    Raises: ShapeError, SigmaError, ModelError.
+    References: the objective is that of Alfarra et al. 2022, arXiv:2012.04351, eq. 3, with a confidence bound in place
+        of the mean softmax.
+    """
+    plan = plan or SearchPlan()
+    low, high = _range(sigma0, sigma_min, sigma_max)
+    check_alpha(alpha)
+    seed = checked_seed(seed)
+    batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
+    counter = _Counter(smoothed, batch, seed, progress)
+    grid = certificate.noise.snap(np.geomspace(low, high, plan.widths[0])).clip(low, high)
+    anchor = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0].argmax(1)
+    counts = np.zeros((len(batch), len(grid), smoothed.num_classes))
+    scores = np.zeros_like(counts)
+    for level, (width, samples) in enumerate(zip(plan.widths, plan.samples, strict=True), start=1):
+        first = np.clip(_of_class(scores, anchor).argmax(1) - width // 2, 0, len(grid) - width)
+        window = first[:, None] + np.arange(width)
+        rows = np.arange(len(batch))[:, None]
+        counts[rows, window] += counter.count(grid[window], samples, level)
+        scores = _scores(certificate, counts, grid, n, alpha)
+        if level == 1:
+            anchor = _anchor(scores, anchor, grid <= max(sigma0, grid[0]))
+    best = _of_class(scores, anchor)
+    sigma = certificate.noise.snap(_peak(best, counts.sum(2), grid, window)).clip(low, high)
+    return SigmaSearch(
+        sigma=sigma,
+        anchor=anchor,
+        at_border=(sigma == low) | (sigma == high),
+        score=best.max(1),
+        forwards=plan.forwards,
+        seed=seed,
+    )
+
+
+class _Counter:
+    """Counts of a whole window of sigmas for each input."""
+
+    def __init__(self, smoothed: SmoothedClassifier, batch: Batch, seed: int, progress: Progress | None) -> None:
+        self._smoothed, self._batch, self._seed, self._progress = smoothed, batch, seed, progress
+
+    def count(self, sigma: NDArray[np.float64], n: int, level: int) -> NDArray[np.int64]:
+        """Counts ``(B, W, K)`` of n samples at each of the sigmas ``(B, W)``."""
+        requests = [
+            Request(row=row, sigma=float(s), stream=Stream.SEARCH, n=n, first_block=level * LEVEL_BLOCKS)
+            for row, window in enumerate(sigma)
+            for s in window
+        ]
+        counts = self._smoothed.count(self._batch, requests, self._seed, self._progress)
+        return counts.reshape(*sigma.shape, -1)
+
+
+def _range(sigma0: float, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    low = sigma0 / 4 if sigma_min is None else sigma_min
+    high = sigma0 * 4 if sigma_max is None else sigma_max
+    check_sigma([sigma0, low, high], 3)
+    if not low < high:
+        raise SigmaError(f"sigma_min={low} and sigma_max={high}, expected sigma_min < sigma_max.")
+    if not low <= sigma0 <= high:
+        raise InputError(f"sigma0={sigma0} lies outside [{low}, {high}]; give sigma_min and sigma_max that contain it.")
+    return low, high
+
+
+def _scores(
+    certificate: Certificate, counts: NDArray[np.float64], grid: NDArray[np.float64], n: int, alpha: float
+) -> NDArray[np.float64]:
+    """Estimated certified radius ``(B, G, K)`` of every class, from its share ``(k + .5)/(m + 1)`` of m samples."""
+    share = (counts + 0.5) / (counts.sum(2, keepdims=True) + 1.0)
+    return certificate.estimate(grid[:, None], betaincinv(n * share, n * (1.0 - share) + 1.0, alpha))
+
+
+def _of_class(scores: NDArray[np.float64], anchor: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.take_along_axis(scores, anchor[:, None, None], 2)[..., 0]
+
+
+def _anchor(scores: NDArray[np.float64], pilot: NDArray[np.int64], below: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The pilot's class; where that has no hope at any sigma, the most hopeful class at or below sigma0."""
+    hopeless = _of_class(scores, pilot).max(1) <= 0.0
+    return np.where(hopeless, scores[:, below].max(1).argmax(1), pilot)
+
+
+def _peak(
+    scores: NDArray[np.float64], weights: NDArray[np.float64], grid: NDArray[np.float64], window: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The top of a weighted parabola in log sigma through each input's last window, or its best point."""
+    peaks = []
+    for score, weight, columns in zip(scores, weights, window, strict=True):
+        u, y = np.log(grid[columns]), score[columns]
+        peak = u[y.argmax()]
+        curve = np.polyfit(u - u.mean(), y, 2, w=np.sqrt(weight[columns]))
+        if curve[0] < 0.0:
+            peak = np.clip(u.mean() - curve[1] / (2.0 * curve[0]), u[0], u[-1])
+        peaks.append(float(np.exp(peak)))
+    return np.array(peaks)

@@ -1,0 +1,76 @@
+"""Remake the shipped sample and model from the idx files of Fashion-MNIST.
+
+    python tools/make_assets.py --data /usr/share/datasets/fashion-mnist
+
+The sample is every tenth image of the test split (0, 10, .., 9990). The model is trained on the training split alone,
+with Gaussian noise whose sigma is drawn for each image, log-uniform between the two training sigmas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from ddsmoothing.data import load_data
+from ddsmoothing.models import ModelSpec, save_model
+
+ASSETS = Path(__file__).parents[1] / "src" / "ddsmoothing" / "assets"
+SPEC = ModelSpec(
+    arch="small-cnn",
+    classes=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    mean=(0.286,),
+    std=(0.353,),
+    training_sigmas=(0.12, 1.0),
+)
+BATCH = 256
+
+
+def train(x: torch.Tensor, y: torch.Tensor, epochs: int, seed: int) -> torch.nn.Module:
+    """Train SPEC's architecture on uint8 images x and labels y."""
+    torch.manual_seed(seed)
+    model = SPEC.build().to(memory_format=torch.channels_last)
+    steps = len(x) // BATCH
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, epochs * steps, pct_start=0.15)
+    low, high = (math.log(sigma) for sigma in SPEC.training_sigmas)
+    for epoch in range(epochs):
+        start, total = time.perf_counter(), 0.0
+        for rows in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
+            clean = x[rows].float() / 255
+            sigma = torch.empty(len(rows), 1, 1, 1).uniform_(low, high).exp()
+            noisy = (clean + sigma * torch.randn_like(clean)).contiguous(memory_format=torch.channels_last)
+            loss = cross_entropy(model(noisy), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        print(f"epoch {epoch + 1}/{epochs}: loss {total / steps:.4f}, {time.perf_counter() - start:.1f} s", flush=True)
+    return model.to(memory_format=torch.contiguous_format).eval()
+
+
+def main() -> None:
+    """Write both assets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of idx files")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    test, training = (load_data(f"fashion-mnist:{args.data}", split=split) for split in ("test", "train"))
+    assert test.y is not None and training.y is not None
+    np.savez_compressed(ASSETS / "fashion-mnist-sample.npz", x=test.x[::10], y=test.y[::10].astype(np.uint8))
+    model = train(torch.from_numpy(training.x.copy()), torch.from_numpy(training.y), args.epochs, args.seed)
+    save_model(model, SPEC, ASSETS / "fashion-mnist-cnn.safetensors")
+
+
+if __name__ == "__main__":
+    main()
