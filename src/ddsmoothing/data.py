@@ -98,7 +98,16 @@ def _npz(path: Path, name: str, split: str, labels: bool) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x", "y") if key in file}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path} is not a readable npz file of plain arrays: {error}.") from error
     if "x" not in arrays:
         raise DataError(f"{path} has no array x; expected x (inputs) and y (labels).")

@@ -100,7 +100,7 @@ def load_model(name: str) -> nn.Module:
         name: a shipped name, a ``.safetensors`` file whose metadata name the architecture, or
             ``package.module:function``, a function without arguments (or a module object) that gives the model.
             The last imports and runs that code.
-    Returns: a module from ``(B, ...)`` to logits ``(B, K)``; ``module.spec`` is a ModelSpec where the file has one.
+    Returns: a module from ``(B, ...)`` to logits ``(B, K)``; ``spec_of`` tells what its file says of it.
     Raises: ModelError.
     """
     if name in SHIPPED:
@@ -124,13 +124,19 @@ def save_model(model: nn.Module, spec: ModelSpec, path: Path) -> None:
     save_file(state, path, metadata={"ddsmoothing": spec.model_dump_json()})
 
 
+def spec_of(model: Any) -> ModelSpec | None:
+    """What the file of a loaded model said of it; None where it said nothing."""
+    spec = getattr(model, "spec", None)
+    return spec if isinstance(spec, ModelSpec) else None
+
+
 def model_hash(model: Any) -> str | None:
     """SHA-256 over a module's sorted names, types, shapes and bytes and its spec; None for a bare callable."""
     if not isinstance(model, nn.Module):
         return None
     digest = hashlib.sha256()
-    spec = getattr(model, "spec", None)
-    digest.update(spec.model_dump_json().encode() if isinstance(spec, ModelSpec) else repr(model).encode())
+    spec = spec_of(model)
+    digest.update((repr(model) if spec is None else spec.model_dump_json()).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -178,7 +184,9 @@ def _load_state(model: nn.Module, state: dict[str, torch.Tensor], name: str) -> 
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = sorted(k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape)
     if missing or extra or wrong:
-        raise ModelError(f"{name} does not fit: missing {missing[:3]}, unexpected {extra[:3]}, other shape {wrong[:3]}.")
+        raise ModelError(
+            f"{name} does not fit: missing {missing[:3]}, unexpected {extra[:3]}, other shape {wrong[:3]}."
+        )
     model.load_state_dict(state)
 
 

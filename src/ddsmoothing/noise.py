@@ -156,7 +156,8 @@ class Gaussian(Noise):
         density = _fixed(context.divide(Decimal(1), context.sqrt(context.multiply(Decimal(2), _PI))))
         ratio = _fixed(context.exp(context.multiply(square, Decimal("-0.5"))))  # phi(h) / phi(0)
         shrink = _fixed(context.exp(square.copy_negate()))  # ratio of consecutive ratios
-        cdf, total, c = [], 0, 0
+        cdf: list[int] = []
+        total = c = 0
         while True:
             total += (density * _hermite_sum(c, weights)) >> _FIXED
             if not cdf:

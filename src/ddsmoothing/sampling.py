@@ -92,7 +92,9 @@ def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | N
     if not isinstance(x, torch.Tensor):
         raise ShapeError(f"got {type(x).__name__}, expected a torch.Tensor (B, ...) of inputs.")
     if x.ndim < 2 or len(x) == 0 or x[0].numel() == 0:
-        raise ShapeError(f"got inputs of shape {tuple(x.shape)}, expected (B, ...) with at least one input; add x[None]?")
+        raise ShapeError(
+            f"got inputs of shape {tuple(x.shape)}, expected (B, ...) with at least one input; add x[None]?"
+        )
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise ShapeError(f"got inputs of type {x.dtype}, expected uint8 (0..255) or floating point.")
     device = device or x.device
@@ -212,7 +214,7 @@ class ClassCounter:
         with untouched(self._model), torch_threads(threads // workers), ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(self._count_share, batch, requests, seed, share, report) for share in shares]
             try:
-                return np.sum([future.result() for future in futures], axis=0, dtype=np.int64)
+                return np.asarray(np.sum([future.result() for future in futures], axis=0), dtype=np.int64)
             except BaseException:
                 stop.set()
                 raise

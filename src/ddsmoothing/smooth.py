@@ -104,7 +104,7 @@ class Certification(Evidence):
     @cached_property
     def top(self) -> NDArray[np.int64]:
         """``(B,)`` the class chosen by the pilot."""
-        return self.n0_counts.argmax(1)
+        return np.asarray(self.n0_counts.argmax(1))
 
     @cached_property
     def _bounds(self) -> NDArray[np.float64]:
@@ -136,14 +136,14 @@ class Certification(Evidence):
 
     @cached_property
     def radius(self) -> NDArray[np.float64]:
-        """``(B,)`` certified radius in the units of the input, 0 where abstained; errs low; each fails w.p. <= alpha."""
+        """``(B,)`` certified radius, 0 where abstained; errs low; each is false with probability <= alpha."""
         pairs = zip(self.sigma, self.p_lower, self.p_upper, strict=True)
         return np.array([self.certificate.radius(float(s), float(a), float(b)) for s, a, b in pairs])
 
     @property
     def samples(self) -> NDArray[np.int64]:
         """``(B,)`` noisy copies drawn for each input, pilot included."""
-        return self.n0_counts.sum(1) + self.counts.sum(1)
+        return np.asarray(self.n0_counts.sum(1) + self.counts.sum(1))
 
     @property
     def reason(self) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ class Prediction(Evidence):
     @property
     def abstained(self) -> NDArray[np.bool_]:
         """``(B,)`` True where the two top classes could not be told apart."""
-        return self.prediction == ABSTAIN
+        return np.asarray(self.prediction == ABSTAIN)
 
 
 class SmoothedClassifier:

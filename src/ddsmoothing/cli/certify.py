@@ -185,7 +185,7 @@ def fixed_sigma(options: dict[str, Any]) -> float:
 
 def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Dataset) -> SigmaPolicy:
     """Where the options say that sigma comes from."""
-    from ddsmoothing.models import model_hash
+    from ddsmoothing.models import model_hash, spec_of
     from ddsmoothing.runs import SigmaPolicy
     from ddsmoothing.runs.certify import subset_ids
     from ddsmoothing.sigma.files import load_sigmas
@@ -201,7 +201,7 @@ def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Da
         return SigmaPolicy.given(file.of(subset_ids(data, options["skip"], options["maximum"])))
     sigma0 = options["sigma0"]
     if sigma0 is None:
-        spec = getattr(smoothed.model, "spec", None)
+        spec = spec_of(smoothed.model)
         if spec is None:
             raise InputError("this model does not say what noise it was trained with; give --sigma0.")
         sigma0 = spec.sigma0

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 MODEL, DATA = "fashion-mnist-cnn", "fashion-mnist-sample"
-FIXED = (0.12, 0.25, 0.5, 0.75, 1.0)
+FIXED = (0.12, 0.25, 0.5, 1.0)
 SKIP, N0, N, ALPHA = 5, 100, 1000, 0.001
 
 
@@ -26,17 +26,18 @@ def demo(out: Path, seed: int) -> None:
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.cli.results import print_table
     from ddsmoothing.data import load_data
-    from ddsmoothing.models import load_model
+    from ddsmoothing.models import load_model, spec_of
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.runs import SigmaPolicy, certify_run
     from ddsmoothing.smooth import SmoothedClassifier
 
     start = time.monotonic()
     model, data = load_model(MODEL), load_data(DATA)
-    sigma0 = model.spec.sigma0  # type: ignore[union-attr]
+    spec = spec_of(model)
+    assert spec is not None
     smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=10)
     policies = {f"fixed-{sigma:g}": SigmaPolicy.fixed(sigma) for sigma in FIXED}
-    policies["data-dependent"] = SigmaPolicy.search(sigma0)
+    policies["data-dependent"] = SigmaPolicy.search(spec.sigma0)
     inputs = len(range(0, len(data), SKIP))
     cap = normal_quantile_below(largest_lower_bound(N, ALPHA))
     click.echo(f"{inputs} Fashion-MNIST test images, n0={N0}, n={N}, alpha={ALPHA}, one class in ten.")

@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 
 import click
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 5.0
 QUIET_SECONDS = 2.0  # shorter work says nothing

@@ -66,9 +66,7 @@ def print_table(runs: Sequence[Run], radii: Sequence[float] | None = None) -> No
             cells.append(f"{floor_text(100 * value, 1)}\n[dim]{100 * low:.0f}-{100 * high:.0f}[/dim]")
         low, high = info["acr_interval"]
         mark = " [partial]" if run.partial else ""
-        table.add_row(
-            label_of(run) + mark, *cells, f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]"
-        )
+        table.add_row(label_of(run) + mark, *cells, f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]")
     Console(width=110 if not Console().is_terminal else None).print(table)
     click.echo(f"{len(runs[0])} inputs a row; below each figure its 95 % interval over inputs.")
 

@@ -165,6 +165,7 @@ def certify_run(
                     progress=progress,
                 ).sigma
             else:
+                assert policy.sigma is not None
                 sigma = check_sigma(policy.sigma, len(ids))[rows]
             result = smoothed.certify(
                 x, sigma, n0=n0, n=n, alpha=alpha, bound=bound, seed=header.seed, ids=group, progress=progress

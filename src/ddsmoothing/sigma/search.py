@@ -89,7 +89,7 @@ def search_sigma(
     set of sigmas. No label is used and no claim is made.
 
     Args:
-        x: ``(B, ...)`` as for ``certify``.   sigma0: where the class is fixed; the model's training sigma is a good one.
+        x: ``(B, ...)`` as for ``certify``.   sigma0: where the class is fixed, such as the training sigma.
         sigma_min, sigma_max: range, default ``sigma0 / 4`` and ``sigma0 * 4``.
         n, alpha: of the certification to come, since they bound the radius that can be had.
         seed, ids, progress: as for ``certify``; the noise is of a stream of its own.   plan: how many samples where.
