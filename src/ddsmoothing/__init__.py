@@ -15,30 +15,43 @@ if TYPE_CHECKING:
     from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
+    from ddsmoothing.evidence import ABSTAIN, Certification, Prediction
     from ddsmoothing.models import load_model
     from ddsmoothing.runs import Run, load_run
-    from ddsmoothing.sigma import SigmaSearch, search_sigma
-    from ddsmoothing.smooth import ABSTAIN, Certification, Prediction, SmoothedClassifier
+    from ddsmoothing.sigma import (
+        OptimizeIsotropicSmoothingParameters,
+        OptimizeSmoothingParameters,
+        SigmaSearch,
+        ascend_sigma,
+        optimize_isotropic_dds,
+        search_sigma,
+    )
+    from ddsmoothing.smooth import Smooth, SmoothedClassifier
 
 __version__ = _version("ddsmoothing")
 
 _ROOMS = {
-    "ABSTAIN": "smooth",
+    "ABSTAIN": "evidence",
     "Certificate": "certificate",
-    "Certification": "smooth",
+    "Certification": "evidence",
     "Dataset": "data",
     "DdsmoothingError": "errors",
     "L1Certificate": "certificate",
     "L2Certificate": "certificate",
-    "Prediction": "smooth",
+    "OptimizeIsotropicSmoothingParameters": "sigma",
+    "OptimizeSmoothingParameters": "sigma",
+    "Prediction": "evidence",
     "Run": "runs",
     "SigmaSearch": "sigma",
+    "Smooth": "smooth",
     "SmoothedClassifier": "smooth",
     "acr": "analysis",
+    "ascend_sigma": "sigma",
     "certified_accuracy": "analysis",
     "load_data": "data",
     "load_model": "models",
     "load_run": "runs",
+    "optimize_isotropic_dds": "sigma",
     "search_sigma": "sigma",
 }
 
@@ -50,15 +63,20 @@ __all__ = [
     "DdsmoothingError",
     "L1Certificate",
     "L2Certificate",
+    "OptimizeIsotropicSmoothingParameters",
+    "OptimizeSmoothingParameters",
     "Prediction",
     "Run",
     "SigmaSearch",
+    "Smooth",
     "SmoothedClassifier",
     "acr",
+    "ascend_sigma",
     "certified_accuracy",
     "load_data",
     "load_model",
     "load_run",
+    "optimize_isotropic_dds",
     "search_sigma",
 ]
 

@@ -198,4 +198,4 @@ def normal_quantile_above(p: float) -> float:
 def floor_text(value: float, digits: int = 6) -> str:
     """A number in decimal, rounded DOWN (towards minus infinity) to ``digits`` places: never says too much."""
     quantum = Decimal(1).scaleb(-digits)
-    return str(Decimal(value).quantize(quantum, rounding=ROUND_FLOOR, context=Context(prec=60)))
+    return f"{Decimal(value).quantize(quantum, rounding=ROUND_FLOOR, context=Context(prec=60)):f}"

@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from threading import Event, Lock
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddsmoothing.devices import torch_threads, untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
 from ddsmoothing.noise import LEVELS, FloatBlock, GridBlock, Noise, check_word, grid_table, noise_blocks
 
@@ -145,39 +145,6 @@ def default_block_size(d: int) -> int:
     return max(1, min(LARGEST_BLOCK, BLOCK_ELEMENTS // d))
 
 
-def device_of(model: BaseClassifier) -> torch.device | None:
-    """Where a module's first parameter or buffer lives; None for anything else."""
-    if isinstance(model, torch.nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return None
-
-
-@contextmanager
-def untouched(model: BaseClassifier) -> Iterator[None]:
-    """Run a module in eval mode and leave every submodule's mode as it came."""
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-@contextmanager
-def torch_threads(each: int) -> Iterator[None]:
-    """Let every thread started inside use so many threads of its own; the setting is put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(each)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class ClassCounter:
     """Counts the base classifier's answers to noisy copies of inputs.
 
@@ -258,7 +225,7 @@ class ClassCounter:
                 noisy.reshape(self._rows, -1).copy_(torch.from_numpy(noise))
                 if on_grid:
                     noisy /= LEVELS  # integers are added first and divided once: see noise.py
-                logits = self._logits(noisy)[:used]
+                logits = check_logits(self._model(noisy), self._rows, self._classes)[:used]
                 finite &= torch.isfinite(logits).all()
                 counts.index_add_(0, owner[:used].to(batch.device) * self._classes + logits.argmax(1), ones[:used])
                 report(used)
@@ -296,15 +263,16 @@ class ClassCounter:
         if parts:
             yield parts
 
-    def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self._model(x)
-        if not isinstance(logits, torch.Tensor) or logits.shape != (len(x), self._classes):
-            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ModelError(
-                f"the base classifier returned {got} for {len(x)} inputs, expected logits of shape "
-                f"({len(x)}, {self._classes}); is num_classes={self._classes} right?"
-            )
-        return logits
+
+def check_logits(logits: object, rows: int, num_classes: int) -> torch.Tensor:
+    """Return what a base classifier gave if it is ``(rows, num_classes)``, else raise ModelError."""
+    if not isinstance(logits, torch.Tensor) or logits.shape != (rows, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(
+            f"the base classifier returned {got} for {rows} inputs, expected logits of shape ({rows}, {num_classes}); "
+            f"is num_classes={num_classes} right?"
+        )
+    return logits
 
 
 class _StoppedError(Exception):

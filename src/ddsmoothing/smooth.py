@@ -1,7 +1,4 @@
-"""The smoothed classifier: predict and certify, one noise scale for each input.
-
-It knows no files. Results hold evidence (counts and what they were drawn with); claims are derived from it.
-"""
+"""The smoothed classifier: predict and certify, one noise scale for each input. It knows no files."""
 
 from __future__ import annotations
 
@@ -9,171 +6,28 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
 from ddsmoothing.bounds import check_alpha, check_bound, check_feasible, top_two_bounds
-from ddsmoothing.certificate import Certificate, certificate_for
+from ddsmoothing.certificate import Certificate
+from ddsmoothing.devices import device_of, named_device, untouched
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, SigmaError
-from ddsmoothing.noise import LARGEST_SCALE, Stream, check_word, grid_table
+from ddsmoothing.evidence import ABSTAIN, Certification, Prediction, top_if_clear, total_variation
+from ddsmoothing.noise import LARGEST_SCALE, Stream, check_word
 from ddsmoothing.sampling import (
     BaseClassifier,
     Batch,
     ClassCounter,
     Progress,
     Request,
+    check_logits,
     default_block_size,
-    device_of,
     prepare,
 )
-
-ABSTAIN: Final = -1
-LEVEL_POINTWISE: Final = "pointwise"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
-    """What was drawn, and how; B inputs, K classes.
-
-    Attributes:
-        ids: noise keys.   input_sha256: of each input's bytes.   d: numbers in one input.
-        sigma: ``(B,)`` float64, standard deviation in the units of the input.   norm: ``l2`` or ``l1``.
-        noise: ``grid`` or ``float`` for each input.   counts: ``(B, K)`` int64.   alpha: failure probability an input.
-        seed: of the noise.   block_size: rows of each forward pass.   seconds: wall time of the whole batch.
-    """
-
-    ids: tuple[int, ...]
-    input_sha256: tuple[str, ...]
-    d: int
-    sigma: NDArray[np.float64]
-    norm: str
-    noise: tuple[str, ...]
-    counts: NDArray[np.int64]
-    alpha: float
-    seed: int
-    block_size: int
-    seconds: float
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @cached_property
-    def certificate(self) -> Certificate:
-        """The theorem that these samples are used with."""
-        return certificate_for(self.norm)
-
-    @cached_property
-    def scale(self) -> NDArray[np.float64]:
-        """``(B,)`` the noise's own parameter: sigma for L2, lambda = sqrt(3) sigma for L1."""
-        return np.array([self.certificate.noise.scale(float(s)) for s in self.sigma])
-
-    @cached_property
-    def tv(self) -> NDArray[np.float64]:
-        """``(B,)`` bound on the total-variation distance of the drawn noise to the theorem's, all d coordinates.
-
-        0 for float noise, where it is not known.
-        """
-        return np.array(
-            [
-                self.d * grid_table(self.certificate.noise.name, float(scale)).tau if kind == "grid" else 0.0
-                for kind, scale in zip(self.noise, self.scale, strict=True)
-            ]
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Certification(Evidence):
-    """Certificates of B inputs, level ``pointwise``: each holds for the classifier that uses ITS sigma everywhere.
-
-    Attributes:
-        n0_counts: ``(B, K)`` int64, the pilot that chose the class.   counts: the fresh samples that bound it.
-        sampler: how many samples were drawn.   bound: ``one-class`` or ``two-class``.
-    """
-
-    n0_counts: NDArray[np.int64]
-    sampler: str
-    bound: str
-    level: str = LEVEL_POINTWISE
-
-    @cached_property
-    def top(self) -> NDArray[np.int64]:
-        """``(B,)`` the class chosen by the pilot."""
-        return np.asarray(self.n0_counts.argmax(1))
-
-    @cached_property
-    def _bounds(self) -> NDArray[np.float64]:
-        rows = []
-        for top, counts, tv in zip(self.top, self.counts, self.tv, strict=True):
-            others = int(np.delete(counts, top).max(initial=0))
-            rows.append(top_two_bounds(int(counts[top]), others, int(counts.sum()), self.alpha, self.bound, float(tv)))
-        return np.array(rows)
-
-    @property
-    def p_lower(self) -> NDArray[np.float64]:
-        """``(B,)`` lower bound on the top class's probability; errs low."""
-        return self._bounds[:, 0]
-
-    @property
-    def p_upper(self) -> NDArray[np.float64]:
-        """``(B,)`` upper bound on every other class's probability; errs high."""
-        return self._bounds[:, 1]
-
-    @cached_property
-    def abstained(self) -> NDArray[np.bool_]:
-        """``(B,)`` True where the bounds do not separate the top class."""
-        return self.p_lower <= self.p_upper
-
-    @cached_property
-    def prediction(self) -> NDArray[np.int64]:
-        """``(B,)`` the certified class, ABSTAIN (-1) where there is none."""
-        return np.where(self.abstained, ABSTAIN, self.top)
-
-    @cached_property
-    def radius(self) -> NDArray[np.float64]:
-        """``(B,)`` certified radius, 0 where abstained; errs low; each is false with probability <= alpha."""
-        pairs = zip(self.sigma, self.p_lower, self.p_upper, strict=True)
-        return np.array([self.certificate.radius(float(s), float(a), float(b)) for s, a, b in pairs])
-
-    @property
-    def samples(self) -> NDArray[np.int64]:
-        """``(B,)`` noisy copies drawn for each input, pilot included."""
-        return np.asarray(self.n0_counts.sum(1) + self.counts.sum(1))
-
-    @property
-    def reason(self) -> tuple[str, ...]:
-        """Why each row says what it says."""
-        return tuple("abstained" if gone else "certified" for gone in self.abstained)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prediction(Evidence):
-    """Answers of the smoothed classifier, without any statement about robustness."""
-
-    @cached_property
-    def prediction(self) -> NDArray[np.int64]:
-        """``(B,)`` the smoothed classifier's class, or ABSTAIN (-1).
-
-        Each differs from the smoothed classifier's true answer with probability at most ``alpha + n * tv``.
-        References: Cohen et al. 2019, arXiv:1902.02918, PREDICT.
-        """
-        answers = []
-        for counts in self.counts:
-            order = np.argsort(-counts, kind="stable")
-            first, second = int(counts[order[0]]), int(counts[order[1]])
-            sure = binomtest(first, first + second, 0.5).pvalue <= self.alpha
-            answers.append(int(order[0]) if sure else ABSTAIN)
-        return np.array(answers, dtype=np.int64)
-
-    @property
-    def abstained(self) -> NDArray[np.bool_]:
-        """``(B,)`` True where the two top classes could not be told apart."""
-        return np.asarray(self.prediction == ABSTAIN)
 
 
 class SmoothedClassifier:
@@ -227,7 +81,7 @@ class SmoothedClassifier:
         Raises: ShapeError, SigmaError, InfeasibleError, ModelError.
         References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
         """
-        _check_count(n0, "n0")
+        check_count(n0, "n0")
         check_feasible(n, alpha, bound)
         check_bound(bound)
         batch, sigmas = self._prepare(x, sigma, ids)
@@ -255,7 +109,7 @@ class SmoothedClassifier:
         progress: Progress | None = None,
     ) -> Prediction:
         """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``."""
-        _check_count(n, "n")
+        check_count(n, "n")
         if 2.0 * 0.5**n > check_alpha(alpha):
             needed = math.ceil(1.0 - math.log2(alpha))
             raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
@@ -323,7 +177,8 @@ def _requests(sigma: NDArray[np.float64], stream: Stream, n: int) -> list[Reques
     return [Request(row=row, sigma=float(value), stream=stream, n=n) for row, value in enumerate(sigma)]
 
 
-def _check_count(n: int, name: str) -> None:
+def check_count(n: int, name: str) -> None:
+    """Raise InputError unless n is at least 1."""
     if n < 1:
         raise InputError(f"{name} is {n}, expected at least 1 sample.")
 
@@ -331,3 +186,79 @@ def _check_count(n: int, name: str) -> None:
 def checked_seed(seed: int | None) -> int:
     """The seed given, or one from the operating system."""
     return secrets.randbits(63) if seed is None else check_word(seed, "seed")
+
+
+class Smooth:
+    """The smoothed classifier of the 2021 package: one input at a time, its calls and its answers.
+
+    Args:
+        base_classifier: ``(B, ...)`` to ``(B, K)``.   num_classes: K.
+        sigma: the noise's own parameter, sigma for L2 and the half-width lambda for L1: one number, or a tensor that
+            fits one input. A single number with a certificate of ours gets the exact noise of ``SmoothedClassifier``,
+            anything else the certificate's own ``sample_noise``.
+        certificate: one of ours, or a subclass with ``sample_noise`` and ``compute_gap``.
+    """
+
+    ABSTAIN = ABSTAIN
+
+    def __init__(
+        self, base_classifier: torch.nn.Module, num_classes: int, sigma: float | torch.Tensor, certificate: Certificate
+    ) -> None:
+        self.base_classifier, self.num_classes = base_classifier, num_classes
+        self.sigma, self.certificate = sigma, certificate
+
+    def certify(
+        self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int, device: str | torch.device | None = None
+    ) -> tuple[int, float]:
+        """``(class, gap)``, the certified radius being ``sigma * gap``; ``(ABSTAIN, 0.0)`` where there is none.
+
+        Args:
+            x: one input, without batch dimension.   n0, n, alpha: as for ``SmoothedClassifier.certify``.
+            batch_size: rows of one forward pass.   device: default the model's.
+        """
+        check_count(n0, "n0")
+        check_feasible(n, alpha)
+        (pilot, _), (counts, tv) = self._counts(x, {Stream.PILOT: n0, Stream.CERTIFY: n}, batch_size, device)
+        top = int(pilot.argmax())
+        p_lower, p_upper = top_two_bounds(int(counts[top]), 0, n, alpha, "one-class", tv)
+        return (ABSTAIN, 0.0) if p_lower <= p_upper else (top, self.certificate.compute_gap(p_lower))
+
+    def predict(
+        self, x: torch.Tensor, n: int, alpha: float, batch_size: int, device: str | torch.device | None = None
+    ) -> int:
+        """The smoothed classifier's class or ABSTAIN; wrong with probability at most alpha."""
+        check_count(n, "n")
+        check_alpha(alpha)
+        ((counts, _),) = self._counts(x, {Stream.PREDICT: n}, batch_size, device)
+        return top_if_clear(counts, alpha)
+
+    def _counts(
+        self, x: torch.Tensor, wanted: dict[Stream, int], batch_size: int, device: str | torch.device | None
+    ) -> list[tuple[NDArray[np.int64], float]]:
+        """Class counts ``(K,)`` for each stream, and the total-variation distance of the noise drawn.
+
+        The seed comes from torch's global generator, so that ``torch.manual_seed`` repeats results as it did.
+        """
+        place = device_of(self.base_classifier) or x.device if device is None else named_device(device)
+        sigma = torch.as_tensor(self.sigma, dtype=torch.float64)
+        if sigma.numel() != 1 or not hasattr(self.certificate, "noise"):
+            return [(self._float_counts(x.to(place), n, batch_size), 0.0) for n in wanted.values()]
+        std = self.certificate.noise.sigma(float(sigma))
+        smoothed = SmoothedClassifier(
+            self.base_classifier, self.certificate, num_classes=self.num_classes, block_size=batch_size
+        )
+        batch = prepare(x[None], None, place)
+        requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
+        counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
+        tv = float(total_variation(self.certificate, std, batch.d) if batch.on_grid[0] else 0.0)
+        return [(row, tv) for row in counts]
+
+    def _float_counts(self, x: torch.Tensor, n: int, batch_size: int) -> NDArray[np.int64]:
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        with untouched(self.base_classifier), torch.inference_mode():
+            for start in range(0, n, batch_size):
+                copies = x.expand(min(batch_size, n - start), *x.shape)
+                theta = torch.as_tensor(self.sigma, device=x.device, dtype=x.dtype)
+                logits = self.base_classifier(copies + self.certificate.sample_noise(copies, theta))
+                counts += torch.bincount(check_logits(logits, len(copies), self.num_classes).argmax(1)).cpu().numpy()
+        return counts

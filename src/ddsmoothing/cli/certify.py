@@ -135,12 +135,13 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
 
     from ddsmoothing.certificate import certificate_for
     from ddsmoothing.data import load_data
+    from ddsmoothing.devices import named_device
     from ddsmoothing.models import load_model, probe_classes
     from ddsmoothing.smooth import SmoothedClassifier
 
     data = load_data(options["data"], split=options["split"], labels=not options["no_labels"])
     model = load_model(options["model"])
-    device = _device(options["device"])
+    device = named_device(options["device"])
     if isinstance(model, torch.nn.Module):
         model.to(device)
     classes = options["num_classes"] or probe_classes(model, data[:1][0].to(device))
@@ -148,17 +149,6 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
         model, certificate_for(options["norm"]), num_classes=classes, block_size=options["block_size"]
     )
     return smoothed, data
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if name not in known and not (name == "cuda" and len(known) > 1):
-        raise InputError(f"there is no device {name!r} here; expected auto or one of {', '.join(known)}.")
-    return torch.device(name)
 
 
 def check_plausible(sigma: float, allowed: bool) -> float:

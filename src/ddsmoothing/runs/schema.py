@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddsmoothing.smooth import Certification
+from ddsmoothing.evidence import Certification
 
 SCHEMA_VERSION: Final = 1
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.errors import InputError, SigmaError
 from ddsmoothing.noise import Stream
 from ddsmoothing.sampling import Batch, Progress, Request
+from ddsmoothing.sigma.score import certified_scores
 from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
 
 LEVEL_BLOCKS = 2**32  # noise blocks set aside for each round, so that rounds never share noise
@@ -49,7 +49,7 @@ class SigmaSearch:
 
     Attributes:
         sigma: ``(B,)`` float64.   anchor: ``(B,)`` the class whose radius was made large.
-        at_border: ``(B,)`` True where the best sigma lies at an end of the range.
+        at_border: ``(B,)`` True where the best sigma lies at an end of the range: a wider one may be better.
         score: ``(B,)`` estimated certified radius; an estimate, never a claim.   forwards: samples an input.
     """
 
@@ -74,6 +74,7 @@ def search_sigma(
     sigma0: float,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
+    sigma_grid: Sequence[float] | None = None,
     n: int = 10_000,
     alpha: float = 0.001,
     seed: int | None = None,
@@ -91,6 +92,7 @@ def search_sigma(
     Args:
         x: ``(B, ...)`` as for ``certify``.   sigma0: where the class is fixed, such as the training sigma.
         sigma_min, sigma_max: range, default ``sigma0 / 4`` and ``sigma0 * 4``.
+        sigma_grid: search this finite set only, in place of a range; the result is one of its members.
         n, alpha: of the certification to come, since they bound the radius that can be had.
         seed, ids, progress: as for ``certify``; the noise is of a stream of its own.   plan: how many samples where.
     Raises: ShapeError, SigmaError, ModelError.
@@ -98,30 +100,33 @@ def search_sigma(
         of the mean softmax.
     """
     plan = plan or SearchPlan()
-    low, high = _range(sigma0, sigma_min, sigma_max)
     check_alpha(alpha)
     seed = checked_seed(seed)
     batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
+    grid = _grid(certificate, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
     counter = _Counter(smoothed, batch, seed, progress)
-    grid = certificate.noise.snap(np.geomspace(low, high, plan.widths[0])).clip(low, high)
-    anchor = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0].argmax(1)
+    pilot = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0].argmax(1)
+    anchor, rows = pilot, np.arange(len(batch))[:, None]
     counts = np.zeros((len(batch), len(grid), smoothed.num_classes))
     scores = np.zeros_like(counts)
     for level, (width, samples) in enumerate(zip(plan.widths, plan.samples, strict=True), start=1):
+        width = min(width, len(grid))
         first = np.clip(_of_class(scores, anchor).argmax(1) - width // 2, 0, len(grid) - width)
         window = first[:, None] + np.arange(width)
-        rows = np.arange(len(batch))[:, None]
         counts[rows, window] += counter.count(grid[window], samples, level)
-        scores = _scores(certificate, counts, grid, n, alpha)
+        scores = certified_scores(certificate, counts, grid, n, alpha)
         if level == 1:
-            anchor = _anchor(scores, anchor, grid <= max(sigma0, grid[0]))
-    best = _of_class(scores, anchor)
-    sigma = certificate.noise.snap(_peak(best, counts.sum(2), grid, window)).clip(low, high)
+            anchor = _anchor(scores, pilot, grid <= max(sigma0, grid[0]))
+    score = _of_class(scores, anchor)
+    if sigma_grid is None:
+        sigma = certificate.noise.snap(_peak(score, counts.sum(2), grid, window)).clip(grid[0], grid[-1])
+    else:
+        sigma = grid[window[rows[:, 0], score[rows, window].argmax(1)]]
     return SigmaSearch(
         sigma=sigma,
         anchor=anchor,
-        at_border=(sigma == low) | (sigma == high),
-        score=best.max(1),
+        at_border=(sigma == grid[0]) | (sigma == grid[-1]),
+        score=score.max(1),
         forwards=plan.forwards,
         seed=seed,
     )
@@ -144,23 +149,29 @@ class _Counter:
         return counts.reshape(*sigma.shape, -1)
 
 
-def _range(sigma0: float, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+def _grid(
+    certificate: Certificate,
+    sigma0: float,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    sigma_grid: Sequence[float] | None,
+    size: int,
+) -> NDArray[np.float64]:
+    """The sigmas of the first round, ascending: a log grid over the range, or the finite set given."""
+    check_sigma(sigma0, 1)
+    if sigma_grid is not None:
+        if sigma_min is not None or sigma_max is not None:
+            raise InputError("sigma_grid is a finite set, expected no sigma_min and sigma_max with it.")
+        grid = np.unique(np.asarray(sigma_grid, dtype=np.float64))
+        return check_sigma(grid, len(grid))
     low = sigma0 / 4 if sigma_min is None else sigma_min
     high = sigma0 * 4 if sigma_max is None else sigma_max
-    check_sigma([sigma0, low, high], 3)
+    check_sigma([low, high], 2)
     if not low < high:
         raise SigmaError(f"sigma_min={low} and sigma_max={high}, expected sigma_min < sigma_max.")
     if not low <= sigma0 <= high:
         raise InputError(f"sigma0={sigma0} lies outside [{low}, {high}]; give sigma_min and sigma_max that contain it.")
-    return low, high
-
-
-def _scores(
-    certificate: Certificate, counts: NDArray[np.float64], grid: NDArray[np.float64], n: int, alpha: float
-) -> NDArray[np.float64]:
-    """Estimated certified radius ``(B, G, K)`` of every class, from its share ``(k + .5)/(m + 1)`` of m samples."""
-    share = (counts + 0.5) / (counts.sum(2, keepdims=True) + 1.0)
-    return certificate.estimate(grid[:, None], betaincinv(n * share, n * (1.0 - share) + 1.0, alpha))
+    return certificate.noise.snap(np.geomspace(low, high, size)).clip(low, high)
 
 
 def _of_class(scores: NDArray[np.float64], anchor: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,0 +1,169 @@
+"""What a certification or prediction found: evidence in, claims derived.
+
+It draws nothing and knows no models and no files. Anyone who holds the evidence can recompute every claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from ddsmoothing.bounds import top_two_bounds
+from ddsmoothing.certificate import Certificate, certificate_for
+from ddsmoothing.noise import grid_table
+
+ABSTAIN: Final = -1
+LEVEL_POINTWISE: Final = "pointwise"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What was drawn, and how; B inputs, K classes.
+
+    Attributes:
+        ids: noise keys.   input_sha256: of each input's bytes.   d: numbers in one input.
+        sigma: ``(B,)`` float64, standard deviation in the units of the input.   norm: ``l2`` or ``l1``.
+        noise: ``grid`` or ``float`` for each input.   counts: ``(B, K)`` int64.   alpha: failure probability an input.
+        seed: of the noise.   block_size: rows of each forward pass.   seconds: wall time of the whole batch.
+    """
+
+    ids: tuple[int, ...]
+    input_sha256: tuple[str, ...]
+    d: int
+    sigma: NDArray[np.float64]
+    norm: str
+    noise: tuple[str, ...]
+    counts: NDArray[np.int64]
+    alpha: float
+    seed: int
+    block_size: int
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The theorem that these samples are used with."""
+        return certificate_for(self.norm)
+
+    @cached_property
+    def scale(self) -> NDArray[np.float64]:
+        """``(B,)`` the noise's own parameter: sigma for L2, lambda = sqrt(3) sigma for L1."""
+        return np.array([self.certificate.noise.scale(float(s)) for s in self.sigma])
+
+    @cached_property
+    def tv(self) -> NDArray[np.float64]:
+        """``(B,)`` bound on the total-variation distance of the drawn noise to the theorem's, all d coordinates.
+
+        0 for float noise, where it is not known.
+        """
+        return np.array(
+            [
+                total_variation(self.certificate, float(sigma), self.d) if kind == "grid" else 0.0
+                for kind, sigma in zip(self.noise, self.sigma, strict=True)
+            ]
+        )
+
+
+def total_variation(certificate: Certificate, sigma: float, d: int) -> float:
+    """Bound on the total-variation distance of d-dimensional grid noise to the rounded noise of the theorem."""
+    return d * grid_table(certificate.noise.name, certificate.noise.scale(sigma)).tau
+
+
+def top_if_clear(counts: NDArray[np.int64], alpha: float) -> int:
+    """The top class of counts ``(K,)``, or ABSTAIN unless a two-sided binomial test tells it from the runner-up.
+
+    Wrong with probability at most alpha.
+    References: Cohen et al. 2019, arXiv:1902.02918, PREDICT.
+    """
+    order = np.argsort(-counts, kind="stable")
+    first, second = int(counts[order[0]]), int(counts[order[1]])
+    return int(order[0]) if binomtest(first, first + second, 0.5).pvalue <= alpha else ABSTAIN
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Certification(Evidence):
+    """Certificates of B inputs, level ``pointwise``: each holds for the classifier that uses ITS sigma everywhere.
+
+    Attributes:
+        n0_counts: ``(B, K)`` int64, the pilot that chose the class.   counts: the fresh samples that bound it.
+        sampler: how many samples were drawn.   bound: ``one-class`` or ``two-class``.
+    """
+
+    n0_counts: NDArray[np.int64]
+    sampler: str
+    bound: str
+    level: str = LEVEL_POINTWISE
+
+    @cached_property
+    def top(self) -> NDArray[np.int64]:
+        """``(B,)`` the class chosen by the pilot."""
+        return np.asarray(self.n0_counts.argmax(1))
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        rows = []
+        for top, counts, tv in zip(self.top, self.counts, self.tv, strict=True):
+            others = int(np.delete(counts, top).max(initial=0))
+            rows.append(top_two_bounds(int(counts[top]), others, int(counts.sum()), self.alpha, self.bound, float(tv)))
+        return np.array(rows)
+
+    @property
+    def p_lower(self) -> NDArray[np.float64]:
+        """``(B,)`` lower bound on the top class's probability; errs low."""
+        return self._bounds[:, 0]
+
+    @property
+    def p_upper(self) -> NDArray[np.float64]:
+        """``(B,)`` upper bound on every other class's probability; errs high."""
+        return self._bounds[:, 1]
+
+    @cached_property
+    def abstained(self) -> NDArray[np.bool_]:
+        """``(B,)`` True where the bounds do not separate the top class."""
+        return self.p_lower <= self.p_upper
+
+    @cached_property
+    def prediction(self) -> NDArray[np.int64]:
+        """``(B,)`` the certified class, ABSTAIN (-1) where there is none."""
+        return np.where(self.abstained, ABSTAIN, self.top)
+
+    @cached_property
+    def radius(self) -> NDArray[np.float64]:
+        """``(B,)`` certified radius, 0 where abstained; errs low; each is false with probability <= alpha."""
+        pairs = zip(self.sigma, self.p_lower, self.p_upper, strict=True)
+        return np.array([self.certificate.radius(float(s), float(a), float(b)) for s, a, b in pairs])
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """``(B,)`` noisy copies drawn for each input, pilot included."""
+        return np.asarray(self.n0_counts.sum(1) + self.counts.sum(1))
+
+    @property
+    def reason(self) -> tuple[str, ...]:
+        """Why each row says what it says."""
+        return tuple("abstained" if gone else "certified" for gone in self.abstained)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction(Evidence):
+    """Answers of the smoothed classifier, without any statement about robustness."""
+
+    @cached_property
+    def prediction(self) -> NDArray[np.int64]:
+        """``(B,)`` the smoothed classifier's class, or ABSTAIN (-1).
+
+        Each differs from the smoothed classifier's true answer with probability at most ``alpha + n * tv``.
+        """
+        return np.array([top_if_clear(counts, self.alpha) for counts in self.counts], dtype=np.int64)
+
+    @property
+    def abstained(self) -> NDArray[np.bool_]:
+        """``(B,)`` True where the two top classes could not be told apart."""
+        return np.asarray(self.prediction == ABSTAIN)
