@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ddsmoothing.errors import DdsmoothingError
     from ddsmoothing.evidence import ABSTAIN, Certification, Prediction
     from ddsmoothing.models import load_model
-    from ddsmoothing.runs import Run, load_run
+    from ddsmoothing.plots import plot_certified_accuracy
+    from ddsmoothing.runs import Run, SigmaPolicy, certify_run, load_run
     from ddsmoothing.sigma import (
         OptimizeIsotropicSmoothingParameters,
         OptimizeSmoothingParameters,
@@ -42,16 +43,19 @@ _ROOMS = {
     "OptimizeSmoothingParameters": "sigma",
     "Prediction": "evidence",
     "Run": "runs",
+    "SigmaPolicy": "runs",
     "SigmaSearch": "sigma",
     "Smooth": "smooth",
     "SmoothedClassifier": "smooth",
     "acr": "analysis",
     "ascend_sigma": "sigma",
     "certified_accuracy": "analysis",
+    "certify_run": "runs",
     "load_data": "data",
     "load_model": "models",
     "load_run": "runs",
     "optimize_isotropic_dds": "sigma",
+    "plot_certified_accuracy": "plots",
     "search_sigma": "sigma",
 }
 
@@ -67,16 +71,19 @@ __all__ = [
     "OptimizeSmoothingParameters",
     "Prediction",
     "Run",
+    "SigmaPolicy",
     "SigmaSearch",
     "Smooth",
     "SmoothedClassifier",
     "acr",
     "ascend_sigma",
     "certified_accuracy",
+    "certify_run",
     "load_data",
     "load_model",
     "load_run",
     "optimize_isotropic_dds",
+    "plot_certified_accuracy",
     "search_sigma",
 ]
 

@@ -96,7 +96,7 @@ def _npz(path: Path, name: str, split: str, labels: bool) -> Dataset:
     if not path.is_file():
         raise DataError(f"no data file at {path}. Shipped data sets: {', '.join(SHIPPED)}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x", "y") if key in file}
     except (
         OSError,
@@ -137,9 +137,10 @@ def _checked_inputs(x: NDArray[Any], path: Path) -> NDArray[Any]:
 def _checked_labels(y: NDArray[Any], x: NDArray[Any], path: Path) -> NDArray[np.int64]:
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise DataError(f"{path}: y is {y.dtype} of shape {y.shape}, expected {len(x)} integers.")
+    y = y.astype(np.int64)  # unsigned numbers from 2^63 on become negative
     if y.min() < 0:
         raise DataError(f"{path}: y contains {y.min()}, expected classes 0, 1, ..")
-    return y.astype(np.int64)
+    return y
 
 
 def _fashion_mnist(folder: Path, split: str) -> Dataset:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from ddsmoothing.bounds import top_two_bounds
@@ -149,6 +149,22 @@ class Certification(Evidence):
     def reason(self) -> tuple[str, ...]:
         """Why each row says what it says."""
         return tuple("abstained" if gone else "certified" for gone in self.abstained)
+
+    def outcome(self, labels: ArrayLike) -> Outcome:
+        """These certificates against the true classes ``(B,)``, for analysis."""
+        return Outcome(correct=np.asarray(self.prediction == np.asarray(labels)), radius=self.radius)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """Certificates held against labels.
+
+    Attributes:
+        correct: ``(B,)`` True where a certificate names the right class.   radius: ``(B,)`` certified radius.
+    """
+
+    correct: NDArray[np.bool_]
+    radius: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -157,6 +157,17 @@ def probe_classes(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
     return int(logits.shape[1])
 
 
+def model_identity(model: Any, model_id: str | None = None) -> str:
+    """What ties a file to a model: its hash, or for a bare callable the id that its user gives it.
+
+    Raises: InputError where there is neither.
+    """
+    digest = model_hash(model)
+    if digest is None and not model_id:
+        raise InputError("this model is a bare callable and has no hash; name it with --model-id (model_id=).")
+    return f"sha256:{digest}" if digest is not None else f"id:{model_id}"
+
+
 def _load_safetensors(path: Path) -> nn.Module:
     if not path.is_file():
         raise ModelError(f"no model file at {path}. Shipped models: {', '.join(SHIPPED)}.")
@@ -196,7 +207,12 @@ def _load_function(name: str) -> nn.Module:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(f"cannot import {name!r}: {error}. Expected package.module:function on the path.") from error
-    model = target if isinstance(target, nn.Module) else target()
+    try:
+        model = target if isinstance(target, nn.Module) else target()
+    except TypeError as error:
+        raise ModelError(
+            f"{name} gave no model: {error}. Expected package.module:function without arguments."
+        ) from error
     if isinstance(model, nn.Module):
         return model.eval()
     if not callable(model):

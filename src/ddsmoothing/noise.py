@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import Context, Decimal, localcontext
 from enum import IntEnum
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from ddsmoothing.errors import InputError, SigmaError, unknown
 
 LEVELS: Final = 255  # the grid is X / LEVELS
-LARGEST_SCALE: Final = 12.0  # above it the integer noise would not fit 16 bits
+LARGEST_SIGMA: Final = 12.0  # its integer noise still fits 16 bits, as that of lambda = sqrt(3) sigma does
 BLOCK_CELLS: Final = 2**17  # coordinates in one noise block: a constant, since blocks define the noise
 
 _FIXED = 160  # fraction bits of the fixed-point arithmetic that builds tables
 _DRAWN = 63  # bits that decide one integer
 _FIRST = 16  # bits of them looked up in a table
 _UNDECIDED = np.int16(-32768)
+_SMALLEST_SERIES = 0.01  # a sigma of few grid steps: below it the series loses its digits (below .003 too many)
 _WORD = 2**64
 
 
@@ -139,6 +140,8 @@ class Gaussian(Noise):
         ``= phi(c) * sum over even m of He_m(c) * 2 (h/2)^(m+1) / (m+1)!``, He the probabilists' Hermite polynomials.
         ``|He_m(c)| <= 1.09 sqrt(m!) e^(c^2/4)`` bounds the rest of the series below 2^-110.
         """
+        if scale < _SMALLEST_SERIES:
+            return _coarse_cdf(scale)
         one = 1 << _FIXED
         numerator, denominator = Fraction(scale).as_integer_ratio()
         h = (one * denominator) // (LEVELS * numerator)
@@ -206,6 +209,27 @@ def _fixed(value: Decimal) -> int:
     return int(Fraction(value) * (1 << _FIXED))
 
 
+def _coarse_cdf(sigma: float) -> list[int]:
+    """The Gaussian's table for a small sigma, by Phi itself at each of the few edges.
+
+    ``Phi(z) = 1/2 + phi(z) * sum_j z^(2j+1) / (1*3*..*(2j+1))``: all terms are positive, so no digits cancel.
+    """
+    cdf: list[int] = []
+    with localcontext(Context(prec=60)):
+        while not cdf or (1 << _FIXED) - cdf[-1] >= 1 << (_FIXED - 90):
+            z = (len(cdf) + Decimal("0.5")) / (LEVELS * Decimal(sigma))
+            if z > 12:  # 1 - Phi(12) < 2^-108
+                return [*cdf, 1 << _FIXED]
+            term = total = z
+            j = 1
+            while term > total * Decimal("1e-55"):
+                term *= z * z / (2 * j + 1)
+                total += term
+                j += 1
+            cdf.append(_fixed(Decimal("0.5") + total * (-z * z / 2).exp() / (2 * _PI).sqrt()))
+    return cdf
+
+
 def _hermite_sum(c: int, weights: list[int]) -> int:
     """``sum_j He_2j(c) weights[j]`` in fixed point."""
     previous, current = 0, 1 << _FIXED  # He_{m-1}, He_m
@@ -218,11 +242,9 @@ def _hermite_sum(c: int, weights: list[int]) -> int:
 
 
 def check_scale(scale: float) -> float:
-    """Return a usable noise scale, else raise SigmaError."""
-    if not (math.isfinite(scale) and scale > 0.0):
-        raise SigmaError(f"sigma is {scale}, expected a positive finite number in the units of the input.")
-    if scale > LARGEST_SCALE:
-        raise SigmaError(f"noise of scale {scale} on inputs in [0, 1]: expected at most {LARGEST_SCALE:g}; use S/255?")
+    """Return a usable noise scale, sigma or lambda, else raise SigmaError."""
+    if not (math.isfinite(scale) and 0.0 < scale <= 2 * LARGEST_SIGMA):
+        raise SigmaError(f"the noise has scale {scale}, expected a positive number of at most {2 * LARGEST_SIGMA:g}.")
     return scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +23,22 @@ STYLES: Final = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 POINTS: Final = 400
 
 
-def label_of(run: Run) -> str:
-    """What a legend or table calls a run, with its level."""
-    if run.header.sigma_policy == "fixed":
-        return f"fixed sigma {run.header.sigma:g}"
-    return f"data-dependent sigma ({run.level})"
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """What legends and tables call runs: level, partial or not, and the folder's name where two would be alike."""
+    labels = [_label(run) for run in runs]
+    return [
+        f"{label}, {run.name}" if labels.count(label) > 1 else label for label, run in zip(labels, runs, strict=True)
+    ]
+
+
+def _label(run: Run) -> str:
+    mark = " (partial)" if run.partial else ""
+    if run.header.sigma is None:
+        return f"data-dependent sigma ({run.level}){mark}"
+    text = f"fixed sigma {run.header.sigma:.4g}"
+    if run.header.norm == "l1":
+        text += f" (lambda {run.rows[0].lambda_:.4g})"
+    return text + mark
 
 
 def plot_certified_accuracy(runs: Sequence[Run], out: str | Path) -> list[Path]:
@@ -47,11 +59,11 @@ def plot_certified_accuracy(runs: Sequence[Run], out: str | Path) -> list[Path]:
         figure = Figure(figsize=(7.0, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        for index, run in enumerate(runs):
+        chosen = cycle(("#D55E00", "#000000", "#7F3C8D"))
+        for index, (run, text) in enumerate(zip(runs, labels_of(runs), strict=True)):
             adaptive = run.header.sigma_policy != "fixed"
-            colour = "#D55E00" if adaptive else COLOURS[index % len(COLOURS)]
+            colour = next(chosen) if adaptive else COLOURS[index % len(COLOURS)]
             style = "-" if adaptive else STYLES[index % len(STYLES)]
-            text = label_of(run) + (" [partial]" if run.partial else "")
             curve = 100 * certified_accuracy(run, radii)
             axes.plot(radii, curve, color=colour, ls=style, lw=2.4 if adaptive else 1.6, label=text)
             band = 100 * certified_accuracy_interval(run, radii)

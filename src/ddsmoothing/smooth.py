@@ -17,7 +17,7 @@ from ddsmoothing.certificate import Certificate
 from ddsmoothing.devices import device_of, named_device, untouched
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, SigmaError
 from ddsmoothing.evidence import ABSTAIN, Certification, Prediction, top_if_clear, total_variation
-from ddsmoothing.noise import LARGEST_SCALE, Stream, check_word
+from ddsmoothing.noise import LARGEST_SIGMA, Stream, check_word
 from ddsmoothing.sampling import (
     BaseClassifier,
     Batch,
@@ -165,9 +165,9 @@ def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
     if values.shape not in ((), (1,), (size,)):
         raise ShapeError(f"got sigma of shape {values.shape}, expected one number or one for each of {size} inputs.")
     for value in values.ravel():
-        if not (math.isfinite(value) and 0.0 < value <= LARGEST_SCALE):
+        if not (math.isfinite(value) and 0.0 < value <= LARGEST_SIGMA):
             raise SigmaError(
-                f"sigma is {value}, expected a positive finite number of at most {LARGEST_SCALE:g} in the units of the "
+                f"sigma is {value}, expected a positive finite number of at most {LARGEST_SIGMA:g} in the units of the "
                 "input (pixels in [0, 1]: a sigma given for 0..255 is to be divided by 255)."
             )
     return np.array(np.broadcast_to(values, (size,)))

@@ -13,6 +13,7 @@ import click
 from ddsmoothing.cli.certify import certify, predict
 from ddsmoothing.cli.demo import demo
 from ddsmoothing.cli.results import analyze, export, plot
+from ddsmoothing.cli.sigma import optimize, sigmas
 from ddsmoothing.errors import DdsmoothingError
 
 INTERRUPTED = 75
@@ -31,7 +32,7 @@ def app() -> None:
     """
 
 
-for command in (demo, certify, predict, analyze, plot, export):
+for command in (demo, certify, predict, optimize, sigmas, analyze, plot, export):
     app.add_command(command)
 
 
@@ -55,5 +56,6 @@ def main(args: list[str] | None = None) -> int:
 
 
 def script() -> None:
-    """Entry point of the ``ddsmoothing`` command."""
+    """Entry point of the ``ddsmoothing`` command; ``--model pkg.module:function`` may lie in the current folder."""
+    sys.path.append("")
     sys.exit(main())

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 PLAUSIBLE_SIGMA = 4.0
 
 
-def common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that samples."""
+def _add(function: Callable[..., Any], options: list[Callable[..., Any]]) -> Callable[..., Any]:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that takes a model and a data set."""
     options = [
         click.option("--model", required=True, help="Shipped name, FILE.safetensors, or pkg.module:function."),
         click.option("--data", required=True, help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y."),
         click.option("--split", default="test", show_default=True, help="test or train."),
         click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True),
-        click.option("--sigma", type=float, help="Standard deviation of the noise, pixels in [0, 1]."),
-        click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma."),
-        click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input."),
         click.option("--skip", type=int, default=1, show_default=True, help="Take every so many-th input."),
-        click.option("--max", "maximum", type=int, help="At most so many results."),
+        click.option("--max", "maximum", type=int, help="At most so many inputs."),
         click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
         click.option("--no-labels", is_flag=True, help="Accept data without labels."),
         click.option("--seed", type=int, help="Of the noise; default: from the operating system, and recorded."),
@@ -37,9 +40,17 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
         click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return _add(function, options)
+
+
+def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that smooths at a given sigma."""
+    options = [
+        click.option("--sigma", type=float, help="Standard deviation of the noise, pixels in [0, 1]."),
+        click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma."),
+        click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input."),
+    ]
+    return _add(function, options)
 
 
 @click.command(
@@ -49,12 +60,14 @@ Examples:
   ddsmoothing certify --model net.safetensors --data test.npz --data-dependent --skip 20 --max 500 --out runs/dds
   ddsmoothing certify --model my.nets:build --data test.npz --norm l1 --lambda 0.8 --out runs/l1"""
 )
-@common
+@data_options
+@noise_options
 @click.option("--data-dependent", is_flag=True, help="Choose sigma for each input by a forward-only search.")
 @click.option("--sigmas", type=click.Path(path_type=Path), help="A sigma file made for this data set and model.")
 @click.option("--sigma0", type=float, help="Where the search starts; default: the model's training sigma.")
 @click.option("--sigma-min", type=float, help="Default: sigma0 / 4.")
 @click.option("--sigma-max", type=float, help="Default: 4 sigma0.")
+@click.option("--sigma-grid", help="Search this finite set only, such as 0.25,0.5,1.")
 @click.option("--n0", type=int, default=100, show_default=True, help="Samples that choose the class.")
 @click.option("--n", type=int, default=100_000, show_default=True, help="Fresh samples that bound its probability.")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
@@ -95,7 +108,8 @@ def certify(**options: Any) -> None:
 Example:
   ddsmoothing predict --model fashion-mnist-cnn --data fashion-mnist-sample --sigma 0.25 --max 20"""
 )
-@common
+@data_options
+@noise_options
 @click.option("--n", type=int, default=1000, show_default=True, help="Samples an input.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict(**options: Any) -> None:
@@ -175,7 +189,7 @@ def fixed_sigma(options: dict[str, Any]) -> float:
 
 def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Dataset) -> SigmaPolicy:
     """Where the options say that sigma comes from."""
-    from ddsmoothing.models import model_hash, spec_of
+    from ddsmoothing.models import model_identity
     from ddsmoothing.runs import SigmaPolicy
     from ddsmoothing.runs.certify import subset_ids
     from ddsmoothing.sigma.files import load_sigmas
@@ -187,14 +201,35 @@ def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Da
         return SigmaPolicy.fixed(fixed_sigma(options))
     if options["sigmas"] is not None:
         file = load_sigmas(options["sigmas"])
-        file.check(data.fingerprint(), model_hash(smoothed.model), options["norm"])
+        file.check(data.fingerprint(), model_identity(smoothed.model, options["model_id"]), options["norm"])
         return SigmaPolicy.given(file.of(subset_ids(data, options["skip"], options["maximum"])))
+    grid = parse_grid(options["sigma_grid"], options["allow_large_sigma"])
+    return SigmaPolicy.search(start_sigma(options, smoothed), options["sigma_min"], options["sigma_max"], grid)
+
+
+def start_sigma(options: dict[str, Any], smoothed: SmoothedClassifier) -> float:
+    """sigma0 as given, else what the model says it was trained with."""
+    from ddsmoothing.models import spec_of
+
     sigma0 = options["sigma0"]
     if sigma0 is None:
         spec = spec_of(smoothed.model)
         if spec is None:
             raise InputError("this model does not say what noise it was trained with; give --sigma0.")
         sigma0 = spec.sigma0
-    for key in ("sigma_min", "sigma_max"):
-        check_plausible(options[key] or sigma0, options["allow_large_sigma"])
-    return SigmaPolicy.search(sigma0, options["sigma_min"], options["sigma_max"])
+    for value in (sigma0, options["sigma_min"], options["sigma_max"]):
+        if value is not None:
+            check_plausible(value, options["allow_large_sigma"])
+    return float(sigma0)
+
+
+def parse_grid(text: str | None, allowed: bool) -> list[float] | None:
+    """Numbers separated by commas."""
+    if text is None:
+        return None
+    try:
+        return [check_plausible(float(part), allowed) for part in text.split(",")]
+    except ValueError as error:
+        if isinstance(error, SigmaError):
+            raise
+        raise InputError(f"--sigma-grid is {text!r}, expected numbers such as 0.25,0.5,1.") from None

@@ -31,7 +31,7 @@ def demo(out: Path, seed: int) -> None:
     from ddsmoothing.runs import SigmaPolicy, certify_run
     from ddsmoothing.smooth import SmoothedClassifier
 
-    start = time.monotonic()
+    start, out = time.monotonic(), _free(out)
     model, data = load_model(MODEL), load_data(DATA)
     spec = spec_of(model)
     assert spec is not None
@@ -40,7 +40,7 @@ def demo(out: Path, seed: int) -> None:
     policies["data-dependent"] = SigmaPolicy.search(spec.sigma0)
     inputs = len(range(0, len(data), SKIP))
     cap = normal_quantile_below(largest_lower_bound(N, ALPHA))
-    click.echo(f"{inputs} Fashion-MNIST test images, n0={N0}, n={N}, alpha={ALPHA}, one class in ten.")
+    click.echo(f"{inputs} Fashion-MNIST test images, n0={N0}, n={N}, alpha={ALPHA}.")
     click.echo(f"The largest radius that n={N} allows is {floor_text(cap, 2)} sigma.")
     total = sum(inputs * (policy.forwards + N0 + N) for policy in policies.values())
     runs = []
@@ -68,3 +68,12 @@ def demo(out: Path, seed: int) -> None:
     )
     figures = plot_certified_accuracy(runs, out)
     click.echo(f"plot: {figures[0]}\nruns: {out} ({len(runs)} folders), {time.monotonic() - start:.0f} s")
+
+
+def _free(out: Path) -> Path:
+    """The folder itself, or with a number added if something is there already."""
+    number, free = 1, out
+    while free.exists():
+        number += 1
+        free = out.with_name(f"{out.name}-{number}")
+    return free

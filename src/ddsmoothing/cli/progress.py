@@ -17,8 +17,8 @@ QUIET_SECONDS = 2.0  # shorter work says nothing
 class SampleProgress:
     """Counts samples; call it with the number done since the last call. It moves inside one input too."""
 
-    def __init__(self, total: int, what: str) -> None:
-        self._total, self._what, self._done = total, what, 0
+    def __init__(self, total: int, what: str, unit: str = "samples") -> None:
+        self._total, self._what, self._unit, self._done = total, what, unit, 0
         self._start = self._last = time.monotonic()
         self._bar: Progress | None = None
         console = Console(stderr=True)
@@ -27,7 +27,7 @@ class SampleProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[rate]} samples/s"),
+                TextColumn(f"{{task.fields[rate]}} {unit}/s"),
                 TimeRemainingColumn(),
                 console=console,
                 transient=True,
@@ -48,12 +48,14 @@ class SampleProgress:
         now = time.monotonic()
         rate = self._done / max(now - self._start, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, rate=f"{rate:,.0f}")
+            self._bar.update(self._task, completed=self._done, rate=_short(rate))
         elif now - self._start > QUIET_SECONDS and now - self._last >= LINE_SECONDS:
             self._last = now
             left = max(0.0, (self._total - self._done) / rate)
-            click.echo(
-                f"{self._what}: {100 * self._done / self._total:.0f} %, {rate:,.0f} samples/s, {left:.0f} s left",
-                err=True,
-            )
+            share = 100 * self._done / self._total
+            click.echo(f"{self._what}: {share:.0f} %, {_short(rate)} {self._unit}/s, {left:.0f} s left", err=True)
             sys.stderr.flush()
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"

@@ -43,32 +43,35 @@ def summary(run: Run, radii: Sequence[float]) -> dict[str, Any]:
 
 
 def print_table(runs: Sequence[Run], radii: Sequence[float] | None = None) -> None:
-    """Certified accuracy (%) by radius and ACR, floored, with 95 % intervals."""
+    """Certified accuracy (%) by radius and ACR, floored, with 95 % intervals; one table a norm."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ddsmoothing.analysis import RADII
     from ddsmoothing.bounds import floor_text
-    from ddsmoothing.plots import label_of
+    from ddsmoothing.plots import labels_of
 
     radii = RADII if radii is None else radii
-    table = Table(box=box.SIMPLE, title=f"Certified accuracy (%) at {runs[0].header.norm.upper()} radius, and ACR")
-    table.add_column("sigma (level)")
-    for radius in radii:
-        table.add_column(f"{radius:g}", justify="right")
-    table.add_column("ACR", justify="right")
-    for run in runs:
-        info = summary(run, radii)
-        cells = []
-        for key, value in info["certified_accuracy"].items():
-            low, high = info["certified_accuracy_interval"][key]
-            cells.append(f"{floor_text(100 * value, 1)}\n[dim]{100 * low:.0f}-{100 * high:.0f}[/dim]")
-        low, high = info["acr_interval"]
-        mark = " [partial]" if run.partial else ""
-        table.add_row(label_of(run) + mark, *cells, f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]")
-    Console(width=110 if not Console().is_terminal else None).print(table)
-    click.echo(f"{len(runs[0])} inputs a row; below each figure its 95 % interval over inputs.")
+    for norm in sorted({run.header.norm for run in runs}):
+        table = Table(box=box.SIMPLE, title=f"Certified accuracy (%) at {norm.upper()} radius, and ACR")
+        table.add_column("sigma (level)")
+        for column in ("inputs", *(f"{radius:g}" for radius in radii), "ACR"):
+            table.add_column(column, justify="right")
+        same = [run for run in runs if run.header.norm == norm]
+        for run, label in zip(same, labels_of(same), strict=True):
+            info = summary(run, radii)
+            cells = []
+            for key, value in info["certified_accuracy"].items():
+                low, high = info["certified_accuracy_interval"][key]
+                permille = round(value * len(run)) * 1000 // len(run)
+                cells.append(f"{permille / 10:.1f}\n[dim]{100 * low:.0f}-{100 * high:.0f}[/dim]")
+            low, high = info["acr_interval"]
+            average = f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]"
+            table.add_row(escape(label), str(len(run)), *cells, average)
+        Console(width=None if Console().is_terminal else 110).print(table)
+    click.echo("Below each figure its 95 % interval over inputs. Radii in pixels of [0, 1].")
 
 
 @click.command(

@@ -6,7 +6,7 @@ It is the only place where a sigma policy, a smoothed classifier and a run folde
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,15 +16,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.bounds import check_bound, check_feasible
+from ddsmoothing.bounds import check_feasible
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.models import model_hash
 from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, Subset, rows_of
 from ddsmoothing.runs.store import Run, RunWriter, load_run
 from ddsmoothing.sampling import Progress
-from ddsmoothing.sigma.search import SearchPlan, search_sigma
-from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
+from ddsmoothing.sigma.search import SearchPlan, _grid, search_sigma
+from ddsmoothing.smooth import SmoothedClassifier, check_count, check_sigma, checked_seed
 
 GROUP_SAMPLES = 200_000  # samples between two moments at which rows reach the disk
 GROUP_INPUTS = 64
@@ -36,7 +36,7 @@ class SigmaPolicy:
 
     Attributes:
         kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order) or ``search``.
-        sigma: the sigma or sigmas of the first two.   sigma0, sigma_min, sigma_max: of the search.
+        sigma: the sigma or sigmas of the first two.   sigma0, sigma_min, sigma_max, sigma_grid: of the search.
     """
 
     kind: Literal["fixed", "search", "file"]
@@ -44,6 +44,7 @@ class SigmaPolicy:
     sigma0: float | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
+    sigma_grid: tuple[float, ...] | None = None
 
     @classmethod
     def fixed(cls, sigma: float) -> SigmaPolicy:
@@ -57,8 +58,17 @@ class SigmaPolicy:
         return cls(kind="file", sigma=check_sigma(sigma, len(sigma)))
 
     @classmethod
-    def search(cls, sigma0: float, sigma_min: float | None = None, sigma_max: float | None = None) -> SigmaPolicy:
-        """The forward-only search from sigma0; the range defaults to sigma0 / 4 .. 4 sigma0."""
+    def search(
+        cls,
+        sigma0: float,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_grid: Sequence[float] | None = None,
+    ) -> SigmaPolicy:
+        """The forward-only search from sigma0, over a finite set or a range (default sigma0 / 4 .. 4 sigma0)."""
+        if sigma_grid is not None:
+            grid = tuple(float(s) for s in check_sigma(np.unique(sigma_grid), len(np.unique(sigma_grid))))
+            return cls(kind="search", sigma0=sigma0, sigma_grid=grid)
         return cls(
             kind="search",
             sigma0=sigma0,
@@ -71,9 +81,16 @@ class SigmaPolicy:
         """Samples an input that choosing costs."""
         return SearchPlan().forwards if self.kind == "search" else 0
 
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        """Raise SigmaError or its kin if it could not serve ``size`` inputs."""
+        if self.kind != "search":
+            check_sigma(self.sigma, size)  # type: ignore[arg-type]
+        elif self.sigma0 is not None:
+            _grid(smoothed.certificate, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
+
     def config(self) -> dict[str, Any]:
         """The policy as a header shows it."""
-        return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max")}
+        return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
 
 
 def subset_ids(data: Dataset, skip: int, maximum: int | None) -> list[int]:
@@ -118,10 +135,12 @@ def certify_run(
         n0, n, alpha, bound, seed, progress: as for ``SmoothedClassifier.certify``. An input's id is its index.
     Raises: InputError and its kin before anything is written; ModelError, RunError.
     """
+    check_count(n0, "n0")
+    check_count(n0, "n0")
     check_feasible(n, alpha, bound)
-    check_bound(bound)
     ids = subset_ids(data, skip, maximum)
     check_labels(data, ids, smoothed.num_classes)
+    policy.check(smoothed, len(ids))
     batch = smoothed.prepare(data[ids[:1]][0])
     header = Header(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,29 +169,33 @@ def certify_run(
         for rows in _groups(len(ids), policy.forwards + n0 + n):
             group = [ids[i] for i in rows]
             x, y = data[group]
+            found = None
             if policy.kind == "search":
                 assert policy.sigma0 is not None
-                sigma = search_sigma(
+                found = search_sigma(
                     smoothed,
                     x,
                     sigma0=policy.sigma0,
                     sigma_min=policy.sigma_min,
                     sigma_max=policy.sigma_max,
+                    sigma_grid=policy.sigma_grid,
                     n=n,
                     alpha=alpha,
                     seed=header.seed,
                     ids=group,
                     progress=progress,
-                ).sigma
+                )
+                sigma = found.sigma
             else:
                 assert policy.sigma is not None
                 sigma = check_sigma(policy.sigma, len(ids))[rows]
             result = smoothed.certify(
                 x, sigma, n0=n0, n=n, alpha=alpha, bound=bound, seed=header.seed, ids=group, progress=progress
             )
-            writer.append(rows_of(result, None if data.y is None else y.tolist()))
+            writer.append(rows_of(result, None if data.y is None else y.tolist(), found))
     finally:
         writer.close()
+        writer.remove_if_empty()
     return load_run(out)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddsmoothing.evidence import Certification
+from ddsmoothing.sigma.search import SigmaSearch
 
 SCHEMA_VERSION: Final = 1
 
@@ -78,13 +79,28 @@ class Header(_Strict):
     config: dict[str, Any]
 
 
+class SigmaChoice(_Strict):
+    """How the search came to a row's sigma; no part of the certificate.
+
+    Attributes:
+        anchor: the class whose radius it made large; the certified class may be another.   score: the radius it hoped
+            for.   at_border: sigma lies at an end of the range.   samples: forward passes it took.
+    """
+
+    anchor: Count
+    score: float
+    at_border: bool
+    samples: Count
+
+
 class ResultRow(_Strict):
     """One line of ``results.jsonl``: evidence (counts and how they were drawn) and the claims that follow from it.
 
     Attributes:
         lambda_: half-width of uniform noise (``lambda`` in the file), None for Gaussian noise.
         tv: bound on the total-variation distance of the drawn noise to the theorem's, subtracted from the bound.
-        seconds: wall time, the batch's divided by its inputs.
+        choice: how a search chose sigma, None without one.   samples: n0 + n.
+        seconds: wall time of choice and certification, the batch's divided by its inputs.
     """
 
     id: Annotated[int, Field(ge=0, lt=2**64)]
@@ -105,15 +121,16 @@ class ResultRow(_Strict):
     bound: str
     alpha: Probability
     level: Level
+    choice: SigmaChoice | None
     n0_counts: tuple[Count, ...]
     n_counts: tuple[Count, ...]
     samples: Count
     seconds: Annotated[float, Field(ge=0.0)]
 
 
-def rows_of(result: Certification, labels: list[int] | None) -> list[ResultRow]:
-    """One row for each input of a certification; labels None where there are none."""
-    share = result.seconds / len(result)
+def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch | None = None) -> list[ResultRow]:
+    """One row for each input of a certification; labels None where there are none, found where sigma was searched."""
+    share = (result.seconds + (0.0 if found is None else found.seconds)) / len(result)
     return [
         ResultRow(
             id=result.ids[i],
@@ -134,6 +151,7 @@ def rows_of(result: Certification, labels: list[int] | None) -> list[ResultRow]:
             bound=result.bound,
             alpha=result.alpha,
             level=result.level,
+            choice=None if found is None else _choice(found, i),
             n0_counts=tuple(result.n0_counts[i].tolist()),
             n_counts=tuple(result.counts[i].tolist()),
             samples=int(result.samples[i]),
@@ -141,3 +159,12 @@ def rows_of(result: Certification, labels: list[int] | None) -> list[ResultRow]:
         )
         for i in range(len(result))
     ]
+
+
+def _choice(found: SigmaSearch, i: int) -> SigmaChoice:
+    return SigmaChoice(
+        anchor=int(found.anchor[i]),
+        score=float(found.score[i]),
+        at_border=bool(found.at_border[i]),
+        samples=found.forwards,
+    )

@@ -123,6 +123,13 @@ class RunWriter:
         """Close the file."""
         self._file.close()
 
+    def remove_if_empty(self) -> None:
+        """Take the folder away again if no row was written, so that the command can be repeated."""
+        if (self.path / RESULTS).stat().st_size == 0:
+            (self.path / RESULTS).unlink()
+            (self.path / HEADER).unlink()
+            self.path.rmdir()
+
 
 def write_durably(path: Path, text: str) -> None:
     """Write a whole file so that either the old or the new text is there after a crash."""
@@ -144,7 +151,7 @@ def load_run(path: str | Path) -> Run:
         header = Header.model_validate_json((folder / HEADER).read_bytes())
         lines = (folder / RESULTS).read_bytes().splitlines()
     except OSError as error:
-        raise RunError(f"{folder} is not a run folder: {error.strerror}: {Path(error.filename).name}.") from error
+        raise RunError(f"{folder} is not a run folder: {Path(error.filename).name}: {error.strerror}.") from error
     except ValidationError as error:
         raise RunError(f"{folder / HEADER} is not a header this version reads: {first_error(error)}.") from error
     rows: dict[int, ResultRow] = {}

@@ -4,8 +4,10 @@ from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_sigma
 from ddsmoothing.sigma.dataset import (
     OptimizeIsotropicSmoothingParameters,
     OptimizeSmoothingParameters,
+    choose_sigmas,
     optimize_isotropic_dds,
 )
+from ddsmoothing.sigma.files import SigmaFile, load_sigmas, save_sigmas
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
 
 __all__ = [
@@ -13,8 +15,12 @@ __all__ = [
     "Ascent",
     "OptimizeIsotropicSmoothingParameters",
     "OptimizeSmoothingParameters",
+    "SigmaFile",
     "SigmaSearch",
     "ascend_sigma",
+    "choose_sigmas",
+    "load_sigmas",
     "optimize_isotropic_dds",
+    "save_sigmas",
     "search_sigma",
 ]

@@ -1,6 +1,7 @@
-"""The calling code of the 2021 package ``ddsmoothing-python`` 1.0.0, on top of the ascent.
+"""Sigma for a whole data set: into a sigma file, or with the calls of the 2021 package ``ddsmoothing-python`` 1.0.0.
 
-It adds nothing to the method. Models may return probabilities, as they did then; thetas are saved with ``torch.save``.
+It adds nothing to the methods. In the calls of 2021 models may return probabilities, as they did then, and thetas are
+saved with ``torch.save``.
 """
 
 from __future__ import annotations
@@ -13,13 +14,68 @@ import torch
 from rich.progress import track
 
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, named_device
-from ddsmoothing.errors import ShapeError
-from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_theta
+from ddsmoothing.errors import InputError, ShapeError, unknown
+from ddsmoothing.models import model_identity
+from ddsmoothing.sampling import Progress
+from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_sigma, ascend_theta
+from ddsmoothing.sigma.files import SigmaFile
+from ddsmoothing.sigma.search import search_sigma
+from ddsmoothing.smooth import SmoothedClassifier, checked_seed
 
+METHODS = ("search", "ascent")
+GROUP = 32  # inputs at once
 CLOSE_TO_ONE = 1e-3
 
 Loader = Iterable[tuple[torch.Tensor, Any, torch.Tensor]]
+
+
+def choose_sigmas(
+    smoothed: SmoothedClassifier,
+    data: Dataset,
+    ids: list[int],
+    *,
+    method: str,
+    options: dict[str, Any],
+    seed: int | None = None,
+    model_id: str | None = None,
+    progress: Progress | None = None,
+) -> SigmaFile:
+    """Choose a sigma for each of these samples.
+
+    Args:
+        method: ``search`` or ``ascent``.   options: keyword arguments of ``search_sigma`` or ``ascend_sigma``; the
+            second's sigma0 among them.   model_id: names a model that has no hash.
+        progress: called with samples done.
+    Raises: InputError and its kin.
+    """
+    if method not in METHODS:
+        raise InputError(unknown("method", method, METHODS))
+    identity = model_identity(smoothed.model, model_id)
+    seed = checked_seed(seed)
+    sigma: dict[int, float] = {}
+    for start in range(0, len(ids), GROUP):
+        group = ids[start : start + GROUP]
+        x, _ = data[group]
+        if method == "search":
+            found = search_sigma(smoothed, x, seed=seed, ids=group, progress=progress, **options).sigma.tolist()
+        else:
+            x = x.to(device_of(smoothed.model) or x.device)
+            moved = ascend_sigma(smoothed.model, x, certificate=smoothed.certificate, seed=seed + start, **options)
+            found = moved.double().tolist()
+            if progress is not None:
+                progress(len(group))
+        sigma.update(zip(group, found, strict=True))
+    return SigmaFile(
+        data=data.fingerprint(),
+        model=identity,
+        norm=smoothed.certificate.norm,
+        method=method,
+        options=options,
+        seed=seed,
+        sigma=sigma,
+    )
 
 
 def optimize_isotropic_dds(

@@ -5,15 +5,18 @@ It knows no search. A file is JSON; inputs are named by their index in the data 
 
 from __future__ import annotations
 
+import pickle  # for the name of its error only; nothing is unpickled
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.errors import DataError, InputError
 from ddsmoothing.models import first_error
+from ddsmoothing.smooth import check_sigma
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 KIND: Final = "ddsmoothing-sigmas"
@@ -23,7 +26,7 @@ class SigmaFile(BaseModel):
     """Sigmas by sample id.
 
     Attributes:
-        data: the data set's fingerprint.   model_sha256: None where the model has no hash.
+        data: the data set's fingerprint.   model: its identity (hash, or id where it has none).
         method: how they were chosen, with its options and seed.   sigma: by sample id, standard deviations.
     """
 
@@ -32,7 +35,7 @@ class SigmaFile(BaseModel):
     kind: Literal["ddsmoothing-sigmas"] = KIND
     schema_version: Literal[1] = 1
     data: dict[str, str | int]
-    model_sha256: str | None
+    model: str
     norm: Literal["l1", "l2"]
     method: str
     options: dict[str, Any]
@@ -46,11 +49,11 @@ class SigmaFile(BaseModel):
                 raise InputError(f"the sigma file has no sigma for sample {i}; it holds {len(self.sigma)} samples.")
         return np.array([self.sigma[i] for i in ids], dtype=np.float64)
 
-    def check(self, data: dict[str, str | int], model_sha256: str | None, norm: str) -> None:
+    def check(self, data: dict[str, str | int], model: str, norm: str) -> None:
         """Raise InputError unless the sigmas were chosen for this data set, model and norm."""
         for what, got, expected in (
             ("data set", data, self.data),
-            ("model", model_sha256, self.model_sha256),
+            ("model", model, self.model),
             ("norm", norm, self.norm),
         ):
             if got != expected:
@@ -65,3 +68,37 @@ def load_sigmas(path: str | Path) -> SigmaFile:
         raise DataError(f"cannot read the sigma file {path}: {error.strerror}.") from error
     except ValidationError as error:
         raise DataError(f"{path} is not a sigma file: {first_error(error)}.") from error
+
+
+def save_sigmas(file: SigmaFile, path: str | Path) -> None:
+    """Write a sigma file; DataError where that is not possible."""
+    try:
+        Path(path).write_text(file.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write the sigma file {path}: {error.strerror}.") from error
+
+
+def import_tensor(path: str | Path, ids: list[int]) -> NDArray[np.float64]:
+    """The 1-D tensor of thetas of 2021, one for each of ids by position.
+
+    Raises: DataError where it is not a plain tensor of so many positive numbers. No pickled code is run.
+    """
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is not a file of one plain tensor: {reason}") from error
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or not tensor.is_floating_point():
+        got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise DataError(f"{path} holds {got}, expected a 1-D floating-point tensor.")
+    if len(tensor) != len(ids):
+        raise DataError(f"{path} holds {len(tensor)} sigmas for {len(ids)} inputs; was it made with another --skip?")
+    return check_sigma(tensor, len(ids))
+
+
+def export_tensor(thetas: NDArray[np.float64], path: str | Path) -> None:
+    """Write thetas as the 1-D float32 tensor of 2021, by position."""
+    try:
+        torch.save(torch.from_numpy(thetas.astype(np.float32)), path)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"cannot write {path}: {error}.") from error
