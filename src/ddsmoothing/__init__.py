@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
     from ddsmoothing.evidence import ABSTAIN, Certification, Prediction
+    from ddsmoothing.memory import CertifiedMemory
     from ddsmoothing.models import load_model
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.runs import Run, SigmaPolicy, certify_run, load_run
@@ -35,6 +36,7 @@ _ROOMS = {
     "ABSTAIN": "evidence",
     "Certificate": "certificate",
     "Certification": "evidence",
+    "CertifiedMemory": "memory",
     "Dataset": "data",
     "DdsmoothingError": "errors",
     "L1Certificate": "certificate",
@@ -63,6 +65,7 @@ __all__ = [
     "ABSTAIN",
     "Certificate",
     "Certification",
+    "CertifiedMemory",
     "Dataset",
     "DdsmoothingError",
     "L1Certificate",

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from ddsmoothing.bounds import check_alpha, clopper_pearson_lower, clopper_pearson_upper
+from ddsmoothing.errors import InputError
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 CONFIDENCE = 0.95
@@ -59,8 +60,11 @@ def certified_accuracy_interval(
 def acr(results: Certified) -> float:
     """Average certified radius: the mean over ALL inputs of radius where correct, else 0.
 
+    Raises: InputError for a run that stopped sampling at a wanted radius.
     References: Zhai et al. 2020 (MACER), arXiv:2001.02378.
     """
+    if getattr(results, "stops_at_radius", False):
+        raise InputError("this run stopped sampling at a wanted radius, so its average radius means nothing.")
     return float(np.mean(np.where(results.correct, results.radius, 0.0)))
 
 

@@ -9,7 +9,8 @@ It knows nothing of what it reports on.
     │   └── InfeasibleError   no number of agreeing samples could give a certificate
     ├── ModelError            a model cannot be loaded or does not keep its contract
     ├── DataError             a data set or data file cannot be read
-    └── RunError              a run folder cannot be read or written
+    ├── RunError              a run folder cannot be read or written
+    └── StoreError            a certified memory cannot be opened, read or written
 """
 
 from __future__ import annotations
@@ -54,9 +55,18 @@ class RunError(DdsmoothingError):
     """A run folder cannot be read or written."""
 
 
+class StoreError(DdsmoothingError):
+    """The file of a certified memory cannot be opened, read or written, or belongs to something else."""
+
+
 def unknown(kind: str, got: str, known: Iterable[str]) -> str:
     """The message for an unknown name: the closest known one first, then all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(got, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}."
+
+
+def printable(text: str) -> str:
+    """Text from a file or a name, safe to show in one line: control and invisible characters become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
-from ddsmoothing.bounds import top_two_bounds
+from ddsmoothing.bounds import lower_of_looks, top_two_bounds
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.noise import grid_table
+from ddsmoothing.plan import Look
 
 ABSTAIN: Final = -1
 LEVEL_POINTWISE: Final = "pointwise"
@@ -93,12 +94,18 @@ class Certification(Evidence):
 
     Attributes:
         n0_counts: ``(B, K)`` int64, the pilot that chose the class.   counts: the fresh samples that bound it.
+        looks: for each input, the counts ``(n, k, alpha)`` that a bound may be taken from; see ``plan.Found``.
+        stopped: for each input, why no fresh samples were drawn (``planned``, ``wrong``, ..), or None.
         sampler: how many samples were drawn.   bound: ``one-class`` or ``two-class``.
+        coin: ``(B,)`` coins of the randomised bound, or None for the plain one.
     """
 
     n0_counts: NDArray[np.int64]
+    looks: tuple[tuple[Look, ...], ...]
+    stopped: tuple[str | None, ...]
     sampler: str
     bound: str
+    coin: NDArray[np.float64] | None = None
     level: str = LEVEL_POINTWISE
 
     @cached_property
@@ -109,9 +116,10 @@ class Certification(Evidence):
     @cached_property
     def _bounds(self) -> NDArray[np.float64]:
         rows = []
-        for top, counts, tv in zip(self.top, self.counts, self.tv, strict=True):
+        for i, (top, counts, tv) in enumerate(zip(self.top, self.counts, self.tv, strict=True)):
             others = int(np.delete(counts, top).max(initial=0))
-            rows.append(top_two_bounds(int(counts[top]), others, int(counts.sum()), self.alpha, self.bound, float(tv)))
+            lower = lower_of_looks(self.looks[i], None if self.coin is None else float(self.coin[i]))
+            rows.append(top_two_bounds(lower, others, int(counts.sum()), self.alpha, self.bound, float(tv)))
         return np.array(rows)
 
     @property
@@ -147,8 +155,9 @@ class Certification(Evidence):
 
     @property
     def reason(self) -> tuple[str, ...]:
-        """Why each row says what it says."""
-        return tuple("abstained" if gone else "certified" for gone in self.abstained)
+        """``certified``, ``abstained``, or why sampling stopped before there was anything to certify."""
+        pairs = zip(self.abstained, self.stopped, strict=True)
+        return tuple((stopped or "abstained") if gone else "certified" for gone, stopped in pairs)
 
     def outcome(self, labels: ArrayLike) -> Outcome:
         """These certificates against the true classes ``(B,)``, for analysis."""

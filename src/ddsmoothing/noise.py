@@ -63,6 +63,11 @@ def philox(seed: int, input_id: int, stream: int, block: int, part: int = 0) -> 
     return np.random.Philox(key=key, counter=counter)
 
 
+def coin(seed: int, input_id: int) -> float:
+    """The one coin of an input, uniform on (0, 1] in steps of 2^-53."""
+    return (int(philox(seed, input_id, Stream.COIN, 0).random_raw() >> 11) + 1) * 2.0**-53
+
+
 def rows_per_block(d: int) -> int:
     """Samples in one noise block of a d-dimensional input."""
     return max(1, BLOCK_CELLS // d)
@@ -299,17 +304,16 @@ class GridBlock:
         return philox(*self._key, part=1)
 
     def fill(self, out: NDArray[np.int16]) -> None:
-        """Write the next ``len(out)`` rows ``(rows, d)``."""
+        """Write the next ``len(out)`` rows ``(rows, d)`` into a contiguous array."""
         bits = self._bits.random_raw(len(out) * self._words).view(np.uint16)
         bits = bits.reshape(len(out), -1)[:, : self._d]
-        values = self._table.first.take(bits)
-        where = np.flatnonzero(values == _UNDECIDED)
+        self._table.first.take(bits, out=out, mode="clip")  # 16 bits never leave the table; "raise" would copy first
+        where = np.flatnonzero(out == _UNDECIDED)
         if where.size:
             rest = _DRAWN - _FIRST
             low = self._more_bits.random_raw(where.size) >> np.uint64(64 - rest)
             u = (bits.reshape(-1)[where].astype(np.uint64) << np.uint64(rest)) | low
-            values.reshape(-1)[where] = np.searchsorted(self._table.thresholds, u, side="right") + self._table.start
-        out[...] = values
+            out.reshape(-1)[where] = np.searchsorted(self._table.thresholds, u, side="right") + self._table.start
 
 
 class FloatBlock:

@@ -6,26 +6,29 @@ does not grow with the number of samples, and the counts do not depend on how th
 
 from __future__ import annotations
 
-import hashlib
-import math
+import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from threading import Event, Lock
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.devices import torch_threads, untouched
-from ddsmoothing.errors import InputError, ModelError, ShapeError
-from ddsmoothing.noise import LEVELS, FloatBlock, GridBlock, Noise, check_word, grid_table, noise_blocks
+from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.inputs import Batch
+from ddsmoothing.noise import LEVELS, FloatBlock, GridBlock, Noise, Stream, grid_table, noise_blocks
 
 LARGEST_BLOCK = 256
 BLOCK_ELEMENTS = 2**21  # input numbers in one forward pass, at most
 LARGEST_WORKERS = 8  # forward passes side by side
+PRECISIONS: Final[dict[str, torch.dtype | None]] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_PROBE, LARGEST_PROBE = 32, 1024  # rows of a forward pass that the probe tries
 SHARE_PASSES = 8  # forward passes in one share of the work, at least: only the last is padded
 
 Progress = Callable[[int], None]
@@ -52,97 +55,49 @@ class Request:
     first_block: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """Inputs made ready for sampling.
-
-    Attributes:
-        grid: int16 ``(B, d)``, the integers X of inputs ``X/255``.   values: the inputs ``(B, d)`` as given.
-        on_grid: ``(B,)`` bool.   ids: the noise key of each input.   sha256: of each input's bytes.
-        shape: of one input.   device, dtype: of the samples.
-    """
-
-    grid: NDArray[np.int16]
-    values: torch.Tensor
-    on_grid: NDArray[np.bool_]
-    ids: tuple[int, ...]
-    sha256: tuple[str, ...]
-    shape: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def d(self) -> int:
-        """Numbers in one input."""
-        return math.prod(self.shape)
-
-
-def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | None) -> Batch:
-    """Check a batch of inputs, find which lie on the 8-bit grid, and give each an id.
-
-    Args:
-        x: ``(B, ...)``, uint8 (taken as X/255) or floating point.
-        ids: one 64-bit integer an input, or None: the first 64 bits of the SHA-256 of the input's bytes.
-        device: where the base classifier runs; None means where x is.
-    Raises: ShapeError, InputError.
-    """
-    if not isinstance(x, torch.Tensor):
-        raise ShapeError(f"got {type(x).__name__}, expected a torch.Tensor (B, ...) of inputs.")
-    if x.ndim < 2 or len(x) == 0 or x[0].numel() == 0:
-        raise ShapeError(
-            f"got inputs of shape {tuple(x.shape)}, expected (B, ...) with at least one input; add x[None]?"
-        )
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ShapeError(f"got inputs of type {x.dtype}, expected uint8 (0..255) or floating point.")
-    device = device or x.device
-    flat = x.detach().flatten(1).cpu()
-    if flat.dtype == torch.uint8:
-        grid = flat.to(torch.int16)
-        flat = flat.to(torch.float32) / LEVELS
-        on_grid = torch.ones(len(flat), dtype=torch.bool)
-    else:
-        if not bool(torch.isfinite(flat).all()):
-            raise InputError("the inputs contain NaN or infinity, expected finite numbers.")
-        near = (flat.double() * LEVELS).round()
-        on_grid = ((near / LEVELS).to(flat.dtype) == flat).all(1) & ((near >= 0) & (near <= LEVELS)).all(1)
-        on_grid &= ((near.to(flat.dtype) / LEVELS) == flat).all(1)
-        grid = torch.where(on_grid[:, None], near, 0.0).to(torch.int16)
-    sha256 = tuple(_digest(g, v, bool(on)) for g, v, on in zip(grid.numpy(), flat, on_grid, strict=True))
-    return Batch(
-        grid=grid.numpy(),
-        values=flat,
-        on_grid=on_grid.numpy(),
-        ids=_ids(ids, sha256),
-        sha256=sha256,
-        shape=tuple(x.shape[1:]),
-        device=device,
-        dtype=flat.dtype,
-    )
-
-
-def _digest(grid: NDArray[np.int16], value: torch.Tensor, on_grid: bool) -> str:
-    """SHA-256 of an input's 8-bit integers, or of its little-endian float64 numbers if it is off the grid."""
-    data = grid.astype(np.uint8) if on_grid else value.double().numpy().astype("<f8")
-    return hashlib.sha256(data.tobytes()).hexdigest()
-
-
-def _ids(ids: Sequence[int] | None, sha256: tuple[str, ...]) -> tuple[int, ...]:
-    if ids is None:
-        return tuple(int(digest[:16], 16) for digest in sha256)
-    checked = tuple(check_word(int(i) if isinstance(i, np.integer) else i, "input id") for i in ids)
-    if len(checked) != len(sha256):
-        raise ShapeError(f"got {len(checked)} ids for {len(sha256)} inputs, expected one each.")
-    if len(set(checked)) != len(checked):
-        raise InputError("ids are not distinct; inputs that share an id would share their noise. Give each its own.")
-    return checked
-
-
 def default_block_size(d: int) -> int:
     """Rows of one forward pass for d-dimensional inputs."""
     return max(1, min(LARGEST_BLOCK, BLOCK_ELEMENTS // d))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """In which form noisy inputs reach the model: number type and memory format."""
+
+    dtype: torch.dtype | None
+    channels_last: bool
+
+
+class Engine:
+    """A base classifier made ready to run: cast, laid out and compiled copies of a module, or the model itself.
+
+    Args:
+        model: a module or callable; only modules can be cast, laid out or compiled.
+    """
+
+    def __init__(
+        self,
+        model: BaseClassifier,
+        *,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(unknown("precision", precision, PRECISIONS))
+        dtype = PRECISIONS[precision]
+        changed = dtype is not None or channels_last or compiled
+        if changed and not isinstance(model, torch.nn.Module):
+            raise InputError("precision, channels_last and compiled need a torch.nn.Module, got a bare callable.")
+        self.form = Form(dtype=dtype, channels_last=channels_last)
+        self.side_by_side = isinstance(model, torch.nn.Module) and not compiled
+        self.model = model
+        if changed:
+            assert isinstance(model, torch.nn.Module)
+            copied = copy.deepcopy(model).to(dtype=dtype)
+            if channels_last:
+                copied = copied.to(memory_format=torch.channels_last)
+            self.model = torch.compile(copied.eval()) if compiled else copied
 
 
 class ClassCounter:
@@ -153,8 +108,8 @@ class ClassCounter:
     threads inside one pass; a bare callable, which may have state, is called by one thread only.
     """
 
-    def __init__(self, model: BaseClassifier, noise: Noise, num_classes: int, block_size: int) -> None:
-        self._model, self._noise, self._classes, self._rows = model, noise, num_classes, block_size
+    def __init__(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> None:
+        self._engine, self._noise, self._classes, self._rows = engine, noise, num_classes, block_size
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -167,7 +122,7 @@ class ClassCounter:
             ModelError: the model's answer is not ``(B, K)`` or not finite.
         """
         threads = torch.get_num_threads()
-        workers = min(threads, LARGEST_WORKERS) if isinstance(self._model, torch.nn.Module) else 1
+        workers = min(threads, LARGEST_WORKERS) if self._engine.side_by_side else 1
         shares = self._shares(batch, requests, workers)
         stop, lock = Event(), Lock()
 
@@ -178,7 +133,7 @@ class ClassCounter:
                 with lock:
                     progress(samples)
 
-        with untouched(self._model), torch_threads(threads // workers), ThreadPoolExecutor(workers) as pool:
+        with untouched(self._engine.model), torch_threads(threads // workers), ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(self._count_share, batch, requests, seed, share, report) for share in shares]
             try:
                 return np.asarray(np.sum([future.result() for future in futures], axis=0), dtype=np.int64)
@@ -208,7 +163,8 @@ class ClassCounter:
         """Counts ``(len(requests), K)`` of one share, whose inputs are all on the grid or all off it."""
         on_grid = bool(batch.on_grid[requests[share[0].request].row])
         noise = np.zeros((self._rows, batch.d), dtype=np.int16 if on_grid else np.float64)
-        noisy = torch.zeros((self._rows, *batch.shape), dtype=batch.dtype, device=batch.device)
+        drawn = torch.from_numpy(noise)
+        flat = torch.zeros((self._rows, batch.d), dtype=batch.dtype, device=batch.device)
         counts = torch.zeros(len(requests) * self._classes, dtype=torch.int64, device=batch.device)
         ones = torch.ones(self._rows, dtype=torch.int64, device=batch.device)
         finite = torch.ones((), dtype=torch.bool, device=batch.device)
@@ -222,10 +178,11 @@ class ClassCounter:
                     rows += part.center
                     owner[used : used + part.rows] = part.request
                     used += part.rows
-                noisy.reshape(self._rows, -1).copy_(torch.from_numpy(noise))
+                flat.copy_(drawn)
                 if on_grid:
-                    noisy /= LEVELS  # integers are added first and divided once: see noise.py
-                logits = check_logits(self._model(noisy), self._rows, self._classes)[:used]
+                    flat /= LEVELS  # integers are added first and divided once: see noise.py
+                noisy = self._formed(flat.reshape(self._rows, *batch.shape))
+                logits = check_logits(self._engine.model(noisy), self._rows, self._classes)[:used]
                 finite &= torch.isfinite(logits).all()
                 counts.index_add_(0, owner[:used].to(batch.device) * self._classes + logits.argmax(1), ones[:used])
                 report(used)
@@ -235,6 +192,12 @@ class ClassCounter:
                     "be meaningless. Check its weights and the range of its inputs."
                 )
         return counts.reshape(len(requests), self._classes).cpu().numpy()
+
+    def _formed(self, noisy: torch.Tensor) -> torch.Tensor:
+        form = self._engine.form
+        if form.channels_last and noisy.ndim == 4:
+            return noisy.to(dtype=form.dtype or noisy.dtype, memory_format=torch.channels_last)
+        return noisy if form.dtype is None else noisy.to(form.dtype)
 
     def _passes(
         self, batch: Batch, requests: Sequence[Request], seed: int, share: list[_Piece], on_grid: bool
@@ -273,6 +236,29 @@ def check_logits(logits: object, rows: int, num_classes: int) -> torch.Tensor:
             f"is num_classes={num_classes} right?"
         )
     return logits
+
+
+def probe_block_size(engine: Engine, noise: Noise, num_classes: int, batch: Batch) -> int:
+    """The rows of one forward pass with the highest rate on this machine, among powers of two.
+
+    Larger blocks are tried until two in a row bring nothing; each is timed on the best of two runs.
+    """
+    largest = max(1, 4 * BLOCK_ELEMENTS // batch.d)
+    best, best_rate, worse = 1, 0.0, 0
+    size = min(largest, SMALLEST_PROBE)
+    while size <= min(largest, LARGEST_PROBE) and worse < 2:
+        counter = ClassCounter(engine, noise, num_classes, size)
+        request = Request(
+            row=0, sigma=0.25, stream=Stream.PILOT, n=2 * size * min(torch.get_num_threads(), LARGEST_WORKERS)
+        )
+        rate = 0.0
+        for seed in range(3):  # the first run only warms up
+            start = time.perf_counter()
+            counter.count(batch, [request], seed)
+            rate = max(rate, request.n / (time.perf_counter() - start)) if seed else 0.0
+        best, best_rate, worse = (size, rate, 0) if rate > best_rate else (best, best_rate, worse + 1)
+        size *= 2
+    return best
 
 
 class _StoppedError(Exception):

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ddsmoothing.bounds import check_alpha, check_bound, check_feasible, top_two_bounds
+from ddsmoothing.bounds import (
+    check_alpha,
+    check_bound,
+    check_count,
+    check_feasible,
+    clopper_pearson_lower,
+    top_two_bounds,
+)
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.devices import device_of, named_device, untouched
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, SigmaError
 from ddsmoothing.evidence import ABSTAIN, Certification, Prediction, top_if_clear, total_variation
-from ddsmoothing.noise import LARGEST_SIGMA, Stream, check_word
+from ddsmoothing.inputs import Batch, prepare
+from ddsmoothing.noise import LARGEST_SIGMA, Stream, check_word, coin, rows_per_block
+from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.sampling import (
     BaseClassifier,
-    Batch,
     ClassCounter,
+    Engine,
     Progress,
     Request,
     check_logits,
     default_block_size,
-    prepare,
+    probe_block_size,
 )
 
 
@@ -39,10 +51,20 @@ class SmoothedClassifier:
         certificate: ``L2Certificate()`` or ``L1Certificate()``.
         num_classes: K, at least 2.
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
+        precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
+            what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
     """
 
     def __init__(
-        self, model: BaseClassifier, certificate: Certificate, *, num_classes: int, block_size: int | None = None
+        self,
+        model: BaseClassifier,
+        certificate: Certificate,
+        *,
+        num_classes: int,
+        block_size: int | None = None,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
@@ -53,49 +75,103 @@ class SmoothedClassifier:
         if block_size is not None and block_size < 1:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
+        self.precision, self.channels_last, self.compiled = precision, channels_last, compiled
+        self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
 
     def certify(
         self,
         x: torch.Tensor,
         sigma: ArrayLike,
         *,
-        n0: int = 100,
-        n: int = 100_000,
+        n0: int | None = None,
+        n: int | None = None,
+        n_max: int | None = None,
+        radii: Sequence[float] | None = None,
+        sampler: Sampler | None = None,
         alpha: float = 0.001,
         bound: str = "one-class",
+        randomized: bool = False,
+        labels: ArrayLike | None = None,
         seed: int | None = None,
         ids: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Certification:
         """Certify every input at its own sigma.
 
-        The class is chosen on n0 samples; its probability is bounded on n fresh ones.
+        The class is chosen on a pilot; its probability is bounded on fresh samples.
 
         Args:
             x: ``(B, ...)``, uint8 or floating point in [0, 1] (normalisation belongs into the model).
             sigma: one number or ``(B,)``, standard deviation in the units of x.
-            n0, n: samples for selection and for estimation.   alpha: failure probability of each certificate.
+            n0, n: samples for selection (100) and estimation (100,000); giving either selects the sampler ``exact``,
+                giving neither ``plan``, which takes at most n_max (100,000); radii select ``target``. See ``plan``.
+            sampler: in place of these numbers.   alpha: failure probability of each certificate.
             bound: ``one-class`` (as in papers' tables) or ``two-class``; fixed before any sample is seen.
+            randomized: use the randomised bound; it depends on a coin, drawn once and kept.
+            labels: ``(B,)``: stop an input whose pilot class is another (reason ``wrong``).
             seed: None takes one from the operating system; a published seed lets an adversary look for failures.
             ids: noise keys; None takes them from the inputs' bytes.   progress: called with samples done.
         Raises: ShapeError, SigmaError, InfeasibleError, ModelError.
         References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
         """
-        check_count(n0, "n0")
-        check_feasible(n, alpha, bound)
-        check_bound(bound)
+        sampler = sampler or sampler_for(n0, n, n_max, radii)
+        sampler.check(check_alpha(alpha), check_bound(bound))
+        if randomized and bound != "one-class":
+            raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
         batch, sigmas = self._prepare(x, sigma, ids)
-        seed = checked_seed(seed)
-        start = time.perf_counter()
-        pilot = _requests(sigmas, Stream.PILOT, n0)
-        counts = self.count(batch, pilot + _requests(sigmas, Stream.CERTIFY, n), seed, progress)
+        seed, start = checked_seed(seed), time.perf_counter()
+        truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
+        if len(truth) != len(batch):
+            raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+        questions = [
+            Question(alpha, bound, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
+            for s, label in zip(sigmas, truth, strict=True)
+        ]
+        if isinstance(sampler, Target) and len(set(sigmas.tolist())) == 1:
+            sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
+        found = self._converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
         return Certification(
             **self._evidence(batch, sigmas, alpha, seed, start),
-            n0_counts=counts[: len(batch)],
-            counts=counts[len(batch) :],
-            sampler="exact",
+            n0_counts=np.array([one.n0_counts for one in found]),
+            counts=np.array([one.counts for one in found]),
+            looks=tuple(one.looks for one in found),
+            stopped=tuple(one.stopped for one in found),
+            sampler=sampler.name,
             bound=bound,
+            coin=np.array([coin(seed, i) for i in batch.ids]) if randomized else None,
         )
+
+    def _gap(self, sigma: float, p: float) -> float:
+        return float(self.certificate.estimate(np.array(sigma), np.array(p)))
+
+    def _converse(
+        self,
+        batch: Batch,
+        sigma: NDArray[np.float64],
+        talks: list[Conversation],
+        seed: int,
+        progress: Progress | None,
+    ) -> list[Found]:
+        """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
+        found: dict[int, Found] = {}
+        blocks: Counter[tuple[int, int]] = Counter()  # noise blocks of (row, stream) already used
+        wishes = {row: next(talk) for row, talk in enumerate(talks)}
+        while wishes:
+            requests = []
+            for row, draws in wishes.items():
+                for stream, n in draws:
+                    first = blocks[row, stream]
+                    requests.append(Request(row=row, sigma=float(sigma[row]), stream=stream, n=n, first_block=first))
+                    blocks[row, stream] += -(-n // rows_per_block(batch.d))
+            counts = iter(self.count(batch, requests, seed, progress))
+            following = {}
+            for row, draws in wishes.items():
+                try:
+                    following[row] = talks[row].send([next(counts) for _ in draws])
+                except StopIteration as end:
+                    found[row] = end.value
+            wishes = following
+        return [found[row] for row in range(len(talks))]
 
     def predict(
         self,
@@ -110,7 +186,7 @@ class SmoothedClassifier:
     ) -> Prediction:
         """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``."""
         check_count(n, "n")
-        if 2.0 * 0.5**n > check_alpha(alpha):
+        if 2.0 * 0.5 ** min(n, 1000) > check_alpha(alpha):
             needed = math.ceil(1.0 - math.log2(alpha))
             raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
         batch, sigmas = self._prepare(x, sigma, ids)
@@ -127,8 +203,18 @@ class SmoothedClassifier:
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> NDArray[np.int64]:
         """Class counts ``(len(requests), K)``; see ``sampling.ClassCounter``."""
-        counter = ClassCounter(self.model, self.certificate.noise, self.num_classes, self.block_rows(batch.d))
+        counter = ClassCounter(self._engine, self.certificate.noise, self.num_classes, self.block_rows(batch.d))
         return counter.count(batch, requests, seed, progress)
+
+    def with_block_size(self, block_size: int) -> SmoothedClassifier:
+        """The same classifier with another number of rows in one forward pass."""
+        other = copy.copy(self)
+        other.block_size = block_size
+        return other
+
+    def probe_block_size(self, batch: Batch) -> int:
+        """The fastest rows of one forward pass here, found by a short timed probe; the noise it uses is thrown away."""
+        return probe_block_size(self._engine, self.certificate.noise, self.num_classes, batch)
 
     def block_rows(self, d: int) -> int:
         """Rows of one forward pass for d-dimensional inputs."""
@@ -161,7 +247,10 @@ def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
     """One sigma for each of ``size`` inputs, float64; SigmaError or ShapeError if it is not usable."""
     if isinstance(sigma, torch.Tensor):
         sigma = sigma.detach().cpu().numpy()
-    values = np.asarray(sigma, dtype=np.float64)
+    try:
+        values = np.asarray(sigma, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise SigmaError(f"sigma is {sigma!r}, expected one number or one for each input.") from None
     if values.shape not in ((), (1,), (size,)):
         raise ShapeError(f"got sigma of shape {values.shape}, expected one number or one for each of {size} inputs.")
     for value in values.ravel():
@@ -175,12 +264,6 @@ def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
 
 def _requests(sigma: NDArray[np.float64], stream: Stream, n: int) -> list[Request]:
     return [Request(row=row, sigma=float(value), stream=stream, n=n) for row, value in enumerate(sigma)]
-
-
-def check_count(n: int, name: str) -> None:
-    """Raise InputError unless n is at least 1."""
-    if n < 1:
-        raise InputError(f"{name} is {n}, expected at least 1 sample.")
 
 
 def checked_seed(seed: int | None) -> int:
@@ -220,7 +303,8 @@ class Smooth:
         check_feasible(n, alpha)
         (pilot, _), (counts, tv) = self._counts(x, {Stream.PILOT: n0, Stream.CERTIFY: n}, batch_size, device)
         top = int(pilot.argmax())
-        p_lower, p_upper = top_two_bounds(int(counts[top]), 0, n, alpha, "one-class", tv)
+        lower = clopper_pearson_lower(int(counts[top]), n, alpha)
+        p_lower, p_upper = top_two_bounds(lower, 0, n, alpha, "one-class", tv)
         return (ABSTAIN, 0.0) if p_lower <= p_upper else (top, self.certificate.compute_gap(p_lower))
 
     def predict(

@@ -11,10 +11,12 @@ import sys
 import click
 
 from ddsmoothing.cli.certify import certify, predict
+from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
+from ddsmoothing.cli.memory import memory
 from ddsmoothing.cli.results import analyze, export, plot
 from ddsmoothing.cli.sigma import optimize, sigmas
-from ddsmoothing.errors import DdsmoothingError
+from ddsmoothing.errors import DdsmoothingError, printable
 
 INTERRUPTED = 75
 
@@ -32,7 +34,7 @@ def app() -> None:
     """
 
 
-for command in (demo, certify, predict, optimize, sigmas, analyze, plot, export):
+for command in (demo, certify, predict, optimize, sigmas, analyze, plot, export, memory, verify, doctor, attack):
     app.add_command(command)
 
 
@@ -41,7 +43,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = app.main(args, prog_name="ddsmoothing", standalone_mode=False)
     except DdsmoothingError as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()

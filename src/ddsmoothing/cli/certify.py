@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from ddsmoothing.smooth import SmoothedClassifier
 
 PLAUSIBLE_SIGMA = 4.0
+RUN_OPTIONS = (
+    *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed"),
+)
+RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
+    *("model", "data", "split", "norm", "sigma", "lambda_", "alpha", "skip", "maximum", "num_classes", "no_labels"),
+    *("precision", "channels_last", "compiled", "allow_large_sigma", "data_dependent", "sigma0", "sigma_min"),
+    *("sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound", "randomized"),
+    "model_id",
+)
 
 
 def _add(function: Callable[..., Any], options: list[Callable[..., Any]]) -> Callable[..., Any]:
@@ -27,8 +36,8 @@ def _add(function: Callable[..., Any], options: list[Callable[..., Any]]) -> Cal
 def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that takes a model and a data set."""
     options = [
-        click.option("--model", required=True, help="Shipped name, FILE.safetensors, or pkg.module:function."),
-        click.option("--data", required=True, help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y."),
+        click.option("--model", help="Shipped name, FILE.safetensors, or pkg.module:function."),
+        click.option("--data", help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y."),
         click.option("--split", default="test", show_default=True, help="test or train."),
         click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True),
         click.option("--skip", type=int, default=1, show_default=True, help="Take every so many-th input."),
@@ -36,7 +45,10 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
         click.option("--no-labels", is_flag=True, help="Accept data without labels."),
         click.option("--seed", type=int, help="Of the noise; default: from the operating system, and recorded."),
-        click.option("--block-size", type=int, help="Rows of one forward pass."),
+        click.option("--block-size", type=int, help="Rows of one forward pass; default: found by a short probe."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True),
+        click.option("--channels-last", is_flag=True, help="Run the model in this memory format."),
+        click.option("--compile", "compiled", is_flag=True, help="Run the model by torch.compile."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
         click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
     ]
@@ -68,39 +80,97 @@ Examples:
 @click.option("--sigma-min", type=float, help="Default: sigma0 / 4.")
 @click.option("--sigma-max", type=float, help="Default: 4 sigma0.")
 @click.option("--sigma-grid", help="Search this finite set only, such as 0.25,0.5,1.")
-@click.option("--n0", type=int, default=100, show_default=True, help="Samples that choose the class.")
-@click.option("--n", type=int, default=100_000, show_default=True, help="Fresh samples that bound its probability.")
+@click.option("--n0", type=int, help="Samples that choose the class (100); selects the sampler exact.")
+@click.option("--n", type=int, help="Fresh samples that bound its probability (100,000); selects exact.")
+@click.option("--n-max", type=int, help="At most so many for the planning sampler (100,000), the default one.")
+@click.option("--radius", type=float, help="Only ask whether this radius is certified: the fewest samples.")
+@click.option("--radii", help="The same for several, such as 0.25,0.5,1: a certified-accuracy table.")
+@click.option("--label-aware", is_flag=True, help="Stop inputs whose pilot class is wrong.")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
+@click.option("--randomized", is_flag=True, help="Randomised bound: larger by about 1 %, depends on a coin.")
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new run folder.")
-def certify(**options: Any) -> None:
-    """Certify inputs of a data set into a new run folder.
+@click.option("--budget", help="Stop in order after so long, such as 90s, 30m or 8h; continue later.")
+@click.option("--forecast", is_flag=True, help="Only print what it would cost, from a 2-second probe.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder: new, or of the same run to continue it.")
+@click.pass_context
+def certify(context: click.Context, /, **options: Any) -> None:
+    """Certify inputs of a data set into a run folder; repeat the command to continue an interrupted run.
 
     Sigma, lambda and radii are in pixels of [0, 1]. The certificates are of level `pointwise`: each holds for the
     classifier that uses that input's sigma everywhere.
     """
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.cli.results import print_table
+    from ddsmoothing.plan import sampler_for
     from ddsmoothing.runs import certify_run
-    from ddsmoothing.runs.certify import subset_ids
+    from ddsmoothing.runs.policy import subset_ids
 
+    if options["out"] is None and not options["forecast"]:
+        raise InputError("expected --out, the run folder to write (or --forecast).")
+    if options["out"] is not None:
+        recall(context, options)
+    radii, budget = wanted_radii(options), seconds_of(options["budget"])
     smoothed, data = load(options)
     policy = sigma_policy(options, smoothed, data)
-    inputs = len(subset_ids(data, options["skip"], options["maximum"]))
-    total = inputs * (policy.forwards + options["n0"] + options["n"])
-    with SampleProgress(total, f"certifying {inputs} inputs") as progress:
+    ids = subset_ids(data, options["skip"], options["maximum"])
+    sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
+    if options["forecast"]:
+        from ddsmoothing.runs.forecast import forecast
+
+        click.echo(forecast(smoothed, data, ids, policy, sampler, options["alpha"], options["bound"]).text())
+        return
+    with SampleProgress(len(ids) * (policy.forwards + sampler.largest()), f"certifying {len(ids)} inputs") as progress:
         run = certify_run(
             smoothed,
             data,
             policy,
             options["out"],
             model_name=options["model"],
+            radii=radii,
+            budget=budget,
+            command={key: options[key] for key in RECALLED},
             progress=progress,
-            **{key: options[key] for key in ("model_id", "n0", "n", "alpha", "bound", "skip", "maximum", "seed")},
+            **{key: options[key] for key in RUN_OPTIONS},
         )
     if data.y is not None:
         print_table([run])
     click.echo(f"{len(run)} results in {run.path} (seed {run.header.seed})")
+    if run.partial:
+        click.echo(f"partial: {run.header.subset.size - len(run)} inputs left; the same command continues it.")
+
+
+def recall(context: click.Context, options: dict[str, Any]) -> None:
+    """Take from the run in --out, if there is one, what the command line does not say."""
+    from ddsmoothing.runs.store import HEADER, load_header
+
+    if not (options["out"] / HEADER).exists():
+        return
+    for key, value in load_header(options["out"]).config.items():
+        if key in RECALLED and context.get_parameter_source(key) is click.core.ParameterSource.DEFAULT:
+            options[key] = value
+
+
+def wanted_radii(options: dict[str, Any]) -> list[float] | None:
+    """The radii of --radius or --radii."""
+    if options["radius"] is not None and options["radii"] is not None:
+        raise InputError("expected one of --radius and --radii.")
+    if options["radius"] is not None:
+        return [options["radius"]]
+    return None if options["radii"] is None else numbers(options["radii"], "--radii")
+
+
+def seconds_of(text: str | None) -> float | None:
+    """``90s``, ``30m``, ``8h`` or plain seconds."""
+    if text is None:
+        return None
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        value = float(text if unit is None else text[:-1]) * (unit or 1.0)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < float("inf"):
+        raise InputError(f"--budget is {text!r}, expected a time such as 90s, 30m or 8h.")
+    return value
 
 
 @click.command(
@@ -117,7 +187,7 @@ def predict(**options: Any) -> None:
     import json
 
     from ddsmoothing.cli.progress import SampleProgress
-    from ddsmoothing.runs.certify import check_labels, subset_ids
+    from ddsmoothing.runs.policy import check_labels, subset_ids
 
     smoothed, data = load(options)
     ids = subset_ids(data, options["skip"], options["maximum"])
@@ -153,6 +223,9 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
     from ddsmoothing.models import load_model, probe_classes
     from ddsmoothing.smooth import SmoothedClassifier
 
+    for key in ("model", "data"):
+        if not options[key]:
+            raise InputError(f"expected --{key}; see --help for what may stand there.")
     data = load_data(options["data"], split=options["split"], labels=not options["no_labels"])
     model = load_model(options["model"])
     device = named_device(options["device"])
@@ -160,7 +233,10 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
         model.to(device)
     classes = options["num_classes"] or probe_classes(model, data[:1][0].to(device))
     smoothed = SmoothedClassifier(
-        model, certificate_for(options["norm"]), num_classes=classes, block_size=options["block_size"]
+        model,
+        certificate_for(options["norm"]),
+        num_classes=classes,
+        **{key: options[key] for key in ("block_size", "precision", "channels_last", "compiled")},
     )
     return smoothed, data
 
@@ -191,7 +267,7 @@ def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Da
     """Where the options say that sigma comes from."""
     from ddsmoothing.models import model_identity
     from ddsmoothing.runs import SigmaPolicy
-    from ddsmoothing.runs.certify import subset_ids
+    from ddsmoothing.runs.policy import subset_ids
     from ddsmoothing.sigma.files import load_sigmas
 
     fixed = options["sigma"] is not None or options["lambda_"] is not None
@@ -224,12 +300,13 @@ def start_sigma(options: dict[str, Any], smoothed: SmoothedClassifier) -> float:
 
 
 def parse_grid(text: str | None, allowed: bool) -> list[float] | None:
+    """The sigmas of --sigma-grid."""
+    return None if text is None else [check_plausible(value, allowed) for value in numbers(text, "--sigma-grid")]
+
+
+def numbers(text: str, option: str) -> list[float]:
     """Numbers separated by commas."""
-    if text is None:
-        return None
     try:
-        return [check_plausible(float(part), allowed) for part in text.split(",")]
-    except ValueError as error:
-        if isinstance(error, SigmaError):
-            raise
-        raise InputError(f"--sigma-grid is {text!r}, expected numbers such as 0.25,0.5,1.") from None
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is {text!r}, expected numbers such as 0.25,0.5,1.") from None

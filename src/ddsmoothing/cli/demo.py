@@ -35,7 +35,7 @@ def demo(out: Path, seed: int) -> None:
     model, data = load_model(MODEL), load_data(DATA)
     spec = spec_of(model)
     assert spec is not None
-    smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=10)
+    smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=10, block_size=256)
     policies = {f"fixed-{sigma:g}": SigmaPolicy.fixed(sigma) for sigma in FIXED}
     policies["data-dependent"] = SigmaPolicy.search(spec.sigma0)
     inputs = len(range(0, len(data), SKIP))

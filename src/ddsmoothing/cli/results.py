@@ -31,8 +31,9 @@ def summary(run: Run, radii: Sequence[float]) -> dict[str, Any]:
         "inputs": len(run),
         "partial": run.partial,
         "subset": run.header.subset.model_dump(),
-        "acr": analysis.acr(run),
-        "acr_interval": analysis.acr_interval(run),
+        "sampler": run.header.sampler,
+        "acr": None if run.stops_at_radius else analysis.acr(run),
+        "acr_interval": None if run.stops_at_radius else analysis.acr_interval(run),
         "certified_accuracy": dict(zip(names, accuracy, strict=True)),
         "certified_accuracy_interval": dict(zip(names, interval, strict=True)),
         "abstained": float((run.prediction == -1).mean()),
@@ -67,8 +68,10 @@ def print_table(runs: Sequence[Run], radii: Sequence[float] | None = None) -> No
                 low, high = info["certified_accuracy_interval"][key]
                 permille = round(value * len(run)) * 1000 // len(run)
                 cells.append(f"{permille / 10:.1f}\n[dim]{100 * low:.0f}-{100 * high:.0f}[/dim]")
-            low, high = info["acr_interval"]
-            average = f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]"
+            average = "-"  # sampling stopped at a wanted radius, so larger ones were not looked for
+            if info["acr"] is not None:
+                low, high = info["acr_interval"]
+                average = f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]"
             table.add_row(escape(label), str(len(run)), *cells, average)
         Console(width=None if Console().is_terminal else 110).print(table)
     click.echo("Below each figure its 95 % interval over inputs. Radii in pixels of [0, 1].")

@@ -42,7 +42,7 @@ def optimize(**options: Any) -> None:
     """
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.errors import DataError, InputError
-    from ddsmoothing.runs.certify import subset_ids
+    from ddsmoothing.runs.policy import subset_ids
     from ddsmoothing.sigma import choose_sigmas, save_sigmas
     from ddsmoothing.sigma.search import SearchPlan
 
@@ -101,7 +101,7 @@ def import_(old: Path, **options: Any) -> None:
     With --norm l1 its numbers are half-widths lambda, as in 2021; the file holds standard deviations.
     """
     from ddsmoothing.models import model_identity
-    from ddsmoothing.runs.certify import subset_ids
+    from ddsmoothing.runs.policy import subset_ids
     from ddsmoothing.sigma import SigmaFile, save_sigmas
     from ddsmoothing.sigma.files import import_tensor
 

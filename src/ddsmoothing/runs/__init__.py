@@ -1,7 +1,8 @@
 """Run folders: what was asked (header.json) and what was found (results.jsonl, one self-contained row an input)."""
 
-from ddsmoothing.runs.certify import SigmaPolicy, certify_run
+from ddsmoothing.runs.certify import certify_run
 from ddsmoothing.runs.export import FORMATS, export_run
+from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run, load_run
 

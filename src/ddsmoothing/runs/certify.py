@@ -1,112 +1,42 @@
-"""One run: choose sigma, certify, and write each batch of rows as soon as it is there.
+"""One run: choose sigma, certify, and write each group of rows as soon as it is there.
 
-It is the only place where a sigma policy, a smoothed classifier and a run folder meet.
+It is the only place where a sigma policy, a smoothed classifier and a run folder meet. A run whose folder exists is
+continued: finished inputs are skipped, and the rest gets the noise it would have got.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike
 
-from ddsmoothing.bounds import check_feasible
+from ddsmoothing.bounds import check_alpha, check_bound
 from ddsmoothing.data import Dataset
-from ddsmoothing.errors import InputError
+from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.models import model_hash
-from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, Subset, rows_of
-from ddsmoothing.runs.store import Run, RunWriter, load_run
+from ddsmoothing.plan import Sampler, sampler_for
+from ddsmoothing.runs.policy import SigmaPolicy, check_labels, subset_ids
+from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, ResultRow, Subset, rows_of
+from ddsmoothing.runs.store import Run, RunWriter, load_header, load_run
 from ddsmoothing.sampling import Progress
-from ddsmoothing.sigma.search import SearchPlan, _grid, search_sigma
-from ddsmoothing.smooth import SmoothedClassifier, check_count, check_sigma, checked_seed
+from ddsmoothing.sigma.search import SigmaSearch, search_sigma
+from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
 
-GROUP_SAMPLES = 200_000  # samples between two moments at which rows reach the disk
-GROUP_INPUTS = 64
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SigmaPolicy:
-    """Where each input's sigma comes from.
-
-    Attributes:
-        kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order) or ``search``.
-        sigma: the sigma or sigmas of the first two.   sigma0, sigma_min, sigma_max, sigma_grid: of the search.
-    """
-
-    kind: Literal["fixed", "search", "file"]
-    sigma: float | NDArray[np.float64] | None = None
-    sigma0: float | None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    sigma_grid: tuple[float, ...] | None = None
-
-    @classmethod
-    def fixed(cls, sigma: float) -> SigmaPolicy:
-        """The same sigma everywhere."""
-        check_sigma(sigma, 1)
-        return cls(kind="fixed", sigma=sigma)
-
-    @classmethod
-    def given(cls, sigma: NDArray[np.float64]) -> SigmaPolicy:
-        """One sigma for each input of the run, in its order."""
-        return cls(kind="file", sigma=check_sigma(sigma, len(sigma)))
-
-    @classmethod
-    def search(
-        cls,
-        sigma0: float,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        sigma_grid: Sequence[float] | None = None,
-    ) -> SigmaPolicy:
-        """The forward-only search from sigma0, over a finite set or a range (default sigma0 / 4 .. 4 sigma0)."""
-        if sigma_grid is not None:
-            grid = tuple(float(s) for s in check_sigma(np.unique(sigma_grid), len(np.unique(sigma_grid))))
-            return cls(kind="search", sigma0=sigma0, sigma_grid=grid)
-        return cls(
-            kind="search",
-            sigma0=sigma0,
-            sigma_min=sigma0 / 4 if sigma_min is None else sigma_min,
-            sigma_max=sigma0 * 4 if sigma_max is None else sigma_max,
-        )
-
-    @property
-    def forwards(self) -> int:
-        """Samples an input that choosing costs."""
-        return SearchPlan().forwards if self.kind == "search" else 0
-
-    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
-        """Raise SigmaError or its kin if it could not serve ``size`` inputs."""
-        if self.kind != "search":
-            check_sigma(self.sigma, size)  # type: ignore[arg-type]
-        elif self.sigma0 is not None:
-            _grid(smoothed.certificate, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
-
-    def config(self) -> dict[str, Any]:
-        """The policy as a header shows it."""
-        return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
+GROUP_SECONDS = 10.0  # about the time between two moments at which rows reach the disk
+FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs
+NOT_COMPARED = {"created", "versions", "config"}  # what may differ when a run is continued
 
 
-def subset_ids(data: Dataset, skip: int, maximum: int | None) -> list[int]:
-    """Ids 0, skip, 2 skip, .., at most so many."""
-    if skip < 1 or (maximum is not None and maximum < 1):
-        raise InputError(f"skip={skip}, max={maximum}: expected whole numbers of at least 1.")
-    return list(range(0, len(data), skip))[:maximum]
-
-
-def check_labels(data: Dataset, ids: list[int], num_classes: int) -> None:
-    """Raise InputError if a label names no class of the model."""
-    if data.y is not None and (largest := int(data.y[ids].max())) >= num_classes:
-        raise InputError(
-            f"label {largest} is out of range for a model with {num_classes} classes (0..{num_classes - 1}); "
-            "this is another data set's model, or num_classes is wrong."
-        )
+class BudgetSpentError(Exception):
+    """The time given to a run is over."""
 
 
 def certify_run(
@@ -117,31 +47,45 @@ def certify_run(
     *,
     model_name: str,
     model_id: str | None = None,
-    n0: int = 100,
-    n: int = 100_000,
+    n0: int | None = None,
+    n: int | None = None,
+    n_max: int | None = None,
+    radii: Sequence[float] | None = None,
     alpha: float = 0.001,
     bound: str = "one-class",
+    randomized: bool = False,
+    label_aware: bool = False,
     skip: int = 1,
     maximum: int | None = None,
     seed: int | None = None,
+    budget: float | None = None,
+    command: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Certify inputs of a data set into a new run folder, level ``pointwise``.
+    """Certify inputs of a data set into a run folder, level ``pointwise``; continue the run if it is there already.
 
     Args:
         policy: where each input's sigma comes from; search noise and certification noise are never shared.
-        out: a folder that does not exist or is empty.   model_name: how the model was loaded; model_id: names a model
-            that has no hash.   skip, maximum: every so many-th input, at most so many of them.
-        n0, n, alpha, bound, seed, progress: as for ``SmoothedClassifier.certify``. An input's id is its index.
+        out: a new or empty folder, or that of the same run, interrupted.   model_name: how the model was loaded;
+            model_id: names a model that has no hash.   skip, maximum: every so many-th input, at most so many of them.
+        label_aware: stop inputs whose pilot class is wrong.   budget: stop in order after so many seconds; the run is
+            then partial and can be continued.   command: options to keep in the header, for a command line's use.
+        n0, n, n_max, radii, alpha, bound, randomized, seed, progress: as for ``SmoothedClassifier.certify``. An
+            input's id is its index. A seed left out is the header's when a run is continued.
     Raises: InputError and its kin before anything is written; ModelError, RunError.
     """
-    check_count(n0, "n0")
-    check_count(n0, "n0")
-    check_feasible(n, alpha, bound)
+    start, out = time.monotonic(), Path(out)
+    sampler = sampler_for(n0, n, n_max, radii)
+    sampler.check(check_alpha(alpha), check_bound(bound))
     ids = subset_ids(data, skip, maximum)
     check_labels(data, ids, smoothed.num_classes)
     policy.check(smoothed, len(ids))
+    if label_aware and data.y is None:
+        raise InputError("label-aware sampling needs labels, and this data set has none.")
+    before = load_header(out) if (out / "header.json").exists() else None
     batch = smoothed.prepare(data[ids[:1]][0])
+    size = smoothed.block_size or (smoothed.probe_block_size(batch) if before is None else before.block_size)
+    smoothed = smoothed.with_block_size(size)
     header = Header(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("ddsmoothing", "torch", "numpy")}},
@@ -153,53 +97,111 @@ def certify_run(
         level="pointwise",
         sigma_policy=policy.kind,
         sigma=float(policy.sigma) if isinstance(policy.sigma, (int, float)) else None,
-        sampler="exact",
+        sampler=sampler.name,
+        sampler_options=dataclasses.asdict(sampler),
         bound=bound,
-        n0=n0,
-        n=n,
+        randomized=randomized,
+        label_aware=label_aware,
         alpha=alpha,
-        seed=checked_seed(seed),
+        seed=before.seed if before is not None and seed is None else checked_seed(seed),
         dtype=str(batch.dtype).removeprefix("torch."),
+        precision=smoothed.precision,
+        channels_last=smoothed.channels_last,
+        compiled=smoothed.compiled,
         device=str(batch.device),
-        block_size=smoothed.block_rows(batch.d),
-        config=policy.config(),
+        block_size=size,
+        policy=policy.config(),
+        config=command or {},
     )
-    writer = RunWriter(Path(out), header)
-    try:
-        for rows in _groups(len(ids), policy.forwards + n0 + n):
-            group = [ids[i] for i in rows]
-            x, y = data[group]
-            found = None
-            if policy.kind == "search":
-                assert policy.sigma0 is not None
-                found = search_sigma(
-                    smoothed,
-                    x,
-                    sigma0=policy.sigma0,
-                    sigma_min=policy.sigma_min,
-                    sigma_max=policy.sigma_max,
-                    sigma_grid=policy.sigma_grid,
-                    n=n,
-                    alpha=alpha,
-                    seed=header.seed,
-                    ids=group,
-                    progress=progress,
-                )
-                sigma = found.sigma
-            else:
-                assert policy.sigma is not None
-                sigma = check_sigma(policy.sigma, len(ids))[rows]
-            result = smoothed.certify(
-                x, sigma, n0=n0, n=n, alpha=alpha, bound=bound, seed=header.seed, ids=group, progress=progress
-            )
-            writer.append(rows_of(result, None if data.y is None else y.tolist(), found))
-    finally:
-        writer.close()
-        writer.remove_if_empty()
+    if before is not None:
+        header = _continued(before, header, out)
+    work = _Work(smoothed, data, policy, header, sampler, dict(zip(ids, range(len(ids)), strict=True)))
+    with RunWriter(out, header) as writer:
+        left = [i for i in ids if i not in writer.done]
+        _certify_all(work, left, writer, None if budget is None else start + budget, progress)
     return load_run(out)
 
 
-def _groups(total: int, samples: int) -> Iterator[list[int]]:
-    size = max(1, min(GROUP_INPUTS, GROUP_SAMPLES // max(1, samples)))
-    for start in range(0, total, size):
-        yield list(range(start, min(total, start + size)))
+def _continued(before: Header, now: Header, out: Path) -> Header:
+    """The header of the run in ``out``; RunError naming what was asked otherwise this time."""
+    old, new = (header.model_dump(mode="json") for header in (before, now))
+    names = [key for key in old if key not in NOT_COMPARED and old[key] != new[key]]
+    if names:
+        details = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in names[:3])
+        raise RunError(f"{out} holds another run ({details}). Give another --out, or the same options to continue it.")
+    return before
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is needed to certify any group of inputs; position: of each id in the run."""
+
+    smoothed: SmoothedClassifier
+    data: Dataset
+    policy: SigmaPolicy
+    header: Header
+    sampler: Sampler
+    position: dict[int, int]
+
+    def rows(self, group: list[int], progress: Progress | None) -> list[ResultRow]:
+        """Choose sigma for these ids, certify them, and make their rows."""
+        x, y = self.data[group]
+        header, found = self.header, None
+        if self.policy.kind == "search":
+            found = self._search(x, group, progress)
+        labels = None if self.data.y is None else y.tolist()
+        result = self.smoothed.certify(
+            x,
+            self._sigma(group) if found is None else found.sigma,
+            sampler=self.sampler,
+            alpha=header.alpha,
+            bound=header.bound,
+            randomized=header.randomized,
+            labels=labels if header.label_aware else None,
+            seed=header.seed,
+            ids=group,
+            progress=progress,
+        )
+        return rows_of(result, labels, found)
+
+    def _search(self, x: torch.Tensor, group: list[int], progress: Progress | None) -> SigmaSearch:
+        assert self.policy.sigma0 is not None
+        return search_sigma(
+            self.smoothed,
+            x,
+            **{**self.policy.config(), "sigma0": self.policy.sigma0},
+            n=self.sampler.largest(),
+            alpha=self.header.alpha,
+            seed=self.header.seed,
+            ids=group,
+            progress=progress,
+        )
+
+    def _sigma(self, group: list[int]) -> ArrayLike:
+        assert self.policy.sigma is not None
+        return check_sigma(self.policy.sigma, len(self.position))[[self.position[i] for i in group]]
+
+
+def _certify_all(
+    work: _Work, left: list[int], writer: RunWriter, deadline: float | None, progress: Progress | None
+) -> None:
+    """Certify group after group; the size of groups follows their duration, and the results do not depend on it."""
+
+    def report(samples: int) -> None:
+        if deadline is not None and time.monotonic() > deadline:
+            raise BudgetSpentError
+        if progress is not None:
+            progress(samples)
+
+    size, done = FIRST_GROUP, 0
+    try:
+        while done < len(left):
+            start = time.monotonic()
+            group = left[done : done + size]
+            writer.append(work.rows(group, report))
+            done += len(group)
+            seconds = (time.monotonic() - start) / len(group)
+            size = max(1, min(LARGEST_GROUP, 2 * size, int(GROUP_SECONDS / max(seconds, 1e-9))))
+    except BudgetSpentError:
+        if not writer.done and not done:
+            raise RunError("the budget was spent before the first input was finished; give more.") from None

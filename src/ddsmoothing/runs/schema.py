@@ -51,8 +51,11 @@ class Header(_Strict):
     """``header.json``: everything that defines a run.
 
     Attributes:
+        sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
+            stopped.   dtype: of the inputs; precision, channels_last, compiled, device, block_size: of the model's run.
         sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
-        config: all options as resolved.   level: what the certificates hold for; with ``fixed`` all levels coincide.
+        policy: options of the search.   config: options of the command that made it.
+        level: what the certificates hold for; with ``fixed`` all levels coincide.
         versions: of the packages that made it.   created: UTC, ISO 8601.
     """
 
@@ -68,14 +71,19 @@ class Header(_Strict):
     sigma_policy: Literal["fixed", "search", "file"]
     sigma: float | None
     sampler: str
+    sampler_options: dict[str, Any]
     bound: str
-    n0: Count
-    n: Count
+    randomized: bool
+    label_aware: bool
     alpha: Probability
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     dtype: str
+    precision: str
+    channels_last: bool
+    compiled: bool
     device: str
     block_size: Annotated[int, Field(ge=1)]
+    policy: dict[str, Any]
     config: dict[str, Any]
 
 
@@ -93,14 +101,37 @@ class SigmaChoice(_Strict):
     samples: Count
 
 
+class MemoryNote(_Strict):
+    """What a certified memory made of a row; numbers of regions and attempts are those of its file.
+
+    Attributes:
+        kind: ``kept``, ``cut`` (by the region ``by``), ``answered`` (from the region ``by``) or ``abstained``.
+        certified: the run's radius at the memory's alpha, before any rule.   prediction: the run's class.
+        region: the one stored for this row.   attempt, alpha: its share of the memory's risk; None where answered.
+        floor: radius that holds in any order of queries, where it was asked for.
+    """
+
+    kind: Literal["kept", "cut", "answered", "abstained"]
+    certified: Annotated[float, Field(ge=0.0)]
+    prediction: Annotated[int, Field(ge=-1)]
+    by: Count | None = None
+    region: Count | None = None
+    attempt: Count | None = None
+    alpha: Probability | None = None
+    floor: Annotated[float, Field(ge=0.0)] | None = None
+
+
 class ResultRow(_Strict):
     """One line of ``results.jsonl``: evidence (counts and how they were drawn) and the claims that follow from it.
 
     Attributes:
         lambda_: half-width of uniform noise (``lambda`` in the file), None for Gaussian noise.
         tv: bound on the total-variation distance of the drawn noise to the theorem's, subtracted from the bound.
+        looks: counts ``(n, k, alpha)`` of the top class that a lower bound may be taken from; the largest is.
+        coin: of the randomised bound, None for the plain one.
         choice: how a search chose sigma, None without one.   samples: n0 + n.
         seconds: wall time of choice and certification, the batch's divided by its inputs.
+        memory: what a certified memory made of it, at level ``memory``.
     """
 
     id: Annotated[int, Field(ge=0, lt=2**64)]
@@ -124,8 +155,11 @@ class ResultRow(_Strict):
     choice: SigmaChoice | None
     n0_counts: tuple[Count, ...]
     n_counts: tuple[Count, ...]
+    looks: tuple[tuple[Count, Count, Probability], ...]
+    coin: Annotated[float, Field(gt=0.0, le=1.0)] | None
     samples: Count
     seconds: Annotated[float, Field(ge=0.0)]
+    memory: MemoryNote | None = None
 
 
 def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch | None = None) -> list[ResultRow]:
@@ -154,6 +188,8 @@ def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch 
             choice=None if found is None else _choice(found, i),
             n0_counts=tuple(result.n0_counts[i].tolist()),
             n_counts=tuple(result.counts[i].tolist()),
+            looks=result.looks[i],
+            coin=None if result.coin is None else float(result.coin[i]),
             samples=int(result.samples[i]),
             seconds=share,
         )

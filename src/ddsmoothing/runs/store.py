@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,10 @@ from pydantic import ValidationError
 
 from ddsmoothing.errors import RunError
 from ddsmoothing.models import first_error
+from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import Header, ResultRow
 
-HEADER, RESULTS = "header.json", "results.jsonl"
+HEADER, RESULTS, LOCK = "header.json", "results.jsonl", "lock"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +52,11 @@ class Run:
     def partial(self) -> bool:
         """True where inputs of the subset are still missing."""
         return len(self.rows) < self.header.subset.size
+
+    @property
+    def stops_at_radius(self) -> bool:
+        """True where sampling stopped at a wanted radius: larger radii were not looked for, and ACR means nothing."""
+        return SAMPLERS[self.header.sampler].adaptive_radius if self.header.sampler in SAMPLERS else False
 
     def _column(self, name: str, dtype: Any) -> NDArray[Any]:
         return np.array([getattr(row, name) for row in self.rows], dtype=dtype)
@@ -97,18 +105,43 @@ class Run:
 
 
 class RunWriter:
-    """Appends rows to a new run folder."""
+    """Appends rows to a run folder, new or interrupted; a folder that got no row is taken away again at the end.
+
+    Attributes:
+        done: ids of the rows that are there already.
+    """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise RunError(f"{path} exists and is not empty; give another --out, or remove it.")
-            write_durably(path / HEADER, header.model_dump_json(indent=2) + "\n")
-            self._file = (path / RESULTS).open("a", encoding="utf-8")
+            if not (path / HEADER).exists():
+                if any(path.iterdir()):
+                    raise RunError(f"{path} exists and is not a run folder; give another --out, or empty it.")
+                write_durably(path / HEADER, header.model_dump_json(indent=2) + "\n")
+            with ExitStack() as undo:
+                self._lock = undo.enter_context((path / LOCK).open("a"))
+                _take(self._lock, path)
+                undo.callback((path / LOCK).unlink)
+                _drop_torn_line(path / RESULTS)
+                self.done = {row.id for row in _read_rows(path, header)} if (path / RESULTS).exists() else set()
+                self._file = (path / RESULTS).open("a", encoding="utf-8")
+                undo.pop_all()
         except OSError as error:
             raise RunError(f"cannot write the run folder {path}: {error.strerror}. Choose another --out.") from error
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: object, error: object, at: object) -> None:
+        self._file.close()
+        if (self.path / RESULTS).stat().st_size == 0:
+            (self.path / RESULTS).unlink()
+            (self.path / HEADER).unlink()
+        (self.path / LOCK).unlink()
+        self._lock.close()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def append(self, rows: Iterable[ResultRow]) -> None:
         """Write rows and wait until they are on disk."""
@@ -119,16 +152,23 @@ class RunWriter:
         except OSError as error:
             raise RunError(f"cannot append to {self.path / RESULTS}: {error.strerror}.") from error
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
-    def remove_if_empty(self) -> None:
-        """Take the folder away again if no row was written, so that the command can be repeated."""
-        if (self.path / RESULTS).stat().st_size == 0:
-            (self.path / RESULTS).unlink()
-            (self.path / HEADER).unlink()
-            self.path.rmdir()
+def _take(lock: IO[str], path: Path) -> None:
+    """Hold the folder for this process; the system frees it when the process ends, however it ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"another process is writing to {path}; wait for it, or give another --out.") from None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a crash left of a last line without its end."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -141,19 +181,34 @@ def write_durably(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def load_header(folder: Path) -> Header:
+    """Read ``header.json``; RunError where it is missing or of another schema."""
+    try:
+        return Header.model_validate_json((folder / HEADER).read_bytes())
+    except OSError as error:
+        raise RunError(f"{folder} is not a run folder: {HEADER}: {error.strerror}.") from error
+    except ValidationError as error:
+        raise RunError(f"{folder / HEADER} is not a header this version reads: {first_error(error)}.") from error
+
+
 def load_run(path: str | Path) -> Run:
     """Read a run folder.
 
     Raises: RunError where it is missing, of another schema, or damaged, naming file and line.
     """
     folder = Path(path)
+    header = load_header(folder)
+    rows = _read_rows(folder, header)
+    if not rows:
+        raise RunError(f"{folder} has no results yet.")
+    return Run(path=folder, header=header, rows=tuple(sorted(rows, key=lambda row: row.id)))
+
+
+def _read_rows(folder: Path, header: Header) -> list[ResultRow]:
     try:
-        header = Header.model_validate_json((folder / HEADER).read_bytes())
         lines = (folder / RESULTS).read_bytes().splitlines()
     except OSError as error:
-        raise RunError(f"{folder} is not a run folder: {Path(error.filename).name}: {error.strerror}.") from error
-    except ValidationError as error:
-        raise RunError(f"{folder / HEADER} is not a header this version reads: {first_error(error)}.") from error
+        raise RunError(f"{folder} is not a run folder: {RESULTS}: {error.strerror}.") from error
     rows: dict[int, ResultRow] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -165,6 +220,4 @@ def load_run(path: str | Path) -> Run:
         if row.level != header.level or row.norm != header.norm:
             raise RunError(f"{folder / RESULTS}, line {number}: its level or norm is not the header's.")
         rows[row.id] = row
-    if not rows:
-        raise RunError(f"{folder} has no results yet.")
-    return Run(path=folder, header=header, rows=tuple(rows[key] for key in sorted(rows)))
+    return list(rows.values())

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.errors import InputError, SigmaError
+from ddsmoothing.inputs import Batch
 from ddsmoothing.noise import Stream
-from ddsmoothing.sampling import Batch, Progress, Request
+from ddsmoothing.sampling import Progress, Request
 from ddsmoothing.sigma.score import certified_scores
 from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
 
@@ -106,7 +107,7 @@ def search_sigma(
     check_alpha(alpha)
     seed, start = checked_seed(seed), time.perf_counter()
     batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
-    grid = _grid(certificate, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
+    grid = search_grid(certificate, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
     counter = _Counter(smoothed, batch, seed, progress)
     pilot = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0].argmax(1)
     anchor, rows = pilot, np.arange(len(batch))[:, None]
@@ -153,7 +154,7 @@ class _Counter:
         return counts.reshape(*sigma.shape, -1)
 
 
-def _grid(
+def search_grid(
     certificate: Certificate,
     sigma0: float,
     sigma_min: float | None,
@@ -175,7 +176,7 @@ def _grid(
         raise SigmaError(f"sigma_min={low} and sigma_max={high}, expected sigma_min < sigma_max.")
     if not low <= sigma0 <= high:
         raise InputError(f"sigma0={sigma0} lies outside [{low}, {high}]; give sigma_min and sigma_max that contain it.")
-    return certificate.noise.snap(np.geomspace(low, high, size)).clip(low, high)
+    return np.unique(certificate.noise.snap(np.geomspace(low, high, size)).clip(low, high))
 
 
 def _of_class(scores: NDArray[np.float64], anchor: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -196,8 +197,9 @@ def _peak(
     for score, weight, columns in zip(scores, weights, window, strict=True):
         u, y = np.log(grid[columns]), score[columns]
         peak = u[y.argmax()]
-        curve = np.polyfit(u - u.mean(), y, 2, w=np.sqrt(weight[columns]))
-        if curve[0] < 0.0:
-            peak = np.clip(u.mean() - curve[1] / (2.0 * curve[0]), u[0], u[-1])
+        if len(u) > 2:
+            curve = np.polyfit(u - u.mean(), y, 2, w=np.sqrt(weight[columns]))
+            if curve[0] < 0.0:
+                peak = np.clip(u.mean() - curve[1] / (2.0 * curve[0]), u[0], u[-1])
         peaks.append(float(np.exp(peak)))
     return np.array(peaks)

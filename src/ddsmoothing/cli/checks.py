@@ -1,0 +1,264 @@
+"""``ddsmoothing verify``, ``doctor`` and ``attack``: what tries to find fault with a run, a model, a certificate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddsmoothing.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from ddsmoothing.data import Dataset
+    from ddsmoothing.doctor import Check
+    from ddsmoothing.runs import Run
+    from ddsmoothing.runs.attack import AttackReport
+    from ddsmoothing.runs.resample import Redrawn
+    from ddsmoothing.smooth import SmoothedClassifier
+    from ddsmoothing.verify import Verification
+
+SHOWN = 20  # findings and violations in a text
+RUN = click.argument("run", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="One object.")
+MARKS = {"ok": "ok  ", "note": "    ", "warn": "WARN", "fail": "FAIL"}
+
+
+def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model and the data of a run are now."""
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
+        click.option("--data", help="The run's data set; needed unless it is a shipped one."),
+        click.option("--model", help="The run's model; needed unless it is a shipped one."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ddsmoothing verify runs/dds
+  ddsmoothing verify runs/dds --resample 5 --model net.safetensors --data test.npz"""
+)
+@RUN
+@click.option("--resample", type=click.IntRange(min=1), help="Draw so many inputs again and compare their counts.")
+@_place_options
+@JSON
+def verify(run: Path, resample: int | None, model: str | None, data: str | None, device: str, as_json: bool) -> int:
+    """Recompute every bound and radius of a run from its counts, on an independent path.
+
+    Exit code 1 if anything does not hold; the row is named. See docs/verification.md for what this proves.
+    """
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.runs import load_run
+    from ddsmoothing.verify import verify_run
+
+    found = verify_run(run)
+    drawn: list[Redrawn] = []
+    if resample is not None:
+        from ddsmoothing.runs.resample import resample_run
+
+        loaded = load_run(run)
+        smoothed, dataset = _again(loaded, model, data, device)
+        with SampleProgress(
+            resample * max(row.samples for row in loaded.rows), f"drawing {resample} again"
+        ) as progress:
+            drawn = resample_run(loaded, smoothed, dataset, resample, progress=progress)
+    (_show_json if as_json else _show_verification)(found, drawn)
+    return 0 if found.ok and not any(one.message for one in drawn) else 1
+
+
+def _show_json(found: Verification, drawn: list[Redrawn]) -> None:
+    from dataclasses import asdict
+
+    value = {
+        "run": str(found.path),
+        "ok": found.ok and not any(one.message for one in drawn),
+        "rows": found.rows,
+        "inputs_of": found.d,
+        "findings": [asdict(finding) for finding in found.findings],
+        "resampled": [asdict(one) for one in drawn],
+    }
+    click.echo(json.dumps(value, indent=2))
+
+
+def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
+    for finding in found.findings[:SHOWN]:
+        click.echo(printable(str(finding)))
+    if len(found.findings) > SHOWN:
+        click.echo(f".. and {len(found.findings) - SHOWN} more")
+    for one in drawn:
+        if one.message:
+            click.echo(f"input {one.id}: {one.message}")
+    bad = len({f.line for f in found.findings if f.line is not None})
+    if found.ok:
+        click.echo(f"{found.rows} rows: every bound, class and radius follows from its counts.")
+    else:
+        click.echo(f"{found.rows} rows, {bad} with findings; {len(found.findings)} findings in all.")
+    if drawn:
+        same = sum(one.message is None for one in drawn)
+        click.echo(f"{same} of {len(drawn)} inputs drawn again have the same counts.")
+
+
+def _again(run: Run, model: str | None, data: str | None, device: str) -> tuple[SmoothedClassifier, Dataset]:
+    """The smoothed classifier and data of a run. Names that a file holds are loaded only if they are shipped ones."""
+    from ddsmoothing import data as data_module
+    from ddsmoothing import models
+
+    header = run.header
+    names = {"model": (model, header.model.name, models.SHIPPED), "data": (data, header.data.name, data_module.SHIPPED)}
+    chosen = {}
+    for key, (given, stored, shipped) in names.items():
+        if given is None and stored not in shipped:
+            raise InputError(f"the run's {key} was {stored!r}; give --{key}, since names in files are not loaded.")
+        chosen[key] = given or stored
+    options = {"split": header.data.split, "no_labels": True, "device": device, "norm": header.norm, **chosen}
+    engine = {key: getattr(header, key) for key in ("block_size", "precision", "channels_last", "compiled")}
+    return _load(options, header.num_classes, **engine)
+
+
+def _load(options: dict[str, Any], classes: int | None, **engine: Any) -> tuple[SmoothedClassifier, Dataset]:
+    import torch
+
+    from ddsmoothing.certificate import certificate_for
+    from ddsmoothing.data import load_data
+    from ddsmoothing.devices import named_device
+    from ddsmoothing.models import load_model, probe_classes
+    from ddsmoothing.smooth import SmoothedClassifier
+
+    data = load_data(options["data"], split=options["split"], labels=not options["no_labels"])
+    model, device = load_model(options["model"]), named_device(options["device"])
+    if isinstance(model, torch.nn.Module):
+        model.to(device)
+    classes = classes or probe_classes(model, data[:1][0].to(device))
+    return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine), data
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddsmoothing doctor --model net.safetensors --data test.npz --sigma 0.25 --n 10000"""
+)
+@click.option("--model", required=True, help="Shipped name, FILE.safetensors, or pkg.module:function.")
+@click.option("--data", required=True, help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y.")
+@click.option("--split", default="test", show_default=True, help="test or train.")
+@click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True)
+@click.option("--sigma", type=float, help="Default: the model's training sigma, if it says.")
+@click.option("--n", type=int, default=100_000, show_default=True, help="Samples an input, to be held against alpha.")
+@click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input.")
+@click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
+@click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed.")
+@click.option("--no-labels", is_flag=True, help="Accept data without labels.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+@click.option("--out", type=click.Path(path_type=Path), help="Where results will go.")
+@JSON
+def doctor(**options: Any) -> int:
+    """Look for what would waste hours: model, data, numbers and machine, on one page.
+
+    Exit code 1 if something would make certification worthless.
+    """
+    from ddsmoothing.doctor import FAIL, examine
+    from ddsmoothing.models import spec_of
+    from ddsmoothing.smooth import check_sigma
+
+    smoothed, data = _load(options, options["num_classes"])
+    spec = spec_of(smoothed.model)
+    sigma = options["sigma"] if options["sigma"] is not None or spec is None else spec.sigma0
+    if sigma is not None:
+        check_sigma(sigma, 1)
+    numbers = {key: options[key] for key in ("n", "alpha", "bound", "out")}
+    checks = examine(smoothed, data, sigma=sigma, **numbers)
+    show_checks(checks, options["as_json"])
+    return 1 if any(check.status == FAIL for check in checks) else 0
+
+
+def show_checks(checks: list[Check], as_json: bool = False) -> None:
+    """One line a check."""
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in checks], indent=2))
+        return
+    for check in checks:
+        click.echo(printable(f"{MARKS[check.status]} {check.name:<13} {check.message}"))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ddsmoothing attack runs/dds --max 20
+  ddsmoothing attack runs/dds --as stateless --max 20"""
+)
+@RUN
+@_place_options
+@click.option("--factors", default="0.5,0.9,0.999,1.5,2", show_default=True, help="Multiples of each radius.")
+@click.option("--as", "level", type=click.Choice(["pointwise", "stateless"]), default="pointwise", show_default=True)
+@click.option("--steps", type=int, default=20, show_default=True, help="Gradient steps.")
+@click.option("--samples", type=int, default=32, show_default=True, help="Noisy copies in each step.")
+@click.option("--restarts", type=int, default=2, show_default=True)
+@click.option("--n", type=int, default=1000, show_default=True, help="Samples of each answer at an attacked point.")
+@click.option("--max", "maximum", type=click.IntRange(min=1), help="At most so many certified inputs.")
+@click.option("--seed", type=int, help="Default: from the operating system.")
+@JSON
+def attack(run: Path, factors: str, **options: Any) -> int:
+    """Attack each certified input of a run by gradients, inside its radius and outside.
+
+    Exit code 1 if there are more violations inside than alpha explains. `--as stateless` chooses sigma again at every
+    attacked point; certificates of level `pointwise` do not cover that, and violations are to be expected.
+    """
+    from ddsmoothing.attacks import Attack
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.runs import load_run
+    from ddsmoothing.runs.attack import attack_run
+
+    try:
+        values = [float(part) for part in factors.split(",")]
+    except ValueError:
+        raise InputError(f"--factors is {factors!r}, expected numbers such as 0.9,0.999,1.5.") from None
+    plan = Attack(**{key: options[key] for key in ("steps", "samples", "restarts")})
+    loaded = load_run(run)
+    smoothed, data = _again(loaded, options["model"], options["data"], options["device"])
+    total = len(values) * min(len(loaded), options["maximum"] or len(loaded))
+    with SampleProgress(total, "attacking", "attacks") as progress:
+        rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
+        report = attack_run(loaded, smoothed, data, factors=values, attack=plan, progress=progress, **rest)
+    (_attack_json if options["as_json"] else _attack_text)(report)
+    return 1 if report.contradicted and report.level == "pointwise" else 0
+
+
+def _attack_json(report: AttackReport) -> None:
+    from dataclasses import asdict
+
+    value = asdict(report) | {
+        "abstained": {f"{factor:g}": count for factor, count in report.abstained.items()},
+        "violations_inside": len(report.inside),
+        "smallest": None if report.smallest is None else asdict(report.smallest),
+        "contradicted": report.contradicted,
+    }
+    click.echo(json.dumps(value, indent=2))
+
+
+def _attack_text(report: AttackReport) -> None:
+    click.echo(f"{report.inputs} certified inputs, {report.norm.upper()}, level {report.level}, seed {report.seed}")
+    click.echo("radius x  violations  abstained")
+    for factor in report.factors:
+        click.echo(f"{factor:<8g}  {len(report.at(factor)):>10}  {report.abstained[factor]:>9}")
+    for violation in report.inside[:SHOWN]:
+        click.echo(
+            f"input {violation.id}: class {violation.certified} becomes {violation.answered} at distance "
+            f"{violation.distance:.6g}, inside its radius {violation.radius:.6g} (sigma {violation.sigma:g})"
+        )
+    if (smallest := report.smallest) is not None:
+        share = smallest.distance / smallest.radius
+        click.echo(f"smallest perturbation found: {smallest.distance:.6g}, {share:.3f} of its radius")
+    broken = len({violation.id for violation in report.inside})
+    if report.level == "stateless":
+        click.echo(f"{broken} inputs changed class inside their radius; `pointwise` certificates do not exclude that.")
+    elif report.contradicted:
+        click.echo(f"CONTRADICTED: {broken} inputs broken inside their radius, p-value {report.p_value:.2g}.")
+    else:
+        click.echo(
+            f"{broken} inputs broken inside their radius; {report.allowed:.2g} each may be by chance (p-value "
+            f"{report.p_value:.2g}). An attack that fails proves nothing: the certificate is the proof."
+        )

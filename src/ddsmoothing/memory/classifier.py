@@ -1,0 +1,184 @@
+"""The certified memory: a classifier that gives every later query inside a stored region that region's class.
+
+It brings together a store, the rules and a smoothed classifier. What it claims is temporal: a certified input is
+protected against perturbations that arrive AFTER it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ddsmoothing.errors import InputError, ShapeError
+from ddsmoothing.inputs import Batch, prepare
+from ddsmoothing.memory.records import Binding
+from ddsmoothing.memory.regions import Answer, Answers, Found, Regions
+from ddsmoothing.memory.risk import Risk
+from ddsmoothing.memory.rules import Point
+from ddsmoothing.memory.smoothing import SmoothedCertifier, binding_of
+from ddsmoothing.memory.store import Store
+from ddsmoothing.plan import sampler_for
+from ddsmoothing.runs.policy import SigmaPolicy
+from ddsmoothing.smooth import SmoothedClassifier
+
+
+class Certifier(Protocol):
+    """What a memory asks outside its regions; every call draws fresh noise, keyed by (seed, attempt)."""
+
+    def check(self, alpha: float) -> None:
+        """Raise InfeasibleError if no sample could certify at this alpha."""
+
+    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> Found:
+        """A certificate of level ``pointwise`` for one input ``(1, ...)``."""
+
+    def predict(self, x: torch.Tensor, *, seed: int) -> int:
+        """A class, or ABSTAIN, without any certificate."""
+
+
+class CertifiedMemory:
+    """A data-dependent smoothed classifier that keeps its word, backed by one file.
+
+    ``create`` starts a memory and ``open`` takes one up again; any number of processes may query the same file. Its
+    invariant: regions of different classes never meet, and no stored radius exceeds the certified one.
+
+    References: Alfarra et al. 2022, arXiv:2012.04351, section 4 (the memory), with the rules of docs/memory.md.
+    """
+
+    def __init__(self, store: Store, certifier: Certifier) -> None:
+        self.store, self._certifier, self._regions = store, certifier, Regions(store)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path | None,
+        smoothed: SmoothedClassifier,
+        policy: SigmaPolicy,
+        *,
+        shape: Sequence[int],
+        alpha: float | None = None,
+        delta: float | None = None,
+        n0: int | None = None,
+        n: int | None = None,
+        n_max: int | None = None,
+        bound: str = "one-class",
+        transform: str = "x/255",
+        dtype: str = "float32",
+        model_id: str | None = None,
+        seed: int | None = None,
+    ) -> CertifiedMemory:
+        """Start a memory in a new file (None: in this process only).
+
+        Args:
+            policy: where each input's sigma comes from, ``SigmaPolicy.search(..)`` or ``.fixed(..)``.
+            shape, dtype: of one input.   alpha: failure probability of each certification (default 0.001), or delta:
+                of the whole memory, all attempts together.
+            n0, n, n_max, bound: as for ``SmoothedClassifier.certify``.   transform: how stored numbers became inputs.
+            seed: 64 bits that key all noise; keep None (random) wherever an adversary may ask.
+        """
+        binding = binding_of(smoothed, tuple(shape), transform=transform, dtype=dtype, model_id=model_id)
+        risk = Risk(alpha=0.001 if alpha is None and delta is None else alpha, delta=delta)
+        certifier = SmoothedCertifier(smoothed, policy, sampler_for(n0, n, n_max, None), bound)
+        certifier.check(risk.of(1))
+        return cls(Store.create(None if path is None else Path(path), binding, risk, seed=seed), certifier)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        smoothed: SmoothedClassifier,
+        policy: SigmaPolicy,
+        *,
+        n0: int | None = None,
+        n: int | None = None,
+        n_max: int | None = None,
+        bound: str = "one-class",
+        model_id: str | None = None,
+    ) -> CertifiedMemory:
+        """Take up a memory; refused, with the reason, for another model, norm or number of classes than its own."""
+        store = Store.open(Path(path))
+        mine = store.binding
+        store.check(binding_of(smoothed, mine.shape, transform=mine.transform, dtype=mine.dtype, model_id=model_id))
+        return cls(store, SmoothedCertifier(smoothed, policy, sampler_for(n0, n, n_max, None), bound))
+
+    def __len__(self) -> int:
+        self.store.refresh()
+        return len(self.store)
+
+    def query(self, x: torch.Tensor, *, grow: bool = False) -> Answers:
+        """Answer inputs ``(B, ...)`` one after another, in their order.
+
+        Inside a region the answer needs no forward pass. Outside, sigma is chosen and a certificate made with noise
+        that was never used before; what the regions of other classes leave of it is stored before the answer is given.
+
+        Args:
+            grow: inside a region, certify all the same, and store the ball if it is larger than what is known.
+        Raises: ShapeError, StoreError, InfeasibleError, ModelError.
+        """
+        batch = prepared(x, self.store.binding)
+        return Answers(rows=tuple(self._query(x[i : i + 1], point_of(batch, i), grow) for i in range(len(batch))))
+
+    def seal(self) -> str:
+        """Freeze the memory for good and return its hash; see ``Store.seal``."""
+        return self.store.seal()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.store.close()
+
+    def _query(self, x: torch.Tensor, point: Point, grow: bool) -> Answer:
+        store, sketch = self.store, self.store.sketch.of(point[None])[0]
+        store.refresh()
+        inside = self._regions.look_up(point, sketch)
+        if inside is not None and not (grow and store.sealed is None):
+            return inside
+        if store.sealed is not None:
+            return self._uncertified(self._certifier.predict(x, seed=secrets.randbits(64)))
+        self._certifier.check(store.risk.of(self._next_attempt()))
+        attempt = store.reserve()
+        found = self._certifier.certify(
+            x, alpha=store.risk.of(self._alpha_number(attempt)), seed=store.seed, attempt=attempt
+        )
+        with store.writing():
+            if store.sealed is not None:
+                return self._uncertified(found.prediction)
+            inside = self._regions.look_up(point, sketch)
+            if inside is None:
+                return self._regions.settle(point, sketch, found, attempt)
+            if grow and found.prediction == inside.prediction:
+                grown = self._regions.settle(point, sketch, found, attempt, more_than=inside.radius)
+                return grown if grown.region is not None else inside
+            return inside
+
+    def _next_attempt(self) -> int:
+        return self.store.attempts + 1
+
+    def _alpha_number(self, attempt: int) -> int:
+        """Which number decides an attempt's share of delta: its own, whatever became of those before it."""
+        return attempt
+
+    @staticmethod
+    def _uncertified(prediction: int) -> Answer:
+        return Answer(prediction=prediction, radius=0.0, reason="uncertified")
+
+
+def prepared(x: torch.Tensor, binding: Binding) -> Batch:
+    """Inputs ``(B, ...)`` made ready; ShapeError or InputError unless they are of the memory's shape and type."""
+    if isinstance(x, torch.Tensor) and tuple(x.shape[1:]) != binding.shape:
+        raise ShapeError(f"got inputs of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, binding.shape))}).")
+    batch = prepare(x, range(len(x)), torch.device("cpu"))
+    dtype = str(batch.dtype).removeprefix("torch.")
+    if dtype != binding.dtype:
+        raise InputError(f"got {dtype} inputs, expected {binding.dtype} (or uint8): the memory belongs to that type.")
+    return batch
+
+
+def point_of(batch: Batch, row: int) -> Point:
+    """An input as the memory keeps it: uint8 where it lies on the 8-bit grid, else float64."""
+    if batch.on_grid[row]:
+        return np.asarray(batch.grid[row].astype(np.uint8))
+    return np.asarray(batch.values[row].double().numpy())

@@ -1,0 +1,83 @@
+"""A smoothed classifier as a memory asks it: one input, one attempt number, noise that is never drawn twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ddsmoothing.bounds import check_bound
+from ddsmoothing.memory.records import Binding, run_mode
+from ddsmoothing.memory.regions import Found
+from ddsmoothing.models import model_identity
+from ddsmoothing.plan import Sampler
+from ddsmoothing.runs.policy import SigmaPolicy
+from ddsmoothing.sigma.search import search_sigma
+from ddsmoothing.smooth import SmoothedClassifier, check_sigma
+
+PREDICT_SAMPLES, PREDICT_ALPHA = 1000, 0.001
+
+
+class SmoothedCertifier:
+    """Chooses sigma by a policy, then certifies with fresh samples; both keyed by the memory's seed and the attempt.
+
+    The streams of search, pilot and certification are disjoint, and an attempt number is given once, so no random
+    number is ever used twice.
+    """
+
+    def __init__(self, smoothed: SmoothedClassifier, policy: SigmaPolicy, sampler: Sampler, bound: str) -> None:
+        policy.check(smoothed, 1)
+        self._smoothed, self._policy = smoothed, policy
+        self._sampler, self._bound = sampler, check_bound(bound)
+
+    def check(self, alpha: float) -> None:
+        """Raise InfeasibleError if samples that all agree certify nothing at this alpha."""
+        self._sampler.check(alpha, self._bound)
+
+    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> Found:
+        """Certify one input ``(1, ...)`` as this attempt."""
+        sigma = self._sigma(x, alpha, seed, attempt)
+        result = self._smoothed.certify(
+            x, sigma, sampler=self._sampler, alpha=alpha, bound=self._bound, seed=seed, ids=[attempt]
+        )
+        return Found(prediction=int(result.prediction[0]), radius=float(result.radius[0]), sigma=sigma)
+
+    def predict(self, x: torch.Tensor, *, seed: int) -> int:
+        """The smoothed classifier's class at the sigma of the policy; nothing is claimed."""
+        sigma = self._sigma(x, PREDICT_ALPHA, seed, 0)
+        answer = self._smoothed.predict(x, sigma, n=PREDICT_SAMPLES, alpha=PREDICT_ALPHA, seed=seed, ids=[0])
+        return int(answer.prediction[0])
+
+    def _sigma(self, x: torch.Tensor, alpha: float, seed: int, attempt: int) -> float:
+        policy = self._policy
+        if policy.kind != "search":
+            assert policy.sigma is not None
+            return float(check_sigma(np.asarray(policy.sigma), 1)[0])
+        assert policy.sigma0 is not None
+        found = search_sigma(
+            self._smoothed,
+            x,
+            sigma0=policy.sigma0,
+            sigma_min=policy.sigma_min,
+            sigma_max=policy.sigma_max,
+            sigma_grid=policy.sigma_grid,
+            n=self._sampler.largest(),
+            alpha=alpha,
+            seed=seed,
+            ids=[attempt],
+        )
+        return float(found.sigma[0])
+
+
+def binding_of(
+    smoothed: SmoothedClassifier, shape: tuple[int, ...], *, transform: str, dtype: str, model_id: str | None
+) -> Binding:
+    """What a memory of this smoothed classifier belongs to; InputError for a bare callable without ``model_id``."""
+    return Binding(
+        model=model_identity(smoothed.model, model_id),
+        transform=transform,
+        norm=smoothed.certificate.norm,
+        dtype=dtype,
+        precision=run_mode(smoothed.precision, smoothed.channels_last, smoothed.compiled),
+        shape=tuple(int(size) for size in shape),
+        num_classes=smoothed.num_classes,
+    )

@@ -1,0 +1,94 @@
+"""Which inputs a run takes and where each one's sigma comes from. It knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsmoothing.data import Dataset
+from ddsmoothing.errors import InputError
+from ddsmoothing.sigma.search import SearchPlan, search_grid
+from ddsmoothing.smooth import SmoothedClassifier, check_sigma
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SigmaPolicy:
+    """Where each input's sigma comes from.
+
+    Attributes:
+        kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order) or ``search``.
+        sigma: the sigma or sigmas of the first two.   sigma0, sigma_min, sigma_max, sigma_grid: of the search.
+    """
+
+    kind: Literal["fixed", "search", "file"]
+    sigma: float | NDArray[np.float64] | None = None
+    sigma0: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigma_grid: tuple[float, ...] | None = None
+
+    @classmethod
+    def fixed(cls, sigma: float) -> SigmaPolicy:
+        """The same sigma everywhere."""
+        check_sigma(sigma, 1)
+        return cls(kind="fixed", sigma=sigma)
+
+    @classmethod
+    def given(cls, sigma: NDArray[np.float64]) -> SigmaPolicy:
+        """One sigma for each input of the run, in its order."""
+        return cls(kind="file", sigma=check_sigma(sigma, len(sigma)))
+
+    @classmethod
+    def search(
+        cls,
+        sigma0: float,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_grid: Sequence[float] | None = None,
+    ) -> SigmaPolicy:
+        """The forward-only search from sigma0, over a finite set or a range (default sigma0 / 4 .. 4 sigma0)."""
+        if sigma_grid is not None:
+            grid = tuple(float(s) for s in check_sigma(np.unique(sigma_grid), len(np.unique(sigma_grid))))
+            return cls(kind="search", sigma0=sigma0, sigma_grid=grid)
+        return cls(
+            kind="search",
+            sigma0=sigma0,
+            sigma_min=sigma0 / 4 if sigma_min is None else sigma_min,
+            sigma_max=sigma0 * 4 if sigma_max is None else sigma_max,
+        )
+
+    @property
+    def forwards(self) -> int:
+        """Samples an input that choosing costs."""
+        return SearchPlan().forwards if self.kind == "search" else 0
+
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        """Raise SigmaError or its kin if it could not serve ``size`` inputs."""
+        if self.kind != "search":
+            check_sigma(self.sigma, size)  # type: ignore[arg-type]
+        elif self.sigma0 is not None:
+            search_grid(smoothed.certificate, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
+
+    def config(self) -> dict[str, Any]:
+        """The policy as a header shows it."""
+        return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
+
+
+def subset_ids(data: Dataset, skip: int, maximum: int | None) -> list[int]:
+    """Ids 0, skip, 2 skip, .., at most so many."""
+    if skip < 1 or (maximum is not None and maximum < 1):
+        raise InputError(f"skip={skip}, max={maximum}: expected whole numbers of at least 1.")
+    return list(range(0, len(data), skip))[:maximum]
+
+
+def check_labels(data: Dataset, ids: list[int], num_classes: int) -> None:
+    """Raise InputError if a label names no class of the model."""
+    if data.y is not None and (largest := int(data.y[ids].max())) >= num_classes:
+        raise InputError(
+            f"label {largest} is out of range for a model with {num_classes} classes (0..{num_classes - 1}); "
+            "this is another data set's model, or num_classes is wrong."
+        )

@@ -1,0 +1,149 @@
+"""The two files of a run folder, parsed once more and checked line by line; see ``verify``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ddsmoothing.errors import RunError
+from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
+
+SAMPLERS: Final = ("exact", "plan", "target")
+BOUNDS: Final = ("one-class", "two-class")
+LEVELS: Final = ("pointwise", "memory", "stateless")
+RECOMPUTED: Final = ("pointwise",)  # levels whose radius is that of one input's counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that does not hold.
+
+    Attributes:
+        line: of ``results.jsonl``, None for the header or the whole.   id: of the input.   message: what is wrong.
+    """
+
+    line: int | None
+    id: int | None
+    message: str
+
+    def __str__(self) -> str:
+        place = "header" if self.line is None else f"line {self.line}"
+        return f"{place}{'' if self.id is None else f', input {self.id}'}: {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was checked and what was found wrong; d: numbers in one input, as its total-variation budgets imply."""
+
+    path: Path
+    rows: int
+    findings: tuple[Finding, ...]
+    d: int | None
+
+    @property
+    def ok(self) -> bool:
+        """True where nothing was found."""
+        return not self.findings
+
+
+def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) -> Verification:
+    """Recompute every bound and radius of a run folder from its counts.
+
+    Args:
+        progress: called with the number of rows done.
+    Raises: RunError where the folder cannot be read or its header is not a JSON object; all else is a finding.
+    """
+    folder = Path(path)
+    try:
+        header = _parse((folder / "header.json").read_bytes())
+        lines = (folder / "results.jsonl").read_bytes().splitlines()
+    except OSError as error:
+        raise RunError(f"{folder} is not a run folder: {Path(error.filename).name}: {error.strerror}.") from error
+    except ValueError as error:
+        raise RunError(f"{folder / 'header.json'} is not readable: {error}.") from error
+    findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
+    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}  # d implied -> rows
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = _parse(line)
+        except ValueError as error:
+            findings.append(Finding(line=number, id=None, message=str(error)))
+            continue
+        texts = list(_run(check_row, row, header))
+        key = row.get("id") if isinstance(row.get("id"), int) else None
+        if key is not None and key in seen:
+            texts.append(f"its id is already on line {seen[key]}")
+        elif key is not None:
+            seen[key] = number
+        if not texts and (d := implied_size(row)) is not None:
+            sizes[d] = sizes.get(d, 0) + 1
+            if d != next(iter(sizes)):
+                texts.append(f"tv implies inputs of {d} numbers, that of earlier rows {next(iter(sizes))}")
+        findings += [Finding(line=number, id=key, message=text) for text in texts]
+        if progress is not None:
+            progress(1)
+    if not lines:
+        findings.append(Finding(line=None, id=None, message="there are no results"))
+    if not any(f.line is None for f in findings) and len(seen) > header["subset"]["size"]:
+        findings.append(Finding(line=None, id=None, message=f"{len(seen)} results, more than the subset's size"))
+    return Verification(
+        path=folder, rows=len(lines), findings=tuple(findings), d=next(iter(sizes)) if len(sizes) == 1 else None
+    )
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """A JSON object without NaN, infinities and repeated keys; ValueError in one line."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a field is there twice")
+        return dict(pairs)
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is not a number")
+
+    try:
+        value = json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
+    except (RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not JSON: {type(error).__name__}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"not a JSON object but {type(value).__name__}")
+    return value
+
+
+def _run(check: Callable[..., Iterator[str]], *args: Any) -> Iterator[str]:
+    """The findings of a check; a missing field or one of the wrong type is a finding too."""
+    try:
+        yield from check(*args)
+    except KeyError as error:
+        yield f"the field {error.args[0]!r} is missing"
+    except (TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        yield f"a field is not usable: {' '.join(str(error).split())[:120]}"
+
+
+def check_header(header: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a header."""
+    if header["schema_version"] != 1:
+        yield f"schema_version is {header['schema_version']!r}, expected 1"
+    for name, known in (("norm", ("l2", "l1")), ("level", LEVELS), ("sampler", SAMPLERS), ("bound", BOUNDS)):
+        if header[name] not in known:
+            yield f"{name} is {header[name]!r}, expected one of {', '.join(known)}"
+    if header["level"] not in RECOMPUTED:
+        yield f"level {header['level']!r} is not recomputed by this version"
+    if not 0 < header["alpha"] < 1:
+        yield f"alpha is {header['alpha']}, expected a number between 0 and 1"
+    subset, data = header["subset"], header["data"]
+    expected = -(-data["length"] // subset["skip"])
+    expected = expected if subset["max"] is None else min(expected, subset["max"])
+    if subset["size"] != expected:
+        yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
+    if (header["sigma"] is None) == (header["sigma_policy"] == "fixed"):
+        yield "sigma must be a number for the policy fixed and null otherwise"
+    for name in ("model", "data"):
+        digest = header[name]["sha256"]
+        if digest is not None and (len(digest) != 64 or not set(digest) <= SHA_DIGITS):
+            yield f"{name}.sha256 is not a SHA-256"

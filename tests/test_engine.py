@@ -1,0 +1,135 @@
+"""Precision, memory format and compilation: copies of the model, recorded, and never the caller's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ddsmoothing as dds
+from ddsmoothing.errors import InputError
+from ddsmoothing.noise import Gaussian
+from ddsmoothing.sampling import ClassCounter, Engine, Request
+
+
+def certify(model: torch.nn.Module, x: torch.Tensor, **options: object) -> dds.Certification:
+    smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10, **options)
+    return smoothed.certify(x, 0.25, n0=50, n=1000, seed=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16"}, {"channels_last": True}, {"precision": "bf16", "channels_last": True}]
+)
+def test_other_forms_give_nearly_the_same_counts(model: torch.nn.Module, data: dds.Dataset, options: dict) -> None:
+    x, _ = data[:6]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plain, other = certify(model, x), certify(model, x, **options)
+    assert np.abs(plain.counts - other.counts).max() <= 60
+    for key, value in model.state_dict().items():
+        assert value.dtype == before[key].dtype
+        assert value.stride() == before[key].stride()
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_bf16_really_runs_in_bf16() -> None:
+    seen = []
+
+    class Look(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((x.dtype, self.scale.dtype))
+            return x.flatten(1)[:, :2] * self.scale
+
+    smoothed = dds.SmoothedClassifier(Look(), dds.L2Certificate(), num_classes=2, precision="bf16")
+    smoothed.predict(torch.zeros(1, 4), 0.2, n=100, seed=0)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+
+
+def test_bare_callables_cannot_be_cast_and_unknown_names_are_named(model: torch.nn.Module) -> None:
+    with pytest.raises(InputError, match="bare callable"):
+        dds.SmoothedClassifier(lambda x: x, dds.L2Certificate(), num_classes=2, precision="bf16")
+    with pytest.raises(InputError, match="bf16"):
+        dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=2, precision="bf61")
+
+
+def test_workers_side_by_side_give_the_counts_of_one(model: torch.nn.Module, data: dds.Dataset) -> None:
+    threads = torch.get_num_threads()
+    x, _ = data[:3]
+    try:
+        torch.set_num_threads(3)
+        three = certify(model, x, block_size=32)
+        assert torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        one = certify(model, x, block_size=32)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(three.counts, one.counts)
+
+
+def test_a_bare_callable_is_called_by_one_thread_only(data: dds.Dataset) -> None:
+    import threading
+
+    inside, most = [], []
+    threads = torch.get_num_threads()
+
+    def stateful(x: torch.Tensor) -> torch.Tensor:
+        inside.append(threading.get_ident())
+        most.append(len(inside))
+        inside.pop()
+        return x.flatten(1)[:, :10]
+
+    try:
+        torch.set_num_threads(3)
+        certify(stateful, data[:2][0], block_size=16)
+    finally:
+        torch.set_num_threads(threads)
+    assert max(most) == 1
+
+
+def test_the_probe_finds_a_power_of_two(model: torch.nn.Module, data: dds.Dataset) -> None:
+    smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10)
+    size = smoothed.probe_block_size(smoothed.prepare(data[:1][0]))
+    assert 32 <= size <= 1024
+    assert size & (size - 1) == 0
+    assert smoothed.with_block_size(size).block_rows(784) == size
+    assert smoothed.block_size is None
+
+
+def test_the_form_is_part_of_the_header_and_a_run_of_another_is_refused(cli: Callable, tmp_path: Path) -> None:
+    base = ("certify", "--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--sigma", "0.5", "--n0", "10")
+    quick = (*base, "--n", "100", "--max", "3", "--out", tmp_path / "run")
+    assert cli(*quick, "--precision", "bf16", "--channels-last").code == 0
+    header = dds.load_run(tmp_path / "run").header
+    assert (header.precision, header.channels_last, header.compiled) == ("bf16", True, False)
+    assert "precision was bf16, now fp32" in cli(*quick, "--precision", "fp32").err
+
+
+def test_vectors_of_twenty_numbers() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    smoothed = dds.SmoothedClassifier(net, dds.L2Certificate(), num_classes=3)
+    result = smoothed.certify(torch.rand(4, 20), 0.1, n0=50, n=2000, seed=0)
+    assert result.counts.sum(1).tolist() == [2000] * 4
+    assert set(result.noise) == {"float"}
+
+
+def test_memory_formats_reach_the_model() -> None:
+    seen = []
+
+    class Layout(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return x.flatten(1)[:, :2]
+
+    engine = Engine(Layout(), channels_last=True)
+    smoothed = dds.SmoothedClassifier(Layout(), dds.L2Certificate(), num_classes=2)
+    batch = smoothed.prepare(torch.zeros(1, 3, 4, 4))
+    ClassCounter(engine, Gaussian(), 2, 8).count(batch, [Request(row=0, sigma=0.2, stream=1, n=9)], 0)
+    assert seen
+    assert all(seen)
