@@ -13,39 +13,20 @@ without robustness. Sigmas are clipped before certification.
 from __future__ import annotations
 
 import argparse
-import importlib
-import subprocess
 import sys
 import tempfile
 import time
-import types
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import ddsmoothing as dds
+import official_2021
 
 LOW, HIGH, CAP, SIGMA0 = 0.0625, 1.0, 2.0, 0.25
 RADII = (0.25, 0.5, 0.75, 1.0)
 N, ALPHA = 10_000, 0.001
-WHEEL = "ddsmoothing-python==1.0.0"
-
-
-def official(folder: Path) -> types.ModuleType:
-    """The official package's ``optimization`` module, imported under another name."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
-    subprocess.run(command, check=True)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder / "unpacked")
-    (folder / "unpacked" / "ddsmoothing").rename(folder / "unpacked" / "official_2021")
-    init = folder / "unpacked" / "official_2021" / "__init__.py"
-    init.write_text("")  # the package's own imports all of it, tqdm and the removed scipy function included
-    sys.path.insert(0, str(folder / "unpacked"))
-    module = importlib.import_module("official_2021.optimization")
-    module.certificate = importlib.import_module("official_2021.certificate")
-    return module
 
 
 def certified(smoothed: dds.SmoothedClassifier, x: torch.Tensor, y: np.ndarray, sigma: np.ndarray, seed: int) -> dict:
@@ -75,13 +56,14 @@ def main() -> None:
     found = dds.search_sigma(smoothed, x, sigma0=SIGMA0, sigma_min=LOW, sigma_max=HIGH, n=N, alpha=ALPHA, seed=2)
     rows.append(("our search", (time.perf_counter() - start) / len(x), found.forwards, found.sigma))
     with tempfile.TemporaryDirectory() as folder:
-        module = official(Path(folder))
+        if not official_2021.unpack(Path(folder)):
+            raise SystemExit("the wheel of 2021 cannot be had here")
         net = torch.nn.Sequential(model, torch.nn.Softmax(1)).eval()
-        certificate = module.certificate.L2Certificate(len(x), "cpu")
+        certificate = official_2021.module("certificate").L2Certificate(len(x), "cpu")
         for iterations in (100, 300, 900) if args.full else (100,):
             print(f"official, {iterations} iterations ...", file=sys.stderr, flush=True)
             start = time.perf_counter()
-            theta = module.optimize_isotropic_dds(
+            theta = official_2021.module("optimization").optimize_isotropic_dds(
                 net, x, certificate, 0.04, torch.full((len(x),), SIGMA0), iterations, 100, "cpu"
             )
             seconds = (time.perf_counter() - start) / len(x)

@@ -358,12 +358,20 @@ def check_demo(out: str, folder: Path, inputs: int) -> None:
     assert "Level pointwise" in out
     assert "The largest radius that n=" in out
     runs = [dds.load_run(path) for path in sorted(folder.iterdir()) if path.is_dir()]
-    assert [run.name for run in runs] == ["data-dependent", "fixed-0.12", "fixed-0.25", "fixed-0.5", "fixed-1"]
+    fixed = ["fixed-0.12", "fixed-0.25", "fixed-0.5", "fixed-1"]
+    assert [run.name for run in runs] == ["data-dependent", *fixed, "memory"]
+    assert [run.level for run in runs] == ["pointwise"] * 5 + ["memory"]
     assert all(len(run) == inputs and not run.partial for run in runs)
     assert len({run.header.seed for run in runs}) == 5
     for kind in ("svg", "png"):
         assert (folder / f"certified_accuracy.{kind}").stat().st_size > 3000
-    for text in ("fixed sigma 0.12", "fixed sigma 1", "data-dependent sigma (pointwise)", "ACR", "0.75"):
+    for text in (
+        "fixed sigma 0.12",
+        "fixed sigma 1",
+        "data-dependent sigma (pointwise)",
+        "data-dependent sigma (memory)",
+        "ACR",
+    ):
         assert text in out
 
 
@@ -381,4 +389,5 @@ def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     check_demo(capsys.readouterr().out, tmp_path / "demo", 200)
     acr = {path.name: dds.acr(dds.load_run(path)) for path in (tmp_path / "demo").iterdir() if path.is_dir()}
-    assert acr["data-dependent"] > max(value for name, value in acr.items() if name != "data-dependent")
+    assert acr["data-dependent"] > max(value for name, value in acr.items() if name.startswith("fixed"))
+    assert acr["memory"] <= acr["data-dependent"]

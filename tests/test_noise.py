@@ -28,6 +28,7 @@ from ddsmoothing.noise import (
     noise_blocks,
     philox,
     rows_per_block,
+    snap_to_grid,
 )
 from reference import PRECISION, normal_cdf
 
@@ -316,3 +317,108 @@ def test_noise_blocks_cover_n(d: int, n: int, first: int) -> None:
 def test_unknown_noise_lists_the_known() -> None:
     with pytest.raises(InputError, match=r"Did you mean 'gaussian'\? Known: gaussian, uniform"):
         grid_table("gausian", 0.25)
+
+
+# other grids: 16-bit inputs, coarse grids, columns with a stated step
+
+
+def exact_cdf(name: str, steps: Fraction, k: int) -> Fraction:
+    """``P[K <= k]`` where the scale is so many grid steps."""
+    edge = Fraction(2 * k + 1, 2)
+    if name == "uniform":
+        return min(Fraction(1), max(Fraction(0), (edge + steps) / (2 * steps)))
+    with localcontext(PRECISION):
+        z = Decimal(edge.numerator) / Decimal(edge.denominator) * steps.denominator / steps.numerator
+        upper = Fraction(1) if abs(z) > 13 else Fraction(normal_cdf(abs(z)))
+    return upper if z >= 0 else 1 - upper
+
+
+GRIDS: list[tuple[float, int | Fraction]] = [
+    (0.25, 16),
+    (0.25, Fraction(100, 7)),
+    (0.004, 65535),
+    (0.02, 65535),
+    (1.5, 1 / Fraction("0.05")),
+    (0.5, 1 / Fraction("0.3")),
+    (12.0, 255),
+]
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize(("scale", "levels"), GRIDS)
+def test_tables_of_other_grids_are_within_tau(name: str, scale: float, levels: int | Fraction) -> None:
+    """The total variation, summed exactly over all integers, or over a sample of every fifth where there are many."""
+    table, steps = grid_table(name, scale, levels), Fraction(scale) * Fraction(levels)
+    end = len(table.thresholds) // 2
+    wide = end > 4000
+    places = range(-end, end, max(1, end // 400) if wide else 1)
+    off = [abs(exact_cdf(name, steps, k) - table_cdf(table, k)) for k in places]
+    assert sum(off) <= Fraction(table.tau)
+    assert max(off) <= Fraction(1, 2**63)
+    assert table.tau < 2.0**-63 * len(table.thresholds) + 2.0**-80
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize(("scale", "levels"), [(0.02, 65535), (0.9, 65535), (1.5, 20)])
+def test_noise_on_other_grids_is_the_inverse_cdf_of_63_bits(name: str, scale: float, levels: int) -> None:
+    if name == "gaussian" and scale * levels > 10_000:
+        scale = 0.06  # 4,000 steps, beyond 16-bit integers
+    key = (SEED, 3, Stream.CERTIFY, 1)
+    table = grid_table(name, scale, levels)
+    out = np.empty((50, 6), dtype=table.first.dtype)
+    GridBlock(table, key, 6).fill(out)
+    words, more = philox(*key).random_raw(100), iter(philox(*key, part=1).random_raw(300).tolist())
+    thresholds = table.thresholds.tolist()
+    for i in range(50):
+        for j in range(6):
+            high = ((int(words[2 * i + j // 4]) >> (16 * (j % 4))) & 0xFFFF) << 47
+            low = bisect_right(thresholds, high)
+            if low != bisect_right(thresholds, high + 2**47 - 1):
+                low = bisect_right(thresholds, high | (next(more) >> 17))
+            assert out[i, j] == low + table.start
+    spread = NOISES[name].sigma(scale) * levels
+    assert float(np.abs(out).mean()) == pytest.approx(spread * (0.8 if name == "gaussian" else 0.87), rel=0.25)
+
+
+def test_a_wide_noise_has_integers_beyond_16_bits() -> None:
+    table = grid_table("uniform", 0.9, 65535)
+    out = np.empty((200, 8), dtype=np.int32)
+    GridBlock(table, (SEED, 1, 1, 0), 8).fill(out)
+    assert table.undecided == -(2**31)
+    assert np.abs(out).max() > 2**15
+    assert np.abs(out).max() <= 0.9 * 65535 + 1
+
+
+def test_eight_bit_tables_are_16_bit_integers_up_to_the_largest_sigma() -> None:
+    for name, scale in (("gaussian", 12.0), ("uniform", Uniform().scale(12.0))):
+        table = grid_table(name, scale)
+        assert table.first.dtype == np.int16
+        reach = bisect_right(table.thresholds.tolist(), 2**63 - 1) + table.start
+        assert reach + LEVELS < 2**15
+
+
+@pytest.mark.parametrize(("scale", "levels"), [(1.2, 65535), (0.1, 0), (0.1, -255), (12.0, 10**9)])
+def test_grids_that_are_too_fine_are_refused(scale: float, levels: int) -> None:
+    with pytest.raises(SigmaError, match="coarser grid or float noise"):
+        grid_table("gaussian", scale, levels)
+
+
+@given(
+    x=st.lists(st.floats(-5, 5), min_size=1, max_size=6),
+    levels=st.sampled_from([255, 65535, 16, Fraction(100, 7), 1 / Fraction("0.05")]),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_snapping_says_how_far_it_moved(x: list[float], levels: int | Fraction) -> None:
+    integers, far = snap_to_grid(np.array([x]), "l1", levels)
+    moves = [abs(Fraction(v) - Fraction(int(k)) / levels) for v, k in zip(x, integers[0], strict=True)]
+    assert max(moves) <= Fraction(1, 2) / levels + Fraction(1, 10**12)
+    assert sum(moves) <= Fraction(float(far[0])) <= sum(moves) + Fraction(len(x), 10**13)
+    (far_2,) = snap_to_grid(np.array([x]), "l2", levels)[1]
+    assert sum(move**2 for move in moves) <= Fraction(float(far_2)) ** 2
+
+
+def test_a_grid_input_does_not_move() -> None:
+    x = np.arange(256).reshape(1, -1) / 255
+    integers, far = snap_to_grid(x, "l2")
+    np.testing.assert_array_equal(integers[0], np.arange(256))
+    assert far[0] < 1e-13

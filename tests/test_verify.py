@@ -27,6 +27,7 @@ from ddsmoothing.bounds import (
     normal_quantile_below,
     randomized_lower,
 )
+from ddsmoothing.cli import main
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.noise import grid_table
 from ddsmoothing.runs import SigmaPolicy, certify_run, load_run
@@ -321,7 +322,8 @@ def test_a_tampered_row_is_named(
         (put(schema_version=2), "schema_version"),
         (put(norm="linf"), "norm is 'linf'"),
         (put(level="certain"), "level is 'certain'"),
-        (put(level="memory"), "not recomputed"),
+        (put(level="stateless"), "not recomputed"),
+        (put(level="memory"), "that of the header .memory."),
         (put(alpha=0.0), "alpha is 0.0"),
         (put(sigma=None), "sigma must be a number"),
         (without("alpha"), "the field 'alpha' is missing"),
@@ -357,6 +359,59 @@ def test_a_damaged_line_is_named(line: bytes, message: str, runs: dict[str, Path
     (finding, *_) = verify_run(tmp_path / "run").findings
     assert finding.line == 7
     assert re.search(message, finding.message)
+
+
+@pytest.fixture(scope="module")
+def remembered(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of level memory, one row of which a region answered."""
+    root = tmp_path_factory.mktemp("memory")
+    told = ("--data", "fashion-mnist-sample", "--store", root / "a.memory")
+    for name in ("first", "second"):  # the second time every certified input is answered
+        assert main([str(part) for part in ("memory", "apply", runs["plain"], *told, "--out", root / name)]) == 0
+    return root
+
+
+def test_runs_of_level_memory_are_recomputed(remembered: Path) -> None:
+    for name in ("first", "second"):
+        assert [str(finding) for finding in verify_run(remembered / name).findings] == []
+
+
+def noted(**values: Any) -> Change:
+    return lambda row: row["memory"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("first", scaled("radius", 1.01), "more than the .* that was certified"),
+        ("first", noted(certified=9.0), "certified is 9.0, more than the bounds give"),
+        ("first", noted(kind="found"), "kind is 'found'"),
+        ("first", noted(prediction=7), "class is 7, which the counts do not give"),
+        ("first", put(prediction=7), "prediction is 7, that of its certificate|correct"),
+        ("first", put(correct=None), "correct is None"),
+        ("first", noted(alpha=0.5), "the memory gave alpha 0.5"),
+        ("first", noted(kind="abstained"), "an abstained row has a class"),
+        ("first", put(memory=None), "not usable"),
+        ("second", noted(by=None), "names no region"),
+        ("first", scaled("p_lower", 1 + 1e-9), "more than the counts allow"),
+    ],
+)
+def test_a_tampered_row_of_level_memory_is_named(
+    name: str, change: Change, message: str, remembered: Path, tmp_path: Path
+) -> None:
+    found = verify_run(tampered(remembered / name, tmp_path / "run", change))
+    assert any(re.search(message, finding.message) for finding in found.findings), found.findings
+    assert {finding.line for finding in found.findings} == {2}
+
+
+def test_what_a_snapped_input_moved_is_subtracted(runs: dict[str, Path], tmp_path: Path) -> None:
+    def snapped(row: dict[str, Any]) -> None:
+        row.update(moved=0.01, radius=row["radius"] - 0.01 - 1e-12)
+
+    assert verify_run(tampered(runs["plain"], tmp_path / "moved", snapped)).ok
+    for change in (put(moved=0.01), put(moved=-0.1)):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        assert not verify_run(tampered(runs["plain"], tmp_path / "run", change)).ok
 
 
 def test_too_many_rows_and_none(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -144,9 +144,10 @@ def randomized_lower(k: int, n: int, alpha: float, coin: float) -> float:
     if k == 0:
         return plain
     high = float(betaincinv(k + 1, n - k, alpha))
-    p = high
-    if high > plain and _tail_mix(k, n, high, coin) > alpha > _tail_mix(k, n, plain, coin):  # a tiny coin: p is high
-        p = float(brentq(lambda q: _tail_mix(k, n, q, coin) - alpha, plain, high, xtol=1e-15))
+    p = max(plain, high)
+    if _tail_mix(k, n, p, coin) > alpha:  # else the coin is so small that p is high
+        below = _tail_mix(k, n, plain, coin) < alpha
+        p = float(brentq(lambda q: _tail_mix(k, n, q, coin) - alpha, plain, high, xtol=1e-15)) if below else plain
     step = 1e-13
     while p > plain and _proved_tail_mix(k, n, p, coin) > alpha:
         p *= 1.0 - step

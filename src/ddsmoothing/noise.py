@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Context, Decimal, localcontext
 from enum import IntEnum
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddsmoothing.errors import InputError, SigmaError, unknown
+from ddsmoothing.lattice import FIXED, gaussian_cdf, uniform_cdf
 
-LEVELS: Final = 255  # the grid is X / LEVELS
+LEVELS: Final = 255  # the 8-bit grid is X / LEVELS; other grids have other levels, steps to the unit
+LARGEST_STEPS: Final = 70_000  # scale of the noise in grid steps: more would take seconds and memory
 LARGEST_SIGMA: Final = 12.0  # its integer noise still fits 16 bits, as that of lambda = sqrt(3) sigma does
 BLOCK_CELLS: Final = 2**17  # coordinates in one noise block: a constant, since blocks define the noise
 
-_FIXED = 160  # fraction bits of the fixed-point arithmetic that builds tables
 _DRAWN = 63  # bits that decide one integer
 _FIRST = 16  # bits of them looked up in a table
 _UNDECIDED = np.int16(-32768)
-_SMALLEST_SERIES = 0.01  # a sigma of few grid steps: below it the series loses its digits (below .003 too many)
 _WORD = 2**64
 
 
@@ -78,15 +78,16 @@ class GridTable:
     """An exact sampler of integer noise.
 
     Attributes:
-        first: ``(65536,)`` int16: the integer that 16 bits decide, or a mark that they do not.
+        first: ``(65536,)`` int16, int32 for wide noise: the integer that 16 bits decide, or a mark that they do not.
         thresholds: uint64, ascending: 63 bits ``u`` give the integer ``start + #{thresholds <= u}``.
-        tau: upper bound on the total-variation distance of one coordinate to the exact law.
+        tau: upper bound on the total-variation distance of one coordinate to the exact law.   undecided: the mark.
     """
 
-    first: NDArray[np.int16]
+    first: NDArray[np.int16] | NDArray[np.int32]
     thresholds: NDArray[np.uint64]
     start: int
     tau: float
+    undecided: int = int(_UNDECIDED)
 
 
 class Noise(ABC):
@@ -114,8 +115,8 @@ class Noise(ABC):
         """Float noise with this parameter."""
 
     @abstractmethod
-    def _grid_cdf(self, scale: float) -> list[int]:
-        """``P[K <= k]`` for k = 0, 1, .. in units of 2^-160, until it is 1 to within 2^-90. The law is symmetric."""
+    def _grid_cdf(self, steps: Fraction) -> list[int]:
+        """``P[K <= k]`` for a scale of so many grid steps; see ``lattice``."""
 
 
 class Gaussian(Noise):
@@ -139,43 +140,8 @@ class Gaussian(Noise):
         noise *= scale
         return noise
 
-    def _grid_cdf(self, scale: float) -> list[int]:
-        """``P[K = k] = Phi((k+.5)h) - Phi((k-.5)h)``, ``h = 1/(255 sigma)``, by a Taylor series round ``c = k h``.
-
-        ``= phi(c) * sum over even m of He_m(c) * 2 (h/2)^(m+1) / (m+1)!``, He the probabilists' Hermite polynomials.
-        ``|He_m(c)| <= 1.09 sqrt(m!) e^(c^2/4)`` bounds the rest of the series below 2^-110.
-        """
-        if scale < _SMALLEST_SERIES:
-            return _coarse_cdf(scale)
-        one = 1 << _FIXED
-        numerator, denominator = Fraction(scale).as_integer_ratio()
-        h = (one * denominator) // (LEVELS * numerator)
-        half = h // 2
-        weights = [h]  # 2 (h/2)^(m+1) / (m+1)! for m = 0, 2, 4, ..
-        bound = half / one
-        m = 0
-        while bound > 2.0**-110 or m < 4:
-            m += 2
-            weights.append((((weights[-1] * half) >> _FIXED) * half >> _FIXED) // (m * (m + 1)))
-            bound = (half / one) ** (m + 1) / math.sqrt(math.factorial(m))
-        context = Context(prec=60)
-        step = context.divide(Decimal(h), Decimal(one))
-        square = context.multiply(step, step)
-        density = _fixed(context.divide(Decimal(1), context.sqrt(context.multiply(Decimal(2), _PI))))
-        ratio = _fixed(context.exp(context.multiply(square, Decimal("-0.5"))))  # phi(h) / phi(0)
-        shrink = _fixed(context.exp(square.copy_negate()))  # ratio of consecutive ratios
-        cdf: list[int] = []
-        total = c = 0
-        while True:
-            total += (density * _hermite_sum(c, weights)) >> _FIXED
-            if not cdf:
-                total = (one + total) >> 1  # P[K <= 0] = (1 + P[K = 0]) / 2
-            cdf.append(min(total, one))
-            if one - total < one >> 90:
-                return cdf
-            density = (density * ratio) >> _FIXED
-            ratio = (ratio * shrink) >> _FIXED
-            c += h
+    def _grid_cdf(self, steps: Fraction) -> list[int]:
+        return gaussian_cdf(steps)
 
 
 class Uniform(Noise):
@@ -197,53 +163,11 @@ class Uniform(Noise):
     def draw(self, generator: np.random.Generator, scale: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
         return generator.uniform(-scale, scale, shape)
 
-    def _grid_cdf(self, scale: float) -> list[int]:
-        width = Fraction(scale)
-        cdf: list[int] = []
-        while not cdf or cdf[-1] < 1 << _FIXED:
-            share = ((Fraction(2 * len(cdf) + 1, 2 * LEVELS)) + width) / (2 * width)
-            cdf.append(math.floor(min(share, Fraction(1)) * (1 << _FIXED)))
-        return cdf
+    def _grid_cdf(self, steps: Fraction) -> list[int]:
+        return uniform_cdf(steps)
 
 
-_PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 NOISES: Final[dict[str, Noise]] = {noise.name: noise for noise in (Gaussian(), Uniform())}
-
-
-def _fixed(value: Decimal) -> int:
-    return int(Fraction(value) * (1 << _FIXED))
-
-
-def _coarse_cdf(sigma: float) -> list[int]:
-    """The Gaussian's table for a small sigma, by Phi itself at each of the few edges.
-
-    ``Phi(z) = 1/2 + phi(z) * sum_j z^(2j+1) / (1*3*..*(2j+1))``: all terms are positive, so no digits cancel.
-    """
-    cdf: list[int] = []
-    with localcontext(Context(prec=60)):
-        while not cdf or (1 << _FIXED) - cdf[-1] >= 1 << (_FIXED - 90):
-            z = (len(cdf) + Decimal("0.5")) / (LEVELS * Decimal(sigma))
-            if z > 12:  # 1 - Phi(12) < 2^-108
-                return [*cdf, 1 << _FIXED]
-            term = total = z
-            j = 1
-            while term > total * Decimal("1e-55"):
-                term *= z * z / (2 * j + 1)
-                total += term
-                j += 1
-            cdf.append(_fixed(Decimal("0.5") + total * (-z * z / 2).exp() / (2 * _PI).sqrt()))
-    return cdf
-
-
-def _hermite_sum(c: int, weights: list[int]) -> int:
-    """``sum_j He_2j(c) weights[j]`` in fixed point."""
-    previous, current = 0, 1 << _FIXED  # He_{m-1}, He_m
-    total = weights[0]
-    for j in range(1, len(weights)):
-        for m in (2 * j - 2, 2 * j - 1):
-            previous, current = current, ((c * current) >> _FIXED) - m * previous
-        total += (current * weights[j]) >> _FIXED
-    return total
 
 
 def check_scale(scale: float) -> float:
@@ -254,19 +178,29 @@ def check_scale(scale: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def grid_table(name: str, scale: float) -> GridTable:
+def grid_table(name: str, scale: float, levels: int | Fraction = LEVELS) -> GridTable:
     """The integer sampler of one law and scale: thresholds of 63 bits from 160-bit fixed-point arithmetic.
+
+    Args:
+        levels: grid steps to the unit of the input: 255 for 8-bit images, 65535 for 16 bits, ``1/step`` for columns
+            with a stated step.
 
     ``tau <= sum_k |threshold_k / 2^63 - CDF(k)|`` over all k, since a probability is a difference of two of them. The
     fixed-point values are right to 2^-100 and the tail left out is below 2^-88; both are added.
     """
     if name not in NOISES:
         raise InputError(unknown("noise", name, NOISES))
-    upper = NOISES[name]._grid_cdf(check_scale(scale))
-    shift = _FIXED - _DRAWN
+    steps = Fraction(levels) * Fraction(check_scale(scale))
+    if not 0 < steps <= LARGEST_STEPS:
+        raise SigmaError(
+            f"noise of scale {scale:g} spans {float(steps):,.0f} grid steps, expected at most {LARGEST_STEPS:,}; use a "
+            "coarser grid or float noise."
+        )
+    upper = NOISES[name]._grid_cdf(steps)
+    shift = FIXED - _DRAWN
     rounded = [(value + (1 << (shift - 1))) >> shift for value in upper]
     error = sum(abs((t << shift) - value) for t, value in zip(rounded, upper, strict=True))
-    tau = 2.0 * (error / (1 << _FIXED)) * (1 + 1e-12) + 2.0**-87
+    tau = 2.0 * (error / (1 << FIXED)) * (1 + 1e-12) + max(2.0**-87, 2.0**-88 + len(upper) * 2.0**-99)
     top = 1 << _DRAWN
     values = [top - t for t in reversed(rounded)] + rounded  # P[K <= -k-1] = 1 - P[K <= k]
     thresholds = np.array(values, dtype=np.uint64)
@@ -274,8 +208,26 @@ def grid_table(name: str, scale: float) -> GridTable:
     cells = np.arange(1 << _FIRST, dtype=np.uint64) << np.uint64(_DRAWN - _FIRST)
     low = np.searchsorted(thresholds, cells, side="right")
     high = np.searchsorted(thresholds, cells + np.uint64((1 << (_DRAWN - _FIRST)) - 1), side="right")
-    first = np.where(low == high, low + start, int(_UNDECIDED)).astype(np.int16)
-    return GridTable(first=first, thresholds=thresholds, start=start, tau=tau)
+    narrow = bisect_left(rounded, top) + LEVELS < 2**15  # no integer beyond is ever drawn; X + K is to fit as well
+    mark = int(_UNDECIDED) if narrow else -(2**31)
+    found = np.where(low == high, low + start, mark)
+    first = found.astype(np.int16) if narrow else found.astype(np.int32)
+    return GridTable(first=first, thresholds=thresholds, start=start, tau=tau, undecided=mark)
+
+
+def snap_to_grid(
+    x: NDArray[np.float64], norm: str, levels: int | Fraction = LEVELS
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The nearest grid points of inputs ``(B, d)``, as integers, and bounds ``(B,)`` on how far they lie; err high.
+
+    The certificate of a snapped input with radius R holds round the input itself with radius ``R - distance``.
+    """
+    steps = float(levels)
+    nearest = np.rint(x * steps)
+    moved = np.abs(x - nearest / steps)
+    moved += 2.0**-50 * (np.abs(x) + 1.0)  # what three rounded operations are off by, and more
+    size = moved.sum(1) if norm == "l1" else np.sqrt((moved**2).sum(1))
+    return nearest.astype(np.int64), size * (1.0 + (x.shape[1] + 8) * 2.0**-52)
 
 
 def noise_blocks(d: int, first_block: int, n: int) -> Iterator[tuple[int, int]]:
@@ -285,33 +237,59 @@ def noise_blocks(d: int, first_block: int, n: int) -> Iterator[tuple[int, int]]:
         yield first_block + index, min(size, n - index * size)
 
 
+class Generators:
+    """Two Philox generators, for bits and for refinement bits, that are set to one noise block after another.
+
+    Setting the state of a generator costs a tenth of making one; a worker keeps one pair.
+    """
+
+    def __init__(self) -> None:
+        self.bits, self.more = np.random.Philox(0), np.random.Philox(0)
+
+    def seek(self, key: tuple[int, int, int, int]) -> None:
+        """Stand at the start of the block ``(seed, input id, stream, block)``, as ``philox`` does."""
+        seed, input_id, stream, block = (check_word(word, "key") for word in key)
+        for part, generator in enumerate((self.bits, self.more)):
+            generator.state = {
+                "bit_generator": "Philox",
+                "state": {
+                    "counter": np.array([0, block, stream, part], dtype=np.uint64),
+                    "key": np.array([seed, input_id], dtype=np.uint64),
+                },
+                "buffer": np.zeros(4, dtype=np.uint64),
+                "buffer_pos": 4,
+                "has_uint32": 0,
+                "uinteger": 0,
+            }
+
+
 class GridBlock:
     """One noise block of integers for one input, drawn row after row.
 
     Rows are a function of (seed, input id, stream, block) alone: they do not depend on how many are asked for at once.
+    Blocks that share a pair of generators are to be drawn one after another.
     """
 
-    def __init__(self, table: GridTable, key: tuple[int, int, int, int], d: int) -> None:
-        self._table, self._key, self._d = table, key, d
+    def __init__(
+        self, table: GridTable, key: tuple[int, int, int, int], d: int, generators: Generators | None = None
+    ) -> None:
+        self._table, self._d = table, d
         self._words = -(-d // 4)  # 64-bit words a row: four coordinates each
+        self._generators, self._key = generators or Generators(), key
+        self._started = False
 
-    @cached_property
-    def _bits(self) -> np.random.Philox:
-        return philox(*self._key)
-
-    @cached_property
-    def _more_bits(self) -> np.random.Philox:
-        return philox(*self._key, part=1)
-
-    def fill(self, out: NDArray[np.int16]) -> None:
+    def fill(self, out: NDArray[np.int16] | NDArray[np.int32]) -> None:
         """Write the next ``len(out)`` rows ``(rows, d)`` into a contiguous array."""
-        bits = self._bits.random_raw(len(out) * self._words).view(np.uint16)
+        if not self._started:
+            self._generators.seek(self._key)
+            self._started = True
+        bits = self._generators.bits.random_raw(len(out) * self._words).view(np.uint16)
         bits = bits.reshape(len(out), -1)[:, : self._d]
         self._table.first.take(bits, out=out, mode="clip")  # 16 bits never leave the table; "raise" would copy first
-        where = np.flatnonzero(out == _UNDECIDED)
+        where = np.flatnonzero(out == self._table.undecided)
         if where.size:
             rest = _DRAWN - _FIRST
-            low = self._more_bits.random_raw(where.size) >> np.uint64(64 - rest)
+            low = self._generators.more.random_raw(where.size) >> np.uint64(64 - rest)
             u = (bits.reshape(-1)[where].astype(np.uint64) << np.uint64(rest)) | low
             out.reshape(-1)[where] = np.searchsorted(self._table.thresholds, u, side="right") + self._table.start
 
@@ -320,11 +298,8 @@ class FloatBlock:
     """One noise block of float64 numbers; the same contract as GridBlock."""
 
     def __init__(self, noise: Noise, scale: float, key: tuple[int, int, int, int]) -> None:
-        self._noise, self._scale, self._key = noise, scale, key
-
-    @cached_property
-    def _generator(self) -> np.random.Generator:
-        return np.random.Generator(philox(*self._key))
+        self._noise, self._scale = noise, scale
+        self._generator = np.random.Generator(philox(*key))
 
     def fill(self, out: NDArray[np.float64]) -> None:
         """Write the next ``len(out)`` rows ``(rows, d)``."""

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ddsmoothing.analysis import certified_accuracy, certified_accuracy_interval
-from ddsmoothing.errors import RunError
+from ddsmoothing.errors import RunError, printable
 from ddsmoothing.runs import Run
 
 KINDS: Final = ("svg", "png", "pdf")
@@ -27,7 +27,8 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     """What legends and tables call runs: level, partial or not, and the folder's name where two would be alike."""
     labels = [_label(run) for run in runs]
     return [
-        f"{label}, {run.name}" if labels.count(label) > 1 else label for label, run in zip(labels, runs, strict=True)
+        f"{label}, {printable(run.name)}" if labels.count(label) > 1 else label
+        for label, run in zip(labels, runs, strict=True)
     ]
 
 
@@ -65,7 +66,7 @@ def plot_certified_accuracy(runs: Sequence[Run], out: str | Path) -> list[Path]:
             colour = next(chosen) if adaptive else COLOURS[index % len(COLOURS)]
             style = "-" if adaptive else STYLES[index % len(STYLES)]
             curve = 100 * certified_accuracy(run, radii)
-            axes.plot(radii, curve, color=colour, ls=style, lw=2.4 if adaptive else 1.6, label=text)
+            axes.plot(radii, curve, color=colour, ls=style, lw=2.4 if adaptive else 1.6, label=text.replace("$", r"\$"))
             band = 100 * certified_accuracy_interval(run, radii)
             axes.fill_between(radii, band[:, 0], band[:, 1], color=colour, alpha=0.12, lw=0)
         axes.set_xlabel(f"{norm} radius (pixels in [0, 1])")

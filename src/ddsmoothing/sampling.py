@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ddsmoothing.devices import torch_threads, untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.inputs import Batch
-from ddsmoothing.noise import LEVELS, FloatBlock, GridBlock, Noise, Stream, grid_table, noise_blocks
+from ddsmoothing.noise import LEVELS, FloatBlock, Generators, GridBlock, Noise, Stream, grid_table, noise_blocks
 
 LARGEST_BLOCK = 256
 BLOCK_ELEMENTS = 2**21  # input numbers in one forward pass, at most
@@ -167,7 +167,8 @@ class ClassCounter:
         flat = torch.zeros((self._rows, batch.d), dtype=batch.dtype, device=batch.device)
         counts = torch.zeros(len(requests) * self._classes, dtype=torch.int64, device=batch.device)
         ones = torch.ones(self._rows, dtype=torch.int64, device=batch.device)
-        finite = torch.ones((), dtype=torch.bool, device=batch.device)
+        total = torch.zeros((), dtype=torch.float64, device=batch.device)  # NaN or infinite as soon as one logit is
+        levels = torch.tensor(float(LEVELS), dtype=batch.dtype, device=batch.device)
         owner = torch.zeros(self._rows, dtype=torch.int64)
         with torch.inference_mode():
             for parts in self._passes(batch, requests, seed, share, on_grid):
@@ -178,15 +179,16 @@ class ClassCounter:
                     rows += part.center
                     owner[used : used + part.rows] = part.request
                     used += part.rows
-                flat.copy_(drawn)
-                if on_grid:
-                    flat /= LEVELS  # integers are added first and divided once: see noise.py
+                if on_grid:  # integers are added first and divided once: see noise.py
+                    torch.div(drawn.to(batch.device), levels, out=flat)
+                else:
+                    flat.copy_(drawn)
                 noisy = self._formed(flat.reshape(self._rows, *batch.shape))
                 logits = check_logits(self._engine.model(noisy), self._rows, self._classes)[:used]
-                finite &= torch.isfinite(logits).all()
+                total += logits.sum(dtype=torch.float64)
                 counts.index_add_(0, owner[:used].to(batch.device) * self._classes + logits.argmax(1), ones[:used])
                 report(used)
-            if not bool(finite):
+            if not bool(torch.isfinite(total)):
                 raise ModelError(
                     "the base classifier gave NaN or infinite logits on noisy inputs; a certificate from them would "
                     "be meaningless. Check its weights and the range of its inputs."
@@ -204,7 +206,7 @@ class ClassCounter:
     ) -> Iterator[list[_Part]]:
         """Cut a share into full forward passes; only the last may be part empty."""
         parts: list[_Part] = []
-        free = self._rows
+        free, generators = self._rows, Generators()
         for piece in share:
             request = requests[piece.request]
             key = (seed, batch.ids[request.row], request.stream, piece.block)
@@ -212,7 +214,10 @@ class ClassCounter:
             center: NDArray[Any]
             source: GridBlock | FloatBlock
             if on_grid:
-                center, source = batch.grid[request.row], GridBlock(grid_table(self._noise.name, scale), key, batch.d)
+                center, source = (
+                    batch.grid[request.row],
+                    GridBlock(grid_table(self._noise.name, scale), key, batch.d, generators),
+                )
             else:
                 center, source = batch.values[request.row].double().numpy(), FloatBlock(self._noise, scale, key)
             left = piece.rows

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
     from ddsmoothing.data import Dataset
     from ddsmoothing.doctor import Check
     from ddsmoothing.runs import Run
@@ -192,8 +196,9 @@ Examples:
 )
 @RUN
 @_place_options
-@click.option("--factors", default="0.5,0.9,0.999,1.5,2", show_default=True, help="Multiples of each radius.")
-@click.option("--as", "level", type=click.Choice(["pointwise", "stateless"]), default="pointwise", show_default=True)
+@click.option("--factors", help="Multiples of each radius.  [default: 0.5,0.9,0.999,1.5,2; for a memory those below 1]")
+@click.option("--as", "level", type=click.Choice(["pointwise", "stateless"]), help="Default: the run's own level.")
+@click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
 @click.option("--steps", type=int, default=20, show_default=True, help="Gradient steps.")
 @click.option("--samples", type=int, default=32, show_default=True, help="Noisy copies in each step.")
 @click.option("--restarts", type=int, default=2, show_default=True)
@@ -201,19 +206,22 @@ Examples:
 @click.option("--max", "maximum", type=click.IntRange(min=1), help="At most so many certified inputs.")
 @click.option("--seed", type=int, help="Default: from the operating system.")
 @JSON
-def attack(run: Path, factors: str, **options: Any) -> int:
+def attack(run: Path, factors: str | None, **options: Any) -> int:
     """Attack each certified input of a run by gradients, inside its radius and outside.
 
     Exit code 1 if there are more violations inside than alpha explains. `--as stateless` chooses sigma again at every
-    attacked point; certificates of level `pointwise` do not cover that, and violations are to be expected.
+    attacked point; certificates of level `pointwise` do not cover that, and violations are to be expected. A run of
+    level `memory` is attacked at its memory (--store), inside its radii only.
     """
     from ddsmoothing.attacks import Attack
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.runs import load_run
-    from ddsmoothing.runs.attack import attack_run
+    from ddsmoothing.runs.attack import FACTORS, attack_run
 
+    memory = None if options["store"] is None else _memory(options["store"])
     try:
-        values = [float(part) for part in factors.split(",")]
+        values = [f for f in FACTORS if memory is None or f < 1.0]
+        values = values if factors is None else [float(part) for part in factors.split(",")]
     except ValueError:
         raise InputError(f"--factors is {factors!r}, expected numbers such as 0.9,0.999,1.5.") from None
     plan = Attack(**{key: options[key] for key in ("steps", "samples", "restarts")})
@@ -222,9 +230,41 @@ def attack(run: Path, factors: str, **options: Any) -> int:
     total = len(values) * min(len(loaded), options["maximum"] or len(loaded))
     with SampleProgress(total, "attacking", "attacks") as progress:
         rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
-        report = attack_run(loaded, smoothed, data, factors=values, attack=plan, progress=progress, **rest)
+        report = attack_run(
+            loaded, smoothed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest
+        )
     (_attack_json if options["as_json"] else _attack_text)(report)
-    return 1 if report.contradicted and report.level == "pointwise" else 0
+    return 1 if report.contradicted and report.level != "stateless" else 0
+
+
+def _memory(path: Path) -> Callable[[torch.Tensor], NDArray[np.int64]]:
+    """The answers of a memory to points inside its regions, -1 outside, where a query would change it."""
+    import numpy as np
+
+    from ddsmoothing.memory import CertifiedMemory, Store
+
+    class OutsideError(Exception):
+        pass
+
+    class Closed:
+        def check(self, alpha: float) -> None:
+            raise OutsideError
+
+        def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> NoReturn:
+            raise OutsideError
+
+        def predict(self, x: torch.Tensor, *, seed: int) -> int:
+            return -1
+
+    opened = CertifiedMemory(Store.open(path), Closed())
+
+    def answer(point: torch.Tensor) -> int:
+        try:
+            return int(opened.query(point).prediction[0])
+        except OutsideError:
+            return -1
+
+    return lambda points: np.array([answer(points[i : i + 1].cpu()) for i in range(len(points))], dtype=np.int64)
 
 
 def _attack_json(report: AttackReport) -> None:
@@ -240,6 +280,8 @@ def _attack_json(report: AttackReport) -> None:
 
 
 def _attack_text(report: AttackReport) -> None:
+    from ddsmoothing.bounds import floor_text
+
     click.echo(f"{report.inputs} certified inputs, {report.norm.upper()}, level {report.level}, seed {report.seed}")
     click.echo("radius x  violations  abstained")
     for factor in report.factors:
@@ -247,7 +289,7 @@ def _attack_text(report: AttackReport) -> None:
     for violation in report.inside[:SHOWN]:
         click.echo(
             f"input {violation.id}: class {violation.certified} becomes {violation.answered} at distance "
-            f"{violation.distance:.6g}, inside its radius {violation.radius:.6g} (sigma {violation.sigma:g})"
+            f"{violation.distance:.6g}, inside its radius {floor_text(violation.radius)} (sigma {violation.sigma:g})"
         )
     if (smallest := report.smallest) is not None:
         share = smallest.distance / smallest.radius

@@ -96,7 +96,7 @@ Example:
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
 @click.option("--out", required=True, type=FILE, help="The sigma file (JSON).")
 def import_(old: Path, **options: Any) -> None:
-    """Bind a tensor of 2021 to a data set and a model: position i is the i-th input taken.
+    """Bind a tensor of 2021 to a data set and a model: its position is the index in the data set.
 
     With --norm l1 its numbers are half-widths lambda, as in 2021; the file holds standard deviations.
     """
@@ -107,7 +107,7 @@ def import_(old: Path, **options: Any) -> None:
 
     smoothed, data = load(options)
     ids = subset_ids(data, options["skip"], options["maximum"])
-    thetas = import_tensor(old, ids)
+    thetas = import_tensor(old, ids, len(data))
     file = SigmaFile(
         data=data.fingerprint(),
         model=model_identity(smoothed.model, options["model_id"]),

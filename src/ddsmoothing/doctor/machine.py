@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from ddsmoothing.bounds import alpha_of_top, check_alpha, check_bound, check_feasible, largest_lower_bound
+from ddsmoothing.bounds import alpha_of_top, check_alpha, check_bound, check_feasible, floor_text, largest_lower_bound
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.devices import untouched
 from ddsmoothing.doctor.check import FAIL, NOTE, OK, WARN, Check
@@ -31,9 +31,9 @@ def number_checks(certificate: Certificate, n: int, alpha: float, bound: str, si
         return
     gap = certificate.compute_gap(largest_lower_bound(n, alpha_of_top(alpha, bound)))
     scale = certificate.noise.scale(1.0)
-    text = f"n={n} at alpha={alpha:g} certifies at most {gap * scale:.3f} sigma"
+    text = f"n={n} at alpha={alpha:g} certifies at most {floor_text(gap * scale, 3)} sigma"
     if sigma is not None:
-        text += f", {gap * scale * sigma:.3f} at sigma {sigma:g}"
+        text += f", {floor_text(gap * scale * sigma, 3)} at sigma {sigma:g}"
     yield Check(name="samples", status=OK, message=f"{text}.")
 
 

@@ -17,7 +17,7 @@ from ddsmoothing.data import Dataset
 from ddsmoothing.errors import RunError, StoreError
 from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.memory.floor import check_sigmas, grid_of
-from ddsmoothing.memory.inputs import Inputs, found_at, inputs_of, order_free_cuts
+from ddsmoothing.memory.inputs import Inputs, binding_of_run, found_at, inputs_of, order_free_cuts
 from ddsmoothing.memory.regions import LEVEL_MEMORY, Answer, Found, Regions
 from ddsmoothing.memory.risk import Risk
 from ddsmoothing.memory.rules import at_centre
@@ -56,14 +56,14 @@ def open_store(path: Path, run: Run, data: Dataset, risk: Risk | None) -> Store:
     Args:
         risk: of a new memory, None for the run's own alpha; an existing one keeps its own.
     """
-    inputs = inputs_of(run, data)
+    binding = binding_of_run(run, data)
     if path.exists() and path.stat().st_size:
         store = Store.open(path)
-        store.check(inputs.binding)
+        store.check(binding)
         if risk is not None and risk != store.risk:
             raise StoreError(f"{path} was started with {store.risk}, got {risk}; leave it out, or start another.")
         return store
-    return Store.create(path, inputs.binding, risk or Risk(alpha=run.header.alpha))
+    return Store.create(path, binding, risk or Risk(alpha=run.header.alpha))
 
 
 def apply_memory(
@@ -109,8 +109,9 @@ def apply_memory(
         _row(row, answer, found, store.risk, floor)
         for row, (answer, found), floor in zip(run.rows, answers, least, strict=True)
     ]
-    _write(run, store, rows, out, order_free)
-    return _summary(load_run(out))
+    counts = _counts(rows)
+    _write(run, store, rows, out, "order-free" if order_free else "online", counts)
+    return Applied(run=load_run(out), **counts)
 
 
 def _online(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[Answer, Found | None]]:
@@ -186,10 +187,11 @@ def _row(row: ResultRow, answer: Answer, found: Found | None, risk: Risk, floor:
     return row.model_copy(update=changed | {"level": LEVEL_MEMORY, "memory": note})
 
 
-def _write(run: Run, store: Store, rows: list[ResultRow], out: Path, order_free: bool) -> None:
+def _write(run: Run, store: Store, rows: list[ResultRow], out: Path, rule: str, counts: dict[str, int]) -> None:
     memory = {
         "store": None if store.path is None else store.path.name,
-        "rule": "order-free" if order_free else "online",
+        "rule": rule,
+        "rows": counts,
         "risk": str(store.risk),
         "regions": len(store),
         "attempts": store.attempts,
@@ -207,14 +209,13 @@ def _write(run: Run, store: Store, rows: list[ResultRow], out: Path, order_free:
             writer.append(rows[start : start + WRITTEN])
 
 
-def _summary(run: Run) -> Applied:
-    notes = [(row, row.memory) for row in run.rows if row.memory is not None]
-    counted = {kind: sum(note.kind == kind for _, note in notes) for kind in ("kept", "cut", "answered", "abstained")}
+def _counts(rows: list[ResultRow]) -> dict[str, int]:
+    notes = [(row, row.memory) for row in rows if row.memory is not None]
+    kinds = {kind: sum(note.kind == kind for _, note in notes) for kind in ("kept", "cut", "answered", "abstained")}
     answered = [(row, note) for row, note in notes if note.kind == "answered"]
-    return Applied(
-        run=run,
-        emptied=sum(note.kind == "cut" and note.region is None for _, note in notes),
-        flipped=sum(note.prediction not in (ABSTAIN, row.prediction) for row, note in answered),
-        gained=sum(note.prediction == ABSTAIN for _, note in answered),
-        **counted,
-    )
+    return {
+        **kinds,
+        "emptied": sum(note.kind == "cut" and note.region is None for _, note in notes),
+        "flipped": sum(note.prediction not in (ABSTAIN, row.prediction) for row, note in answered),
+        "gained": sum(note.prediction == ABSTAIN for _, note in answered),
+    }

@@ -12,6 +12,7 @@ from typing import Any, Final
 from ddsmoothing.errors import StoreError
 
 BUSY_SECONDS: Final = 60.0
+PAGE: Final = 32768  # bytes: small rows of one table lie together, so that a large file opens fast
 NETWORK: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "beegfs", "gpfs", "glusterfs"}
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.juicefs"}
@@ -51,6 +52,7 @@ class Database:
             self._connection = sqlite3.connect(
                 target, uri=path is not None, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
             )
+            self._connection.execute(f"PRAGMA page_size={PAGE}")  # of a new file only
             self._connection.execute("PRAGMA synchronous=EXTRA")
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:

@@ -15,12 +15,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.errors import DdsmoothingError, ShapeError
+from ddsmoothing.errors import DdsmoothingError, InputError, ShapeError
 from ddsmoothing.memory.rules import as_float
 
 ROWS: Final = 64  # coordinates of a sketch, at most; a property of stored files
 LOW: Final = 16  # of them that every look-up reads
 CHUNK: Final = 2**15  # regions in one array: growing copies nothing, and its float64 columns stay in the cache
+LARGEST: Final = 1e9  # of a coordinate
 _LARGEST_CHANNELS, _SMALLEST_SIDE = 4, 8
 
 
@@ -48,6 +49,8 @@ class Sketch(ABC):
         if points.ndim != 2 or points.shape[1] != self.d:
             raise ShapeError(f"got points of shape {points.shape}, expected (B, {self.d}).")
         x = as_float(points) - 0.5  # a shift moves no distance and makes the norms, and so the slack, smaller
+        if not bool((np.abs(x) <= LARGEST).all()):  # also NaN; float32 products of more would overflow
+            raise InputError(f"a point has a coordinate beyond {LARGEST:g}, expected inputs of about unit size.")
         p = self._forth(x)
         rest = x - self._back(p)
         return np.concatenate([p, np.sqrt(np.sum(rest * rest, axis=1, keepdims=True))], axis=1).astype(np.float32)

@@ -17,7 +17,7 @@ from ddsmoothing.memory.index import Index, sketch_for
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.memory.rules import Cut, Pair, Point, distance, order_free
-from ddsmoothing.runs import Header, ResultRow, Run
+from ddsmoothing.runs import ResultRow, Run
 
 READ = 256  # inputs made ready at once
 
@@ -38,8 +38,15 @@ class Inputs:
         return len(self.points)
 
 
-def binding_of_run(header: Header, shape: tuple[int, ...]) -> Binding:
-    """What a memory of a run belongs to; RunError where its model has neither a hash nor an id."""
+def binding_of_run(run: Run, data: Dataset) -> Binding:
+    """What a memory of a run belongs to.
+
+    Raises: as ``inputs_of``; RunError where the run's model has neither a hash nor an id.
+    """
+    check_run(run)
+    header = run.header
+    if data.fingerprint() != header.data.model_dump():
+        raise InputError(f"this is not the data set of {run.path}: expected {header.data.model_dump()}.")
     if header.model.sha256 is None and not header.model.model_id:
         raise RunError(f"the run's model {header.model.name!r} has no hash and no id; certify it with --model-id.")
     return Binding(
@@ -48,7 +55,7 @@ def binding_of_run(header: Header, shape: tuple[int, ...]) -> Binding:
         norm=header.norm,
         dtype=header.dtype,
         precision=run_mode(header.precision, header.channels_last, header.compiled),
-        shape=shape,
+        shape=tuple(data.x.shape[1:]),
         num_classes=header.num_classes,
     )
 
@@ -59,10 +66,7 @@ def inputs_of(run: Run, data: Dataset) -> Inputs:
     Raises: RunError for a run that a memory cannot take: of another level, partial, or label-aware (regions of wrong
         classes would be missing); InputError for another data set than the run's.
     """
-    check_run(run)
-    if data.fingerprint() != run.header.data.model_dump():
-        raise InputError(f"this is not the data set of {run.path}: expected {run.header.data.model_dump()}.")
-    binding = binding_of_run(run.header, tuple(data.x.shape[1:]))
+    binding = binding_of_run(run, data)
     points: list[Point] = []
     for start in range(0, len(run), READ):
         rows = run.rows[start : start + READ]

@@ -124,14 +124,14 @@ class Regions:
         """Reconcile a certificate and store what is left, inside ``store.writing``.
 
         Args:
-            more_than: store only a radius larger than this (growth inside a region).
+            more_than: store only what advertises more than this to a later query here (growth inside a region).
         """
         known = {"certified": found.radius, "attempt": attempt, "sigma": found.sigma}
         if found.prediction == ABSTAIN or found.radius <= 0.0:
             return Answer(prediction=found.prediction, radius=0.0, reason="abstained", **known)  # type: ignore[arg-type]
         cut = self.reconcile(point, sketch, found.prediction, found.radius)
         region = None
-        if cut.radius > more_than:
+        if rules.within(self._norm, self._d, cut.radius, 0.0) > more_than:
             region = self.store.append(
                 point,
                 label=found.prediction,
@@ -143,7 +143,7 @@ class Regions:
             )
         return Answer(
             prediction=found.prediction,
-            radius=rules.at_centre(self._norm, self._d, cut.radius),
+            radius=0.0 if region is None else rules.at_centre(self._norm, self._d, cut.radius),
             reason="kept" if cut.by is None else "cut",
             by=cut.by,
             region=region,

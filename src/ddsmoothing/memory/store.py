@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,12 @@ CREATE TABLE attempts (number INTEGER PRIMARY KEY AUTOINCREMENT, started TEXT NO
 CREATE TABLE regions (
   number INTEGER PRIMARY KEY AUTOINCREMENT, class INTEGER NOT NULL, radius REAL NOT NULL CHECK (radius > 0),
   certified REAL NOT NULL CHECK (certified >= radius), sigma REAL NOT NULL, attempt INTEGER NOT NULL UNIQUE,
-  grid INTEGER NOT NULL, sha256 BLOB NOT NULL, sketch BLOB NOT NULL, hash BLOB NOT NULL, point BLOB NOT NULL);
+  grid INTEGER NOT NULL, sha256 BLOB NOT NULL, sketch BLOB NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE points (number INTEGER PRIMARY KEY, point BLOB NOT NULL);
 """
 _COLUMNS: Final = "number, class, radius, certified, sigma, attempt, grid, sha256, sketch, hash"
+_NAMES: Final = ("attempts", "regions", "points", "meta")
+_TYPES: Final = (int, int, float, float, float, int, int, bytes, bytes, bytes)
 
 
 class Store:
@@ -65,8 +68,9 @@ class Store:
                 raise StoreError(f"{path} was made by another process meanwhile; open it.")
             for statement in _TABLES.split(";\n"):
                 database.execute(statement)
-            for table in ("attempts", "regions", "meta"):
-                _protect(database, table)
+            for table in _NAMES:
+                for event in ("UPDATE", "DELETE"):
+                    _forbid(database, table, event, "append-only")
             written = {"binding": asdict(binding), "risk": asdict(risk), "seed": str(seed), "created": _now()}
             for key, value in written.items():
                 database.execute("INSERT INTO meta VALUES (?, ?)", (key, json.dumps(value)))
@@ -147,30 +151,34 @@ class Store:
         self._extend(rows)
 
     def regions(self, after: int = 0) -> Iterator[Region]:
-        """Regions in their order, without their points."""
-        for row in self._db.rows(f"SELECT {_COLUMNS} FROM regions WHERE number > ? ORDER BY number", (after,)):  # noqa: S608
-            *numbers, grid, sha256, sketch, hashed = row
-            values = np.frombuffer(sketch, dtype="<f4")
-            if len(values) != self.sketch.terms:
-                raise StoreError(f"{self.name} is damaged at region {row[0]}; restore a copy.")
-            number, label, radius, certified, sigma, attempt = numbers
-            yield Region(
-                number=number,
-                label=label,
-                radius=radius,
-                certified=certified,
-                sigma=sigma,
-                attempt=attempt,
-                grid=bool(grid),
-                sha256=sha256,
-                sketch=values,
-                hash=hashed,
-            )
+        """Regions in their order, without their points; some at a time, so that no writer waits for the reader."""
+        sql = f"SELECT {_COLUMNS} FROM regions WHERE number > ? ORDER BY number LIMIT {_LOADED}"  # noqa: S608
+        while rows := list(self._db.rows(sql, (after,))):
+            yield from map(self._region, rows)
+            after = rows[-1][0]
+
+    def _region(self, row: tuple[Any, ...]) -> Region:
+        number, label, radius, certified, sigma, attempt, grid, sha256, sketch, hashed = row
+        right = all(isinstance(value, kind) for value, kind in zip(row, _TYPES, strict=True))
+        if not right or len(sketch) != 4 * self.sketch.terms:
+            raise StoreError(f"{self.name} is damaged at region {number}; restore a copy.")
+        return Region(
+            number=number,
+            label=label,
+            radius=radius,
+            certified=certified,
+            sigma=sigma,
+            attempt=attempt,
+            grid=bool(grid),
+            sha256=sha256,
+            sketch=np.frombuffer(sketch, dtype="<f4"),
+            hash=hashed,
+        )
 
     def ball(self, number: int) -> tuple[int, float, Point]:
         """Class, radius and centre of a region; StoreError where the centre's bytes are not those that were stored."""
-        row = next(self._db.rows("SELECT class, radius, grid, sha256, point FROM regions WHERE number=?", (number,)))
-        label, radius, grid, sha256, data = row
+        sql = "SELECT class, radius, grid, sha256, point FROM regions JOIN points USING (number) WHERE number=?"
+        label, radius, grid, sha256, data = next(self._db.rows(sql, (number,)), (0, 0.0, 0, b"", b""))
         if hashlib.sha256(data).digest() != sha256:
             raise StoreError(f"{self.name} is damaged at region {number}; restore a copy.")
         return label, radius, np.frombuffer(data, dtype=np.uint8 if grid else "<f8")
@@ -225,8 +233,9 @@ class Store:
         values = [
             getattr(region, name) for name in ("number", "label", "radius", "certified", "sigma", "attempt", "grid")
         ]
-        values += [region.sha256, region.sketch.astype("<f4").tobytes(), region.hash, data]
-        self._db.execute(f"INSERT INTO regions ({_COLUMNS}, point) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)  # noqa: S608
+        values += [region.sha256, region.sketch.astype("<f4").tobytes(), region.hash]
+        self._db.execute(f"INSERT INTO regions ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)  # noqa: S608
+        self._db.execute("INSERT INTO points VALUES (?, ?)", (region.number, data))
         self._last = region.hash
         self._extend([region])
         return region.number
@@ -244,7 +253,7 @@ class Store:
             hashed = self.content_hash()
             value = json.dumps({"hash": hashed, "regions": len(self), "attempts": self.attempts, "at": _now()})
             self._db.execute("INSERT INTO meta VALUES ('sealed', ?)", (value,))
-            for table in ("attempts", "regions", "meta"):
+            for table in _NAMES:
                 _forbid(self._db, table, "INSERT", "sealed")
         if self.path is not None:
             self.path.chmod(0o444)
@@ -274,11 +283,6 @@ class Store:
                 np.array([row.radius for row in rows]),
                 np.stack([row.sketch for row in rows]),
             )
-
-
-def _protect(database: Database, table: str) -> None:
-    for event in ("UPDATE", "DELETE"):
-        _forbid(database, table, event, "append-only")
 
 
 def _forbid(database: Database, table: str, event: str, why: str) -> None:

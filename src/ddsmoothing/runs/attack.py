@@ -6,7 +6,7 @@ alpha allows. Outside they show how far the certificate is from the attack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,6 @@ from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.evidence import ABSTAIN
-from ddsmoothing.noise import check_word
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.resample import check_same
 from ddsmoothing.runs.schema import ResultRow
@@ -31,6 +30,7 @@ from ddsmoothing.smooth import SmoothedClassifier, checked_seed
 FACTORS: Final = (0.5, 0.9, 0.999, 1.5, 2.0)
 SIGNIFICANT: Final = 1e-3  # so improbable if the certificates held: they are contradicted
 _GROUP: Final = 64
+Memory = Callable[[torch.Tensor], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class AttackReport:
     """What an attack on a run found.
 
     Attributes:
-        level: what was attacked, ``pointwise`` or ``stateless``.   inputs: certified inputs attacked.
+        level: what was attacked: ``pointwise``, ``stateless`` or ``memory``.   inputs: certified inputs attacked.
         abstained: answers by factor that were an abstention, which is no violation.
         p_value: probability of at least so many inputs with a violation inside if all certificates were as good as
             alpha says; ``allowed`` is that probability for one input.
@@ -102,7 +102,8 @@ def attack_run(
     factors: Sequence[float] = FACTORS,
     attack: Attack | None = None,
     n: int = 1000,
-    level: str = "pointwise",
+    level: str | None = None,
+    memory: Memory | None = None,
     maximum: int | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
@@ -111,13 +112,16 @@ def attack_run(
 
     Args:
         factors: of each certified radius.   n: samples of each answer, at the run's alpha.
-        level: ``pointwise`` keeps each input's sigma; ``stateless`` chooses it again at every attacked point, which
-            the certificates of a data-dependent run do NOT cover.
+        level: None for the run's own. ``pointwise`` keeps each input's sigma; ``stateless`` chooses it again at every
+            attacked point, which the certificates of a data-dependent run do NOT cover.
+        memory: the answers ``(B,)`` of the memory to points ``(B, ...)``, for a run of level ``memory``: inside a
+            radius it must give the stored class, so any other answer (an abstention too) is a violation.
         maximum: at most so many inputs.   seed: of noise and starts; None takes one from the operating system.
         progress: called with the number of attacks (inputs times factors) done.
     Raises: InputError, RunError.
     """
-    _check(run, smoothed, level, factors)
+    level = level or run.level
+    _check(run, smoothed, level, memory, factors)
     check_same(run, smoothed, data)
     seed = checked_seed(seed)
     rows = [row for row in run.rows if row.prediction != ABSTAIN and row.radius > 0.0][:maximum]
@@ -129,9 +133,10 @@ def attack_run(
     for index, factor in enumerate(factors):
         for group in (rows[i : i + _GROUP] for i in range(0, len(rows), _GROUP)):
             points, distance = _points(smoothed, data, group, factor, attack, generator)
-            sigma, answers = _answers(
-                run, smoothed, group, points, n, level, check_word((seed + index) % 2**64, "seed")
-            )
+            if memory is not None:
+                sigma, answers = np.array([row.sigma for row in group]), memory(points)
+            else:
+                sigma, answers = _answers(run, smoothed, group, points, n, level, (seed + index) % 2**64)
             abstained[factor] += int((answers == ABSTAIN).sum())
             violations += [
                 Violation(
@@ -144,12 +149,16 @@ def attack_run(
                     sigma=float(sigma[i]),
                 )
                 for i, row in enumerate(group)
-                if answers[i] not in (ABSTAIN, row.prediction)
+                if answers[i] not in ((row.prediction,) if memory is not None else (ABSTAIN, row.prediction))
             ]
             if progress is not None:
                 progress(len(group))
     tries = sum(factor <= 1.0 for factor in factors)
-    allowed = min(1.0, run.header.alpha + tries * (run.header.alpha + n * max(row.tv for row in rows)))
+    allowed = (
+        0.0
+        if memory is not None
+        else min(1.0, run.header.alpha + tries * (run.header.alpha + n * max(row.tv for row in rows)))
+    )
     broken = len({v.id for v in violations if v.distance < v.radius})
     return AttackReport(
         level=level,
@@ -166,14 +175,14 @@ def attack_run(
     )
 
 
-def _check(run: Run, smoothed: SmoothedClassifier, level: str, factors: Sequence[float]) -> None:
+def _check(run: Run, smoothed: SmoothedClassifier, level: str, memory: Memory | None, factors: Sequence[float]) -> None:
     header = run.header
-    if header.level == "memory":
-        raise InputError(
-            "this run is of level memory; attack the memory itself, since its answers depend on its state."
-        )
-    if level not in ("pointwise", "stateless"):
-        raise InputError(f"level is {level!r}, expected pointwise or stateless.")
+    if level not in ("pointwise", "stateless", "memory"):
+        raise InputError(f"level is {level!r}, expected pointwise, stateless or memory.")
+    if (header.level == "memory") != (level == "memory") or (level == "memory") != (memory is not None):
+        raise InputError(f"the run is of level {header.level}; only a memory's own run is attacked at the memory.")
+    if memory is not None and max(factors, default=0.0) >= 1.0:
+        raise InputError("a memory is attacked inside its radii only: outside, a query would change it. Use --factors.")
     if level == "stateless" and header.sigma_policy != "search":
         why = (
             "one fixed sigma is stateless already" if header.sigma_policy == "fixed" else "a file of sigmas is no rule"

@@ -13,7 +13,8 @@ SCHEMA_VERSION: Final = 1
 
 Level = Literal["pointwise", "memory", "stateless"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -69,7 +70,7 @@ class Header(_Strict):
     norm: Literal["l1", "l2"]
     level: Level
     sigma_policy: Literal["fixed", "search", "file"]
-    sigma: float | None
+    sigma: Annotated[Length, Field(gt=0.0)] | None
     sampler: str
     sampler_options: dict[str, Any]
     bound: str
@@ -112,13 +113,13 @@ class MemoryNote(_Strict):
     """
 
     kind: Literal["kept", "cut", "answered", "abstained"]
-    certified: Annotated[float, Field(ge=0.0)]
-    prediction: Annotated[int, Field(ge=-1)]
+    certified: Length
+    prediction: Annotated[int, Field(ge=-1, lt=2**63)]
     by: Count | None = None
     region: Count | None = None
     attempt: Count | None = None
     alpha: Probability | None = None
-    floor: Annotated[float, Field(ge=0.0)] | None = None
+    floor: Length | None = None
 
 
 class ResultRow(_Strict):
@@ -137,13 +138,13 @@ class ResultRow(_Strict):
     id: Annotated[int, Field(ge=0, lt=2**64)]
     input_sha256: Digest
     label: Count | None
-    prediction: Annotated[int, Field(ge=-1)]
+    prediction: Annotated[int, Field(ge=-1, lt=2**63)]
     correct: bool | None
     reason: str
-    radius: Annotated[float, Field(ge=0.0)]
+    radius: Length
     p_lower: Probability
     p_upper: Probability
-    sigma: Annotated[float, Field(gt=0.0)]
+    sigma: Annotated[Length, Field(gt=0.0)]
     lambda_: Annotated[float | None, Field(alias="lambda")]
     norm: Literal["l1", "l2"]
     noise: Literal["grid", "float"]
@@ -158,7 +159,7 @@ class ResultRow(_Strict):
     looks: tuple[tuple[Count, Count, Probability], ...]
     coin: Annotated[float, Field(gt=0.0, le=1.0)] | None
     samples: Count
-    seconds: Annotated[float, Field(ge=0.0)]
+    seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     memory: MemoryNote | None = None
 
 

@@ -5,7 +5,6 @@ It knows no search. A file is JSON; inputs are named by their index in the data 
 
 from __future__ import annotations
 
-import pickle  # for the name of its error only; nothing is unpickled
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -78,22 +77,28 @@ def save_sigmas(file: SigmaFile, path: str | Path) -> None:
         raise DataError(f"cannot write the sigma file {path}: {error.strerror}.") from error
 
 
-def import_tensor(path: str | Path, ids: list[int]) -> NDArray[np.float64]:
-    """The 1-D tensor of thetas of 2021, one for each of ids by position.
+def import_tensor(path: str | Path, ids: list[int], length: int) -> NDArray[np.float64]:
+    """The thetas of these samples from the 1-D tensor of 2021.
+
+    Its position is the index in the data set of this length; one made for exactly these samples is taken in order.
 
     Raises: DataError where it is not a plain tensor of so many positive numbers. No pickled code is run.
     """
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a file of one plain tensor: {reason}") from error
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or not tensor.is_floating_point():
-        got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise DataError(f"{path} holds {got}, expected a 1-D floating-point tensor.")
-    if len(tensor) != len(ids):
-        raise DataError(f"{path} holds {len(tensor)} sigmas for {len(ids)} inputs; was it made with another --skip?")
-    return check_sigma(tensor, len(ids))
+    plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.ndim != 1 or not tensor.is_floating_point():
+        got = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise DataError(f"{path} holds {got}, expected a plain 1-D floating-point tensor.")
+    if len(tensor) not in (length, len(ids)):
+        raise DataError(
+            f"{path} holds {len(tensor)} sigmas, expected {length} (one for each sample of the data set) or {len(ids)} "
+            "(one for each sample taken)."
+        )
+    return check_sigma((tensor[ids] if len(tensor) == length else tensor).double(), len(ids))
 
 
 def export_tensor(thetas: NDArray[np.float64], path: str | Path) -> None:

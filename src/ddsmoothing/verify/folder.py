@@ -14,7 +14,7 @@ from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
 SAMPLERS: Final = ("exact", "plan", "target")
 BOUNDS: Final = ("one-class", "two-class")
 LEVELS: Final = ("pointwise", "memory", "stateless")
-RECOMPUTED: Final = ("pointwise",)  # levels whose radius is that of one input's counts
+RECOMPUTED: Final = ("pointwise", "memory")  # memory: as far as the run alone shows it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,9 @@ def check_row(row: dict[str, Any], header: dict[str, Any]) -> Iterator[str]:
         return
     wrong = list(_bounds(row))
     yield from wrong
+    if row["level"] == "memory":
+        yield from _kept(row, wrong)
+        return
     yield from _claims(row)
     if not wrong:
         yield from _radius(row)
@@ -69,7 +72,7 @@ def _samples(row: dict[str, Any], header: dict[str, Any]) -> Iterator[str]:
     for name in ("n0_counts", "n_counts"):
         if len(row[name]) != header["num_classes"]:
             yield f"{name} has {len(row[name])} classes, the run {header['num_classes']}"
-    stopped = row["reason"] not in ("certified", "abstained")
+    stopped = n == 0 if row["level"] == "memory" else row["reason"] not in ("certified", "abstained")
     if row["sampler"] == "exact":
         asked = header.get("sampler_options", header)
         if n0 != asked["n0"] or (n != asked["n"] and not (stopped and n == 0)):
@@ -212,18 +215,59 @@ def _claims(row: dict[str, Any]) -> Iterator[str]:
 
 def _radius(row: dict[str, Any]) -> Iterator[str]:
     """The radius: at most what the bounds give, and no further below it than the tolerance."""
-    lower, upper, radius = Fraction(row["p_lower"]), Fraction(row["p_upper"]), Fraction(row["radius"])
-    if lower <= upper:
+    radius, (low, high) = Fraction(row["radius"]), _radius_of(row)
+    if high == 0:
         if radius:
             yield f"radius is {row['radius']} without a certificate"
-        return
+    elif radius > high:
+        yield f"radius is {row['radius']}, more than the {decimal(high):.9f} that the bounds give"
+    elif radius < low * (1 - TOLERANCE) - TOLERANCE:
+        yield f"radius is {row['radius']}, less than the {decimal(low):.9f} that the bounds give"
+
+
+def _radius_of(row: dict[str, Any]) -> tuple[Fraction, Fraction]:
+    """Lower and upper bound on the radius of p_lower and p_upper; 0 where they do not separate the class.
+
+    The distance that an input was moved to the grid, where a row states one, is subtracted.
+    """
+    lower, upper, moved = Fraction(row["p_lower"]), Fraction(row["p_upper"]), Fraction(row.get("moved") or 0)
+    if moved < 0:
+        raise ValueError(f"an input cannot move by {float(moved)}")
+    if lower <= upper:
+        return Fraction(0), Fraction(0)
     if row["norm"] == "l1":
         low = high = Fraction(row["lambda"]) * (lower - upper)
     else:
         half = Fraction(row["sigma"]) / 2
         (a_low, a_high), (b_low, b_high) = normal_quantile(lower), normal_quantile(upper)
         low, high = half * (a_low - b_high), half * (a_high - b_low)
-    if radius > high:
-        yield f"radius is {row['radius']}, more than the {decimal(high):.9f} that the bounds give"
-    elif radius < low * (1 - TOLERANCE) - TOLERANCE:
-        yield f"radius is {row['radius']}, less than the {decimal(low):.9f} that the bounds give"
+    return max(Fraction(0), low - moved), max(Fraction(0), high - moved)
+
+
+def _kept(row: dict[str, Any], wrong: list[str]) -> Iterator[str]:
+    """What a memory made of a row: never more than its own certificate, unless a stored region answered."""
+    note, kind = row["memory"], row["memory"]["kind"]
+    if kind not in ("kept", "cut", "answered", "abstained"):
+        yield f"the memory's kind is {kind!r}"
+        return
+    certified = row["p_lower"] > row["p_upper"]
+    if note["prediction"] != (_top(row) if certified else -1):
+        yield f"the run's class is {note['prediction']}, which the counts do not give"
+    if row["correct"] is not (
+        None if row["label"] is None else row["prediction"] == row["label"] and row["radius"] > 0
+    ):
+        yield f"correct is {row['correct']}, which does not fit label, prediction and radius"
+    if kind == "answered":
+        if note["by"] is None or row["prediction"] < 0:
+            yield "an answered row names no region or no class"
+        return
+    if kind == "abstained" and (row["prediction"] != -1 or row["radius"] != 0):
+        yield "an abstained row has a class or a radius"
+    if kind != "abstained" and row["prediction"] != note["prediction"]:
+        yield f"prediction is {row['prediction']}, that of its certificate {note['prediction']}"
+    if row["radius"] > note["certified"]:
+        yield f"radius is {row['radius']}, more than the {note['certified']} that was certified"
+    if note["alpha"] is not None and note["alpha"] > row["alpha"]:
+        yield f"the memory gave alpha {note['alpha']}, more than the run's {row['alpha']}; this is not recomputed"
+    elif not wrong and Fraction(note["certified"]) > _radius_of(row)[1]:
+        yield f"certified is {note['certified']}, more than the bounds give"
