@@ -1,8 +1,8 @@
 """The official package of 2021, for the benchmarks that compare with it.
 
 The wheel ddsmoothing-python 1.0.0 is fetched by pip and unpacked into a temporary folder under the name
-``official_2021``. Its package file, which imports everything, is emptied, and the functions that scipy and statsmodels
-no longer have are replaced by the same formulas; nothing else is changed.
+``ddsmoothing_2021``. Its package file, which imports everything, is emptied, and the two functions it takes from scipy
+and statsmodels are replaced by the same formulas; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def proportion_confint(count, n, alpha, method):
 
 
 def unpack(folder: Path) -> bool:
-    """Make ``official_2021`` importable from this folder; False where the wheel cannot be had."""
+    """Make ``ddsmoothing_2021`` importable from this folder; False where the wheel cannot be had."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
     if subprocess.run(command, check=False, capture_output=True).returncode:
         return False
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "unpacked")
-    package = folder / "unpacked" / "official_2021"
+    package = folder / "unpacked" / "ddsmoothing_2021"
     (folder / "unpacked" / "ddsmoothing").rename(package)
     (package / "__init__.py").write_text("")
     source = (package / "smooth.py").read_text()
@@ -47,4 +47,4 @@ def unpack(folder: Path) -> bool:
 
 def module(name: str) -> types.ModuleType:
     """One of its modules: ``optimization``, ``certificate`` or ``smooth``."""
-    return importlib.import_module(f"official_2021.{name}")
+    return importlib.import_module(f"ddsmoothing_2021.{name}")

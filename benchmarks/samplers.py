@@ -66,9 +66,8 @@ def compare(name: str, p: np.ndarray, sigma: np.ndarray) -> None:
         ]
         samples = float(np.mean([pair[1] for pair in pairs]))
         share = 100 * np.mean([pair[0] * pair[2] >= r * (1 - 1e-9) for pair in pairs])
-        print(
-            f"  target, radius {r:<9} samples {samples:9,.0f}  {100_100 / samples:6.1f}x fewer   certified {share:.1f} %"
-        )
+        fewer = 100_100 / samples
+        print(f"  target, radius {r:<9} samples {samples:9,.0f}  {fewer:6.1f}x fewer   certified {share:.1f} %")
 
 
 def bounds(counts: np.ndarray, sigma: np.ndarray) -> None:

@@ -449,3 +449,15 @@ def test_stored_radii_never_exceed_certified_ones() -> None:
 
 def test_docstrings_say_what_is_claimed() -> None:
     assert "AFTER" in (inspect.getdoc(inspect.getmodule(CertifiedMemory)) or "")
+
+
+def test_a_sealed_memory_of_a_real_model_predicts_outside(smoothed: dds.SmoothedClassifier, data: dds.Dataset) -> None:
+    x = data[:2][0]
+    memory = make(None, smoothed)
+    first = memory.query(x[:1])
+    memory.seal()
+    after = memory.query(x)
+    assert after.rows[0].prediction == first.rows[0].prediction
+    assert after.rows[1].reason == "uncertified"
+    assert after.rows[1].prediction in range(-1, 10)
+    assert after.radius[1] == 0.0

@@ -143,10 +143,11 @@ def test_damaged_pages_are_found(tmp_path: Path) -> None:
     """Any page overwritten: opening or verifying says so; nothing is answered from damaged rows."""
     some(tmp_path / "m", 60).close()
     whole = (tmp_path / "m").read_bytes()
-    assert len(whole) >= 6 * 4096
-    for start in range(0, len(whole), 4096):
-        turned = bytes(255 - b for b in whole[start : start + 4096])
-        (tmp_path / "m").write_bytes(whole[:start] + turned + whole[start + 4096 :])
+    size = database.PAGE
+    assert len(whole) >= 6 * size
+    for start in range(0, len(whole), size):
+        turned = bytes(255 - b for b in whole[start : start + size])
+        (tmp_path / "m").write_bytes(whole[:start] + turned + whole[start + size :])
         try:
             assert not verify_store(Store.open(tmp_path / "m")).ok, start
         except StoreError as error:
@@ -287,3 +288,26 @@ def test_risk_of_an_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="damaged"):
         Store.open(tmp_path / "m")
     assert Risk(alpha=0.5).alpha == 0.5
+
+
+def test_rows_whose_hashes_are_right_and_whose_contents_are_not(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "m", binding(num_classes=3), ALPHA, seed=1)
+    zero = np.zeros(store.sketch.terms, dtype=np.float32)
+    with store.writing():
+        values = {"radius": 0.1, "certified": 0.1, "sigma": 0.5}
+        store.append(np.array([0.9, 0.9]), label=0, attempt=store.reserve(), sketch=zero, **values)
+        store.append(np.array([0.1, 0.9]), label=7, attempt=99, **values)
+    found = verify_store(store).findings
+    assert "region 1: its sketch is not that of its point" in found
+    assert "region 2: attempt 99 or class 7 does not exist" in found
+
+
+def test_a_long_list_of_findings_is_cut_short(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "m", binding(num_classes=3), ALPHA, seed=1)
+    with store.writing():
+        for i in range(30):
+            store.append(np.array([i, 0.5]), label=7, radius=0.1, certified=0.1, sigma=0.5, attempt=100 + i)
+    done: list[int] = []
+    found = verify_store(store, pairs=False, progress=done.append).findings
+    assert found[-1] == "and perhaps more"
+    assert sum(done) == len(found) - 1 == 20

@@ -174,7 +174,6 @@ def test_names_in_a_run_are_not_loaded(
     assert not marker.exists()
 
 
-@pytest.mark.xfail(reason="the model of a continued run is taken from its header", strict=False)
 def test_names_in_a_run_that_is_continued_are_not_loaded(
     run_l2: dds.Run, evil_module: str, marker: Path, tmp_path: Path, cli: Cli
 ) -> None:

@@ -141,11 +141,15 @@ def certify(context: click.Context, /, **options: Any) -> None:
 
 def recall(context: click.Context, options: dict[str, Any]) -> None:
     """Take from the run in --out, if there is one, what the command line does not say."""
+    from ddsmoothing import data, models
     from ddsmoothing.runs.store import HEADER, load_header
 
     if not (options["out"] / HEADER).exists():
         return
     for key, value in load_header(options["out"]).config.items():
+        known = {"model": models.SHIPPED, "data": data.SHIPPED}.get(key)
+        if known is not None and value not in known:
+            continue  # a name in a file is not run and not opened: it has to be given again
         if key in RECALLED and context.get_parameter_source(key) is click.core.ParameterSource.DEFAULT:
             options[key] = value
 

@@ -15,7 +15,7 @@ from ddsmoothing.models import Normalize, spec_of
 from ddsmoothing.smooth import SmoothedClassifier
 
 COPIES: Final = 8  # noisy copies of each input for the accuracy under noise
-ENOUGH: Final = 16  # inputs, fewer say too little about accuracy to stop anything
+ENOUGH: Final = 32  # inputs, fewer say too little about accuracy to stop anything
 _NORMS: Final = torch.nn.modules.batchnorm._BatchNorm
 
 
