@@ -177,3 +177,52 @@ def test_bad_options(
 ) -> None:
     with pytest.raises(error, match=r"expected|outside|distinct"):
         dds.search_sigma(linear, pixels, **options)  # type: ignore[arg-type]
+
+
+class Curve(torch.nn.Module):
+    """Class 1 near the input and in a far shell, class 0 elsewhere: as a function of sigma its score has two humps."""
+
+    def __init__(self, inner: float, start: float, stop: float) -> None:
+        super().__init__()
+        self.inner, self.start, self.stop = inner, start, stop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        r = (x.flatten(1) - 0.5).norm(dim=1)
+        one = ((r < self.inner) | ((r > self.start) & (r < self.stop))).float()
+        return torch.stack((1 - one, one), 1)
+
+
+def test_of_two_maxima_the_larger_is_found() -> None:
+    """With 64 coordinates the norm of the noise is about 8 sigma: one hump at .05, the larger at .3."""
+    smoothed = dds.SmoothedClassifier(Curve(0.8, 1.6, 3.6), dds.L2Certificate(), num_classes=2)
+    x = torch.full((6, 64), 128 / 255)
+    found = dds.search_sigma(smoothed, x, sigma0=0.06, sigma_min=0.03, sigma_max=0.8, seed=0, ids=range(6))
+    assert (found.anchor == 1).all()
+    assert ((found.sigma > 0.25) & (found.sigma < 0.45)).all(), found.sigma
+
+
+def test_an_input_that_abstains_at_sigma0_gets_a_smaller_sigma() -> None:
+    """At sigma0 the classes are split between three; close to the input one of them is certain."""
+
+    class Islands(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            near = ((x.flatten(1) - 0.5).norm(dim=1) < 0.8).float()
+            side = (x.flatten(1)[:, 0] > 0.5).float()
+            return torch.stack((2 * near, (1 - near) * side, (1 - near) * (1 - side)), 1)
+
+    smoothed = dds.SmoothedClassifier(Islands(), dds.L2Certificate(), num_classes=3)
+    x = torch.full((4, 64), 128 / 255)
+    at_start = smoothed.certify(x, 0.3, n0=100, n=2000, seed=1, ids=range(4))
+    assert at_start.abstained.all()
+    found = dds.search_sigma(smoothed, x, sigma0=0.3, sigma_min=0.03, sigma_max=1.0, seed=0, ids=range(4))
+    result = smoothed.certify(x, found, n0=100, n=2000, seed=2, ids=range(4))
+    assert (result.prediction == 0).all()
+    assert (found.sigma < 0.12).all()
+
+
+def test_a_finite_set_gives_its_own_members_and_the_best_of_them() -> None:
+    smoothed = dds.SmoothedClassifier(Curve(0.8, 9.0, 9.1), dds.L2Certificate(), num_classes=2)
+    x = torch.full((4, 64), 128 / 255)
+    found = dds.search_sigma(smoothed, x, sigma0=0.06, sigma_grid=[0.02, 0.08, 0.5], seed=0, ids=range(4))
+    assert found.sigma.tolist() == [0.08] * 4
+    assert not found.at_border.any()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.certificate import Certificate
@@ -109,8 +110,8 @@ def search_sigma(
     batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
     grid = search_grid(certificate, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
     counter = _Counter(smoothed, batch, seed, progress)
-    pilot = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0].argmax(1)
-    anchor, rows = pilot, np.arange(len(batch))[:, None]
+    pilot = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0]
+    anchor, rows = pilot.argmax(1), np.arange(len(batch))[:, None]
     counts = np.zeros((len(batch), len(grid), smoothed.num_classes))
     scores = np.zeros_like(counts)
     for level, (width, samples) in enumerate(zip(plan.widths, plan.samples, strict=True), start=1):
@@ -184,9 +185,15 @@ def _of_class(scores: NDArray[np.float64], anchor: NDArray[np.int64]) -> NDArray
 
 
 def _anchor(scores: NDArray[np.float64], pilot: NDArray[np.int64], below: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The pilot's class; where that has no hope at any sigma, the most hopeful class at or below sigma0."""
-    hopeless = _of_class(scores, pilot).max(1) <= 0.0
-    return np.where(hopeless, scores[:, below].max(1).argmax(1), pilot)
+    """The class to follow: the pilot's ``(B, K)``, or where sigma0 does not settle it, the best one at or below sigma0.
+
+    A pilot settles the class if a 95 % lower bound on its share exceeds one half. Larger sigmas have no say, since
+    there the class of pure noise may win.
+    """
+    top, n = pilot.argmax(1), pilot.sum(1)
+    count = pilot.max(1)
+    settled = betaincinv(count, n - count + 1, 0.05) > 0.5
+    return np.where(settled, top, scores[:, below].max(1).argmax(1))
 
 
 def _peak(
