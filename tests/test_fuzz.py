@@ -178,13 +178,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     certify_run(smoothed, data, SigmaPolicy.fixed(0.25), folder / "run", model_name="half", n0=10, n=100, seed=1)
     certify_run(smoothed, data, SigmaPolicy.search(0.25), folder / "searched", model_name="half", n0=10, n=100, seed=1)
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 28, 28), dtype=np.uint8)
-    np.savez(folder / "images.npz", x=images, y=np.array([1, 2]))
+    np.savez(folder / "images.npz", x=images, y=np.array([0, 1]))
     idx = folder / "idx"
     idx.mkdir()
     (idx / "t10k-images-idx3-ubyte").write_bytes(
         bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28]) + images.tobytes()
     )
-    (idx / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 1, 2]))
+    (idx / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 0, 1]))
     name = next(iter(ARCHITECTURES))
     spec = ModelSpec(arch=name, classes=("a", "b"), mean=(0.5,), std=(0.25,), training_sigmas=(0.25,))
     torch.manual_seed(0)
@@ -198,11 +198,18 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def place(tmp_path: Path, good: Path) -> Path:
-    """A copy to be damaged."""
-    shutil.copytree(good, tmp_path / "files")
-    return tmp_path / "files"
+def test_sound_files_are_read(good: Path) -> None:
+    """Else damage would prove nothing."""
+    model, table = ("--model", good / "net.safetensors"), good.parent / "table.tsv"
+    for name in ("run", "searched", "applied", "continued"):
+        check(good, ("verify", good / name), ("export", good / name, table, "--format", "dds"))
+        assert run("verify", good / name) == 0
+    for source in (good / "images.npz", f"fashion-mnist:{good / 'idx'}"):
+        assert run("predict", *model, "--data", source, *PREDICT) == 0
+    images = ("--data", good / "images.npz")
+    assert run("sigmas", "export", good / "sigmas.json", good.parent / "out.pth") == 0
+    assert run("sigmas", "import", good / "sigmas.pth", *model, *images, "--out", good.parent / "in.json") == 0
+    assert run("memory", "verify", good / "memory") == 0
 
 
 @fuzzed("header")

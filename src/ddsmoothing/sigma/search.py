@@ -25,6 +25,7 @@ from ddsmoothing.sigma.score import certified_scores
 from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
 
 LEVEL_BLOCKS = 2**32  # noise blocks set aside for each round, so that rounds never share noise
+SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +122,8 @@ def search_sigma(
         counts[rows, window] += counter.count(grid[window], samples, level)
         scores = certified_scores(certificate, counts, grid, n, alpha)
         if level == 1:
-            anchor = _anchor(scores, pilot, grid <= max(sigma0, grid[0]))
+            careful = certified_scores(certificate, counts, grid, samples, 0.05)  # believes the few samples it has
+            anchor = _anchor(careful, pilot, grid <= max(sigma0, grid[0]))
     score = _of_class(scores, anchor)
     if sigma_grid is None:
         sigma = certificate.noise.snap(_peak(score, counts.sum(2), grid, window)).clip(grid[0], grid[-1])
@@ -187,13 +189,14 @@ def _of_class(scores: NDArray[np.float64], anchor: NDArray[np.int64]) -> NDArray
 def _anchor(scores: NDArray[np.float64], pilot: NDArray[np.int64], below: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The class to follow: the pilot's ``(B, K)``, or where sigma0 does not settle it, the best one at or below sigma0.
 
-    A pilot settles the class if a 95 % lower bound on its share exceeds one half. Larger sigmas have no say, since
-    there the class of pure noise may win.
+    A pilot settles the class if a lower bound on its share, at level SETTLED, exceeds one half. Larger sigmas have no
+    say, since there the class of pure noise may win. The scores are to be careful ones, so that of many small counts
+    no lucky one is followed.
     """
     top, n = pilot.argmax(1), pilot.sum(1)
     count = pilot.max(1)
-    settled = betaincinv(count, n - count + 1, 0.05) > 0.5
-    return np.where(settled, top, scores[:, below].max(1).argmax(1))
+    settled = betaincinv(count, n - count + 1, SETTLED) > 0.5
+    return np.asarray(np.where(settled, top, scores[:, below].max(1).argmax(1)))
 
 
 def _peak(
