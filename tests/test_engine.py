@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,3 +135,27 @@ def test_memory_formats_reach_the_model() -> None:
     ClassCounter(engine, Gaussian(), 2, 8).count(batch, [Request(row=0, sigma=0.2, stream=1, n=9)], 0)
     assert seen
     assert all(seen)
+
+
+LARGE = """
+import resource, sys, torch, torchvision
+import ddsmoothing as dds
+torch.manual_seed(0)
+model = torchvision.models.resnet18(num_classes=10).eval()
+x = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+with torch.inference_mode():
+    model(torch.zeros(1, 3, 224, 224))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10)
+result = smoothed.certify(x, 0.25, n0=6, n=20, seed=0)
+assert result.counts.sum(1).tolist() == [20]
+assert result.noise == ("grid",)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_images_of_224_pixels_need_less_than_two_gigabytes() -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed (extra vision)")
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2048

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
@@ -30,8 +30,8 @@ from reference import Half
 
 LONGEST = 20.0  # seconds of one case, even on a busy machine: nothing hangs
 CASES = {
-    **{"header": 400, "results": 500, "sigmas": 300, "npz": 250, "idx": 200},
-    **{"safetensors": 250, "tensor": 150, "memory": 100, "continued": 100},
+    **{"header": 320, "results": 380, "sigmas": 280, "npz": 320, "idx": 250},
+    **{"safetensors": 320, "tensor": 130, "memory": 100, "continued": 100},
 }
 assert sum(CASES.values()) >= 2000
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # more cases, by hand
@@ -44,6 +44,7 @@ def fuzzed(kind: str) -> Callable[[Any], Any]:
         deadline=None,
         derandomize=True,
         database=None,
+        phases=(Phase.generate,),  # shrinking a failure would take minutes
         suppress_health_check=list(HealthCheck),
     )
 
@@ -328,7 +329,6 @@ def test_safetensors(good: Path, tmp_path_factory: pytest.TempPathFactory, data:
     check(folder, ("predict", "--model", path, "--data", good / "images.npz", *PREDICT))
 
 
-@pytest.mark.xfail(reason="a damaged value of another type is not yet a StoreError", strict=False)
 @fuzzed("memory")
 @given(data=st.data())
 def test_memory_file(good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
