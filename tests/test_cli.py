@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def small(*args: object) -> tuple[object, ...]:
     """``certify`` on the small data and a random linear model."""
     base = ("certify", "--model", "cli_test_nets:build", "--data", "good.npz", "--n0", 10, "--n", 100, "--out", "run")
-    return (*base, *args)
+    return (*base, "--no-preflight", *args)  # a random model fails it
 
 
 def test_certify(cli: Cli, tmp_path: Path) -> None:
@@ -252,6 +252,7 @@ BAD = {
     "unscaled pixels": (small("--sigma", 0.25, "--data", "pixels.npz"), 1, "divide by 255"),
     "inputs of another shape": (small("--sigma", 0.25, "--data", "wide.npz"), 1, "does not take inputs of shape"),
     "wrong number of classes": (small("--sigma", 0.25, "--num-classes", 10), 1, "num_classes=10"),
+    "preflight": (tuple(a for a in small("--sigma", 0.25, "--num-classes", 10) if a != "--no-preflight"), 1, "logits"),
     "NaN logits": (small("--sigma", 0.25, "--model", "cli_test_nets:nan"), 1, "NaN"),
     "unknown model": (small("--sigma", 0.25, "--model", "fashion-mnist-cn"), 2, "Did you mean 'fashion-mnist-cnn'"),
     "a pickle": (small("--sigma", 0.25, "--model", "model.pt"), 1, "can run code"),

@@ -82,7 +82,7 @@ def eot_pgd(
             delta = torch.zeros_like(x) if restart == 0 else _random(x, size, certificate.norm, generator)
             for step in range(attack.steps + 1):
                 gradient, loss = smoothed_gradient(model, x + delta, y, noise)
-                better = loss > highest
+                better = loss >= highest if restart == 0 else loss > highest  # of equal ones the farther point
                 best[better], highest[better] = (x + delta)[better], loss[better]
                 if step < attack.steps:
                     width = 1 if restart == 0 else _width(x[0].numel(), step / attack.steps)

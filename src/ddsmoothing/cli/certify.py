@@ -91,6 +91,7 @@ Examples:
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
 @click.option("--budget", help="Stop in order after so long, such as 90s, 30m or 8h; continue later.")
 @click.option("--forecast", is_flag=True, help="Only print what it would cost, from a 2-second probe.")
+@click.option("--no-preflight", is_flag=True, help="Skip the check of model and data before a new run.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder: new, or of the same run to continue it.")
 @click.pass_context
 def certify(context: click.Context, /, **options: Any) -> None:
@@ -103,7 +104,7 @@ def certify(context: click.Context, /, **options: Any) -> None:
     from ddsmoothing.cli.results import print_table
     from ddsmoothing.plan import sampler_for
     from ddsmoothing.runs import certify_run
-    from ddsmoothing.runs.policy import subset_ids
+    from ddsmoothing.runs.policy import check_labels, subset_ids
 
     if options["out"] is None and not options["forecast"]:
         raise InputError("expected --out, the run folder to write (or --forecast).")
@@ -119,6 +120,11 @@ def certify(context: click.Context, /, **options: Any) -> None:
 
         click.echo(forecast(smoothed, data, ids, policy, sampler, options["alpha"], options["bound"]).text())
         return
+    policy.check(smoothed, len(ids))
+    sampler.check(options["alpha"], options["bound"])
+    check_labels(data, ids, smoothed.num_classes)
+    if not options["no_preflight"] and not options["out"].exists():
+        preflight(smoothed, data, ids, policy)
     with SampleProgress(len(ids) * (policy.forwards + sampler.largest()), f"certifying {len(ids)} inputs") as progress:
         run = certify_run(
             smoothed,
@@ -137,6 +143,20 @@ def certify(context: click.Context, /, **options: Any) -> None:
     click.echo(f"{len(run)} results in {run.path} (seed {run.header.seed})")
     if run.partial:
         click.echo(f"partial: {run.header.subset.size - len(run)} inputs left; the same command continues it.")
+
+
+def preflight(smoothed: SmoothedClassifier, data: Dataset, ids: list[int], policy: SigmaPolicy) -> None:
+    """Stop on what would waste hours, and say what looks odd."""
+    import numpy as np
+
+    from ddsmoothing.doctor import WARN, quick_check, stop_on_failure
+
+    sigma = policy.sigma0 if policy.kind == "search" else float(np.median(np.asarray(policy.sigma, dtype=float)))
+    checks = quick_check(smoothed, data, ids, sigma)
+    for check in checks:
+        if check.status == WARN:
+            click.echo(f"{WARN}: {check.name}: {check.message}", err=True)
+    stop_on_failure(checks)
 
 
 def recall(context: click.Context, options: dict[str, Any]) -> None:
