@@ -344,7 +344,6 @@ def test_memory_file(good: Path, tmp_path_factory: pytest.TempPathFactory, data:
     assert path.read_bytes() == before
 
 
-@pytest.mark.xfail(reason="options taken from a header are not yet checked for their type", strict=False)
 @fuzzed("continued")
 @given(data=st.data())
 def test_header_of_a_continued_run(good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

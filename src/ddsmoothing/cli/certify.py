@@ -166,12 +166,17 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
 
     if not (options["out"] / HEADER).exists():
         return
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    shipped = {"model": models.SHIPPED, "data": data.SHIPPED}
     for key, value in load_header(options["out"]).config.items():
-        known = {"model": models.SHIPPED, "data": data.SHIPPED}.get(key)
-        if known is not None and value not in known:
+        text = str(value)
+        if value is None or (key in shipped and text not in shipped[key]):
             continue  # a name in a file is not run and not opened: it has to be given again
         if key in RECALLED and context.get_parameter_source(key) is click.core.ParameterSource.DEFAULT:
-            options[key] = value
+            try:
+                options[key] = parameters[key].type_cast_value(context, text)
+            except click.UsageError as error:
+                raise InputError(f"{options['out'] / HEADER}: {key} is {text}: {error.message}") from None
 
 
 def wanted_radii(options: dict[str, Any]) -> list[float] | None:

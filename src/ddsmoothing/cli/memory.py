@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddsmoothing.errors import InputError, StoreError
+from ddsmoothing.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -259,7 +259,7 @@ def info(store: Path, as_json: bool) -> None:
         click.echo(json.dumps(found))
     else:
         for key, value in found.items():
-            click.echo(f"{key.replace('_', ' ')}: {value}")
+            click.echo(printable(f"{key.replace('_', ' ')}: {value}"))
 
 
 @memory.command()
@@ -275,7 +275,7 @@ def verify(store: Path, quick: bool) -> None:
     with SampleProgress(max(1, len(opened)), f"verifying {len(opened)} regions", "regions") as progress:
         found = verify_store(opened, pairs=not quick, progress=progress)
     for line in found.findings:
-        click.echo(line)
+        click.echo(printable(line))
     if not found.ok:
         raise StoreError(f"{store}: {len(found.findings)} findings.")
     pairs = "" if found.pairs else ", pairs left out"

@@ -90,8 +90,8 @@ class Store:
             raise StoreError(f"{path} is not a certified memory.")
         if version != SCHEMA:
             raise StoreError(f"{path} has schema {version}, this version reads {SCHEMA}; install the one that made it.")
-        meta = {key: json.loads(value) for key, value in database.rows("SELECT key, value FROM meta")}
         try:
+            meta = {key: json.loads(value) for key, value in database.rows("SELECT key, value FROM meta")}
             shape = tuple(meta["binding"].pop("shape"))
             binding, risk = Binding(**meta["binding"], shape=shape), Risk(**meta["risk"])
             seed = check_word(int(meta["seed"]), "seed")
@@ -179,7 +179,7 @@ class Store:
         """Class, radius and centre of a region; StoreError where the centre's bytes are not those that were stored."""
         sql = "SELECT class, radius, grid, sha256, point FROM regions JOIN points USING (number) WHERE number=?"
         label, radius, grid, sha256, data = next(self._db.rows(sql, (number,)), (0, 0.0, 0, b"", b""))
-        if hashlib.sha256(data).digest() != sha256:
+        if not isinstance(data, bytes) or hashlib.sha256(data).digest() != sha256:
             raise StoreError(f"{self.name} is damaged at region {number}; restore a copy.")
         return label, radius, np.frombuffer(data, dtype=np.uint8 if grid else "<f8")
 
