@@ -196,6 +196,8 @@ def test_runs_that_a_memory_cannot_take(
 
     with pytest.raises(RunError, match="label-aware"):
         inputs_of(changed(label_aware=True), data)
+    with pytest.raises(RunError, match="--snap"):
+        inputs_of(changed(snap=True), data)
     with pytest.raises(RunError, match="of level memory"):
         inputs_of(changed(level="memory"), data)
     with pytest.raises(RunError, match="partial"):

@@ -248,3 +248,40 @@ def test_l1_radii_are_those_of_lambda(half: Half) -> None:
     result = smoothed.certify(torch.full((1, 3), 255, dtype=torch.uint8), 0.1, n=1000, seed=0)
     assert result.scale[0] == pytest.approx(math.sqrt(3) * 0.1, rel=1e-15)
     assert result.radius[0] == pytest.approx(2 * math.sqrt(3) * 0.1 * (0.001 ** (1 / 1000) - 0.5), rel=1e-9)
+
+
+@pytest.mark.parametrize("certificate", [dds.L2Certificate(), dds.L1Certificate()], ids=["l2", "l1"])
+def test_snapping_gives_exact_noise_and_takes_the_distance_off(half: Half, certificate: dds.Certificate) -> None:
+    grid = torch.tensor([[200, 7, 7], [160, 7, 7], [120, 7, 7]]) / 255
+    off = grid + torch.tensor([0.3, -0.2, 0.1]) / 255
+    smoothed = dds.SmoothedClassifier(half, certificate, num_classes=2, snap=True)
+    plain = dds.SmoothedClassifier(half, certificate, num_classes=2)
+    moved, exact = (
+        one.certify(x, 0.25, n0=50, n=2000, seed=0, ids=[1, 2, 3]) for one, x in ((smoothed, off), (plain, grid))
+    )
+    assert set(moved.noise) == {"grid"}
+    assert set(plain.certify(off, 0.25, n0=5, n=50, seed=0).noise) == {"float"}
+    np.testing.assert_array_equal(moved.counts, exact.counts)
+    size = (off - grid).double().norm(p=2 if certificate.norm == "l2" else 1, dim=1).numpy()
+    assert (moved.moved >= size * (1 - 1e-6)).all()
+    np.testing.assert_allclose(moved.radius, np.maximum(0, exact.radius - size), atol=1e-6)
+    assert (moved.radius <= np.maximum(0, exact.radius - size * (1 - 1e-6))).all()
+    np.testing.assert_array_equal(
+        smoothed.certify(grid, 0.25, n0=50, n=2000, seed=0, ids=[1, 2, 3]).radius, exact.radius
+    )
+
+
+def test_an_input_moved_further_than_its_radius_is_not_certified() -> None:
+    near = Half([1.0, 0.0, 0.0], 100.5 / 255)
+    x = torch.tensor([[101.49, 7.49, 7.49]]) / 255
+    smoothed = dds.SmoothedClassifier(near, dds.L2Certificate(), num_classes=2, snap=True)
+    result = smoothed.certify(x, 0.002, n0=50, n=5000, seed=0)
+    assert result.p_lower[0] > 0.5
+    assert result.moved[0] > 0.002
+    assert (result.prediction[0], result.radius[0], result.reason) == (-1, 0.0, ("abstained",))
+
+
+def test_only_inputs_between_0_and_1_can_be_snapped(half: Half) -> None:
+    smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, snap=True)
+    with pytest.raises(InputError, match="snap"):
+        smoothed.certify(torch.full((1, 3), 1.5), 0.25, n0=5, n=50)

@@ -30,6 +30,7 @@ class Evidence:
         ids: noise keys.   input_sha256: of each input's bytes.   d: numbers in one input.
         sigma: ``(B,)`` float64, standard deviation in the units of the input.   norm: ``l2`` or ``l1``.
         noise: ``grid`` or ``float`` for each input.   counts: ``(B, K)`` int64.   alpha: failure probability an input.
+        moved: ``(B,)`` bound on the distance that each input was moved to the grid before anything was drawn.
         seed: of the noise.   block_size: rows of each forward pass.   seconds: wall time of the whole batch.
     """
 
@@ -39,6 +40,7 @@ class Evidence:
     sigma: NDArray[np.float64]
     norm: str
     noise: tuple[str, ...]
+    moved: NDArray[np.float64]
     counts: NDArray[np.int64]
     alpha: float
     seed: int
@@ -134,8 +136,8 @@ class Certification(Evidence):
 
     @cached_property
     def abstained(self) -> NDArray[np.bool_]:
-        """``(B,)`` True where the bounds do not separate the top class."""
-        return self.p_lower <= self.p_upper
+        """``(B,)`` True where the bounds do not separate the top class, or not as far as the input was moved."""
+        return (self.p_lower <= self.p_upper) | ((self.moved > 0.0) & (self.radius <= 0.0))
 
     @cached_property
     def prediction(self) -> NDArray[np.int64]:
@@ -146,7 +148,8 @@ class Certification(Evidence):
     def radius(self) -> NDArray[np.float64]:
         """``(B,)`` certified radius, 0 where abstained; errs low; each is false with probability <= alpha."""
         pairs = zip(self.sigma, self.p_lower, self.p_upper, strict=True)
-        return np.array([self.certificate.radius(float(s), float(a), float(b)) for s, a, b in pairs])
+        found = np.array([self.certificate.radius(float(s), float(a), float(b)) for s, a, b in pairs])
+        return np.where(self.moved > 0.0, np.maximum(0.0, np.nextafter(found - self.moved, -np.inf)), found)
 
     @property
     def samples(self) -> NDArray[np.int64]:

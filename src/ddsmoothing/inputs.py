@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.errors import InputError, ShapeError
-from ddsmoothing.noise import LEVELS, check_word
+from ddsmoothing.noise import LEVELS, check_word, snap_to_grid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +25,7 @@ class Batch:
     Attributes:
         grid: int16 ``(B, d)``, the integers X of inputs ``X/255``.   values: the inputs ``(B, d)`` as given.
         on_grid: ``(B,)`` bool.   ids: the noise key of each input.   sha256: of each input's bytes.
+        moved: ``(B,)`` bound on the distance each input was moved to the grid, 0 unless that was asked for.
         shape: of one input.   device, dtype: of the samples.
     """
 
@@ -33,6 +34,7 @@ class Batch:
     on_grid: NDArray[np.bool_]
     ids: tuple[int, ...]
     sha256: tuple[str, ...]
+    moved: NDArray[np.float64]
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
@@ -46,13 +48,14 @@ class Batch:
         return math.prod(self.shape)
 
 
-def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | None) -> Batch:
+def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | None, snap: str | None = None) -> Batch:
     """Check a batch of inputs, find which lie on the 8-bit grid, and give each an id.
 
     Args:
         x: ``(B, ...)``, uint8 (taken as X/255) or floating point.
         ids: one 64-bit integer an input, or None: the first 64 bits of the SHA-256 of the input's bytes.
         device: where the base classifier runs; None means where x is.
+        snap: a norm: move inputs to the nearest grid point, and keep how far in that norm. None leaves them.
     Raises: ShapeError, InputError.
     """
     if not isinstance(x, torch.Tensor):
@@ -64,6 +67,9 @@ def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | N
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise ShapeError(f"got inputs of type {x.dtype}, expected uint8 (0..255) or floating point.")
     device = device or x.device
+    moved = np.zeros(len(x))
+    if snap is not None and x.is_floating_point():
+        x, moved = _snapped(x, snap)
     flat = x.detach().flatten(1).cpu()
     if flat.dtype == torch.uint8:
         grid = flat.to(torch.int16)
@@ -83,10 +89,21 @@ def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | N
         on_grid=on_grid.numpy(),
         ids=_ids(ids, sha256),
         sha256=sha256,
+        moved=moved,
         shape=tuple(x.shape[1:]),
         device=device,
         dtype=flat.dtype,
     )
+
+
+def _snapped(x: torch.Tensor, norm: str) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Inputs in [0, 1] at their nearest grid points, as uint8, and bounds ``(B,)`` on the distances."""
+    values = x.detach().cpu().double().flatten(1).numpy()
+    if not (np.isfinite(values).all() and values.min() >= 0.0 and values.max() <= 1.0):
+        raise InputError("only inputs in [0, 1] can be moved to the 8-bit grid; scale them, or do without snap.")
+    nearest, moved = snap_to_grid(values, norm)
+    same = (torch.from_numpy(nearest).to(x.dtype) / LEVELS).numpy() == x.detach().cpu().flatten(1).numpy()
+    return torch.from_numpy(nearest.astype(np.uint8)).reshape(x.shape), np.where(same.all(1), 0.0, moved)
 
 
 def _digest(grid: NDArray[np.int16], value: torch.Tensor, on_grid: bool) -> str:

@@ -8,6 +8,7 @@ noisy input rounded to the grid: nothing of x leaks through low-order bits. All 
 from __future__ import annotations
 
 import math
+import secrets
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -49,6 +50,11 @@ def check_word(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= int(value) < _WORD:
         raise InputError(f"{name} is {value!r}, expected an integer from 0 to 2^64 - 1.")
     return int(value)
+
+
+def checked_seed(seed: int | None) -> int:
+    """The seed given, or one from the operating system."""
+    return secrets.randbits(63) if seed is None else check_word(seed, "seed")
 
 
 def philox(seed: int, input_id: int, stream: int, block: int, part: int = 0) -> np.random.Philox:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from ddsmoothing.devices import device_of, named_device, untouched
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, SigmaError
 from ddsmoothing.evidence import ABSTAIN, Certification, Prediction, top_if_clear, total_variation
 from ddsmoothing.inputs import Batch, prepare
-from ddsmoothing.noise import LARGEST_SIGMA, Stream, check_word, coin, rows_per_block
+from ddsmoothing.noise import LARGEST_SIGMA, Stream, checked_seed, coin, rows_per_block
 from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.sampling import (
     BaseClassifier,
@@ -53,6 +52,8 @@ class SmoothedClassifier:
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
+        snap: move inputs in [0, 1] to the 8-bit grid first and subtract the distance from radii, so that inputs off
+            the grid get exact noise too.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class SmoothedClassifier:
         precision: str = "fp32",
         channels_last: bool = False,
         compiled: bool = False,
+        snap: bool = False,
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
@@ -75,7 +77,7 @@ class SmoothedClassifier:
         if block_size is not None and block_size < 1:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
-        self.precision, self.channels_last, self.compiled = precision, channels_last, compiled
+        self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
 
     def certify(
@@ -197,7 +199,7 @@ class SmoothedClassifier:
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
-        return prepare(x, ids, device_of(self.model))
+        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None)
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -235,6 +237,7 @@ class SmoothedClassifier:
             "d": batch.d,
             "sigma": sigma,
             "norm": self.certificate.norm,
+            "moved": batch.moved,
             "noise": tuple("grid" if on else "float" for on in batch.on_grid),
             "alpha": alpha,
             "seed": seed,
@@ -264,11 +267,6 @@ def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
 
 def _requests(sigma: NDArray[np.float64], stream: Stream, n: int) -> list[Request]:
     return [Request(row=row, sigma=float(value), stream=stream, n=n) for row, value in enumerate(sigma)]
-
-
-def checked_seed(seed: int | None) -> int:
-    """The seed given, or one from the operating system."""
-    return secrets.randbits(63) if seed is None else check_word(seed, "seed")
 
 
 class Smooth:

@@ -15,10 +15,10 @@ from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.evidence import ABSTAIN, total_variation
 from ddsmoothing.memory.store import Store
 from ddsmoothing.models import model_identity
-from ddsmoothing.noise import Stream
+from ddsmoothing.noise import Stream, checked_seed
 from ddsmoothing.runs import Run
 from ddsmoothing.sampling import Progress, Request
-from ddsmoothing.smooth import SmoothedClassifier, checked_seed
+from ddsmoothing.smooth import SmoothedClassifier
 
 SIGMA_BLOCKS = 2**32  # noise blocks set aside for each sigma, so that no two share noise
 

@@ -82,6 +82,8 @@ def check_run(run: Run) -> None:
     """Raise RunError unless a memory can take the run."""
     if run.level != LEVEL_POINTWISE:
         raise RunError(f"{run.path} is of level {run.level}; a memory takes runs of level {LEVEL_POINTWISE}.")
+    if run.header.snap:
+        raise RunError(f"{run.path} moved inputs to the grid (--snap); a memory takes inputs as they are.")
     if run.header.label_aware:
         raise RunError(
             f"{run.path} is label-aware: certificates of wrong classes, whose regions a memory must know, are missing. "

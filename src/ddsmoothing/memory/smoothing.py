@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ddsmoothing.errors import InputError
 from ddsmoothing.bounds import check_bound
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
@@ -71,7 +72,13 @@ class SmoothedCertifier:
 def binding_of(
     smoothed: SmoothedClassifier, shape: tuple[int, ...], *, transform: str, dtype: str, model_id: str | None
 ) -> Binding:
-    """What a memory of this smoothed classifier belongs to; InputError for a bare callable without ``model_id``."""
+    """What a memory of this smoothed classifier belongs to.
+
+    Raises: InputError for a bare callable without ``model_id``, and for one that snaps inputs: a region is round the
+        point that was certified, and a query is not moved.
+    """
+    if smoothed.snap:
+        raise InputError("a memory takes inputs as they are, expected a smoothed classifier without snap.")
     return Binding(
         model=model_identity(smoothed.model, model_id),
         transform=transform,

@@ -19,13 +19,14 @@ from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.noise import checked_seed
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.resample import check_same
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
 from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.search import search_sigma
-from ddsmoothing.smooth import SmoothedClassifier, checked_seed
+from ddsmoothing.smooth import SmoothedClassifier
 
 FACTORS: Final = (0.5, 0.9, 0.999, 1.5, 2.0)
 SIGNIFICANT: Final = 1e-3  # so improbable if the certificates held: they are contradicted

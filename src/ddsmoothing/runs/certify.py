@@ -22,13 +22,14 @@ from ddsmoothing.bounds import check_alpha, check_bound
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.models import model_hash
+from ddsmoothing.noise import checked_seed
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.policy import SigmaPolicy, check_labels, subset_ids
 from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, ResultRow, Subset, rows_of
 from ddsmoothing.runs.store import Run, RunWriter, load_header, load_run
 from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
-from ddsmoothing.smooth import SmoothedClassifier, check_sigma, checked_seed
+from ddsmoothing.smooth import SmoothedClassifier, check_sigma
 
 GROUP_SECONDS = 10.0  # about the time between two moments at which rows reach the disk
 FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs
@@ -108,6 +109,7 @@ def certify_run(
         precision=smoothed.precision,
         channels_last=smoothed.channels_last,
         compiled=smoothed.compiled,
+        snap=smoothed.snap,
         device=str(batch.device),
         block_size=size,
         policy=policy.config(),

@@ -82,6 +82,7 @@ class Header(_Strict):
     precision: str
     channels_last: bool
     compiled: bool
+    snap: bool
     device: str
     block_size: Annotated[int, Field(ge=1)]
     policy: dict[str, Any]
@@ -130,6 +131,7 @@ class ResultRow(_Strict):
         tv: bound on the total-variation distance of the drawn noise to the theorem's, subtracted from the bound.
         looks: counts ``(n, k, alpha)`` of the top class that a lower bound may be taken from; the largest is.
         coin: of the randomised bound, None for the plain one.
+        moved: bound on the distance the input was moved to the 8-bit grid (``snap``), subtracted from the radius.
         choice: how a search chose sigma, None without one.   samples: n0 + n.
         seconds: wall time of choice and certification, the batch's divided by its inputs.
         memory: what a certified memory made of it, at level ``memory``.
@@ -149,6 +151,7 @@ class ResultRow(_Strict):
     norm: Literal["l1", "l2"]
     noise: Literal["grid", "float"]
     tv: Annotated[float, Field(ge=0.0)]
+    moved: Annotated[float, Field(ge=0.0)]
     sampler: str
     bound: str
     alpha: Probability
@@ -182,6 +185,7 @@ def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch 
             norm=result.norm,
             noise=result.noise[i],
             tv=float(result.tv[i]),
+            moved=float(result.moved[i]),
             sampler=result.sampler,
             bound=result.bound,
             alpha=result.alpha,

@@ -201,9 +201,14 @@ def _upper_holds(k: int, n: int, p: Fraction, row: dict[str, Any]) -> bool:
     return Fraction(binomial_tail(n - k, n, 1 - p)[1]) <= Fraction(row["alpha"]) * (1 - SPLIT)
 
 
+def _separated(row: dict[str, Any]) -> bool:
+    """Do the bounds separate the class, and further than the input was moved?"""
+    return bool(row["p_lower"] > row["p_upper"]) and not (row.get("moved") and _radius_of(row)[1] == 0)
+
+
 def _claims(row: dict[str, Any]) -> Iterator[str]:
-    """Class, correctness and reason, which follow from the bounds."""
-    certified = row["p_lower"] > row["p_upper"]
+    """Class, correctness and reason, which follow from the bounds and the distance the input was moved."""
+    certified = _separated(row)
     expected = _top(row) if certified else -1
     if row["prediction"] != expected:
         yield f"prediction is {row['prediction']}, the counts give {expected}"
@@ -250,7 +255,7 @@ def _kept(row: dict[str, Any], wrong: list[str]) -> Iterator[str]:
     if kind not in ("kept", "cut", "answered", "abstained"):
         yield f"the memory's kind is {kind!r}"
         return
-    certified = row["p_lower"] > row["p_upper"]
+    certified = _separated(row)
     if note["prediction"] != (_top(row) if certified else -1):
         yield f"the run's class is {note['prediction']}, which the counts do not give"
     if row["correct"] is not (
