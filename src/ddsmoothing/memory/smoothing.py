@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ddsmoothing.errors import InputError
 from ddsmoothing.bounds import check_bound
+from ddsmoothing.errors import InputError
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.models import model_identity
