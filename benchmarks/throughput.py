@@ -156,8 +156,10 @@ def main() -> None:
         for form in ({}, {"channels_last": True}, {"precision": "bf16"}, {"precision": "bf16", "channels_last": True}):
             rows = best_block(model, (1, 28, 28), 20_000, **form)
             print(f"small CNN, {form or 'fp32'}, block {rows}")
+            smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10, **form)
+            own = smoothed.probe_block_size(smoothed.prepare(x))
             contestants = {"bare forward pass": bare(model, (1, 28, 28), rows, 40_000, **form)}
-            contestants["ours"] = ours(model, x, rows, 40_000, **form)
+            contestants[f"ours, block {own}"] = ours(model, x, own, 40_000, **form)
             if not form:
                 others = {"official Smooth.certify, block 1000": old, "ART": art(model, x, 8_000)}
                 contestants |= {name: run for name, run in others.items() if run is not None}

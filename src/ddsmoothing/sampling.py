@@ -29,7 +29,7 @@ BLOCK_ELEMENTS = 2**21  # input numbers in one forward pass, at most
 LARGEST_WORKERS = 8  # forward passes side by side
 PRECISIONS: Final[dict[str, torch.dtype | None]] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_PROBE, LARGEST_PROBE = 32, 1024  # rows of a forward pass that the probe tries
-SHARE_PASSES = 8  # forward passes in one share of the work, at least: only the last is padded
+SHARE_PASSES = 8  # forward passes in one share of the work, where there is enough of it: only the last is padded
 
 Progress = Callable[[int], None]
 
@@ -151,8 +151,12 @@ class ClassCounter:
                 if batch.on_grid[request.row] == on_grid
                 for block, rows in noise_blocks(batch.d, request.first_block, request.n)
             ]
+            if not pieces:
+                continue
             ends = np.cumsum([piece.rows for piece in pieces])
-            size = max(SHARE_PASSES * self._rows, -(-int(ends[-1]) // workers // 4)) if pieces else 1
+            total = int(ends[-1])
+            each = min(4, max(1, total // (workers * SHARE_PASSES * self._rows)))  # shares for each worker
+            size = max(self._rows, -(-total // (workers * each)))
             for _, group in groupby(zip(pieces, ends, strict=True), key=lambda pair: (int(pair[1]) - 1) // size):
                 shares.append([piece for piece, _ in group])
         return shares
