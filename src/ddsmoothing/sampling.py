@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddsmoothing.devices import torch_threads, untouched
+from ddsmoothing.devices import keep_freed_memory, torch_threads, untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.inputs import Batch
 from ddsmoothing.noise import LEVELS, FloatBlock, Generators, GridBlock, Noise, Stream, grid_table, noise_blocks
@@ -121,6 +121,7 @@ class ClassCounter:
         Raises:
             ModelError: the model's answer is not ``(B, K)`` or not finite.
         """
+        keep_freed_memory()
         threads = torch.get_num_threads()
         workers = min(threads, LARGEST_WORKERS) if self._engine.side_by_side else 1
         shares = self._shares(batch, requests, workers)
