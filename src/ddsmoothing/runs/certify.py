@@ -26,7 +26,7 @@ from ddsmoothing.noise import checked_seed
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.policy import SigmaPolicy, check_labels, subset_ids
 from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, ResultRow, Subset, rows_of
-from ddsmoothing.runs.store import Run, RunWriter, load_header, load_run
+from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
 from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
 from ddsmoothing.smooth import SmoothedClassifier, check_sigma
@@ -83,7 +83,7 @@ def certify_run(
     policy.check(smoothed, len(ids))
     if label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")
-    before = load_header(out) if (out / "header.json").exists() else None
+    before = load_header(out) if (out / HEADER).exists() else None
     batch = smoothed.prepare(data[ids[:1]][0])
     size = smoothed.block_size or (smoothed.probe_block_size(batch) if before is None else before.block_size)
     smoothed = smoothed.with_block_size(size)
