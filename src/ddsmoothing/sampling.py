@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from threading import Event, Lock
 from typing import Any, Final, NamedTuple, Protocol
@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 from ddsmoothing.devices import keep_freed_memory, torch_threads, untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.inputs import Batch
-from ddsmoothing.noise import LEVELS, FloatBlock, Generators, GridBlock, Noise, Stream, grid_table, noise_blocks
+from ddsmoothing.noise import (
+    LEVELS,
+    FloatBlock,
+    Generators,
+    GridBlock,
+    Noise,
+    Stream,
+    grid_table,
+    noise_blocks,
+    rows_per_block,
+)
 
 LARGEST_BLOCK = 256
 BLOCK_ELEMENTS = 2**21  # input numbers in one forward pass, at most
@@ -53,6 +63,32 @@ class Request:
     stream: int
     n: int
     first_block: int = 0
+
+
+class Executor(Protocol):
+    """Who runs the forward passes of requests: this process (``ClassCounter``), workers elsewhere, or a file of counts."""
+
+    def run(
+        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield ``(i, counts (K,))`` once for every request i, in any order, each as soon as it is known.
+
+        The counts are a function of the input, the request and the seed, whoever draws them and however often.
+        """
+
+
+def split_requests(d: int, requests: Sequence[Request], samples: int) -> list[tuple[int, Request]]:
+    """Requests cut at noise blocks into units of about so many samples, each with the number of its request.
+
+    The counts of a request are the sum of its units' counts, bit for bit.
+    """
+    rows = rows_per_block(d)
+    step = max(1, samples // rows)
+    return [
+        (i, replace(request, first_block=request.first_block + block, n=min(step * rows, request.n - block * rows)))
+        for i, request in enumerate(requests)
+        for block in range(0, -(-request.n // rows), step)
+    ]
 
 
 def default_block_size(d: int) -> int:
@@ -110,6 +146,12 @@ class ClassCounter:
 
     def __init__(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> None:
         self._engine, self._noise, self._classes, self._rows = engine, noise, num_classes, block_size
+
+    def run(
+        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """All counts at once, when the last forward pass is done; see ``Executor``."""
+        yield from enumerate(self.count(batch, requests, seed, progress))
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None

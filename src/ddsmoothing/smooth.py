@@ -33,6 +33,7 @@ from ddsmoothing.sampling import (
     BaseClassifier,
     ClassCounter,
     Engine,
+    Executor,
     Progress,
     Request,
     check_logits,
@@ -79,6 +80,7 @@ class SmoothedClassifier:
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
+        self.executor: Executor | None = None  # None: this process
 
     def certify(
         self,
@@ -204,9 +206,22 @@ class SmoothedClassifier:
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> NDArray[np.int64]:
-        """Class counts ``(len(requests), K)``; see ``sampling.ClassCounter``."""
-        counter = ClassCounter(self._engine, self.certificate.noise, self.num_classes, self.block_rows(batch.d))
-        return counter.count(batch, requests, seed, progress)
+        """Class counts ``(len(requests), K)``, each row the sum over its request's n samples."""
+        executor = self.executor or self.counter(batch.d)
+        counts = np.zeros((len(requests), self.num_classes), dtype=np.int64)
+        for i, found in executor.run(batch, requests, seed, progress):
+            counts[i] = found
+        return counts
+
+    def counter(self, d: int) -> ClassCounter:
+        """The executor of this process, for d-dimensional inputs."""
+        return ClassCounter(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
+
+    def with_executor(self, executor: Executor) -> SmoothedClassifier:
+        """The same classifier, its forward passes run by another executor."""
+        other = copy.copy(self)
+        other.executor = executor
+        return other
 
     def with_block_size(self, block_size: int) -> SmoothedClassifier:
         """The same classifier with another number of rows in one forward pass."""
