@@ -30,6 +30,7 @@ class Evidence:
         ids: noise keys.   input_sha256: of each input's bytes.   d: numbers in one input.
         sigma: ``(B,)`` float64, standard deviation in the units of the input.   norm: ``l2`` or ``l1``.
         noise: ``grid`` or ``float`` for each input.   counts: ``(B, K)`` int64.   alpha: failure probability an input.
+        levels: of the grid, steps to the unit: 255 for 8-bit images.
         moved: ``(B,)`` bound on the distance that each input was moved to the grid before anything was drawn.
         seed: of the noise.   block_size: rows of each forward pass.   seconds: wall time of the whole batch.
     """
@@ -40,6 +41,7 @@ class Evidence:
     sigma: NDArray[np.float64]
     norm: str
     noise: tuple[str, ...]
+    levels: int
     moved: NDArray[np.float64]
     counts: NDArray[np.int64]
     alpha: float
@@ -68,15 +70,15 @@ class Evidence:
         """
         return np.array(
             [
-                total_variation(self.certificate, float(sigma), self.d) if kind == "grid" else 0.0
+                total_variation(self.certificate, float(sigma), self.d, self.levels) if kind == "grid" else 0.0
                 for kind, sigma in zip(self.noise, self.sigma, strict=True)
             ]
         )
 
 
-def total_variation(certificate: Certificate, sigma: float, d: int) -> float:
+def total_variation(certificate: Certificate, sigma: float, d: int, levels: int) -> float:
     """Bound on the total-variation distance of d-dimensional grid noise to the rounded noise of the theorem."""
-    return d * grid_table(certificate.noise.name, certificate.noise.scale(sigma)).tau
+    return d * grid_table(certificate.noise.name, certificate.noise.scale(sigma), levels).tau
 
 
 def top_if_clear(counts: NDArray[np.int64], alpha: float) -> int:

@@ -1,4 +1,4 @@
-"""Inputs made ready for sampling: on the 8-bit grid or not, with an id and a hash each.
+"""Inputs made ready for sampling: on the grid or not, with an id and a hash each.
 
 It knows no models and draws nothing. Whether an input lies on the grid is decided for each input by itself.
 """
@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,19 +18,24 @@ from numpy.typing import NDArray
 from ddsmoothing.errors import InputError, ShapeError
 from ddsmoothing.noise import LEVELS, check_word, snap_to_grid
 
+LARGEST_LEVELS: Final = 2**20
+INTEGERS: Final = {torch.uint8: LEVELS, torch.uint16: 65535}  # pixels as they are stored, and their grid's levels
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """Inputs made ready for sampling.
 
     Attributes:
-        grid: int16 ``(B, d)``, the integers X of inputs ``X/255``.   values: the inputs ``(B, d)`` as given.
+        levels: the grid is ``X / levels``, X an integer: 255 for 8-bit images.
+        grid: ``(B, d)`` the integers X, int16 for 8-bit images, else int32.   values: the inputs ``(B, d)`` as given.
         on_grid: ``(B,)`` bool.   ids: the noise key of each input.   sha256: of each input's bytes.
         moved: ``(B,)`` bound on the distance each input was moved to the grid, 0 unless that was asked for.
         shape: of one input.   device, dtype: of the samples.
     """
 
-    grid: NDArray[np.int16]
+    levels: int
+    grid: NDArray[np.int16] | NDArray[np.int32]
     values: torch.Tensor
     on_grid: NDArray[np.bool_]
     ids: tuple[int, ...]
@@ -48,14 +54,31 @@ class Batch:
         return math.prod(self.shape)
 
 
-def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | None, snap: str | None = None) -> Batch:
-    """Check a batch of inputs, find which lie on the 8-bit grid, and give each an id.
+def check_levels(levels: int) -> int:
+    """Return a usable number of grid steps to the unit, else raise InputError."""
+    if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= LARGEST_LEVELS:
+        raise InputError(
+            f"levels is {levels!r}, expected a whole number, 1 to {LARGEST_LEVELS}: 255 for 8-bit pixels, 65535 for "
+            "16 bits, 100 for columns in steps of 0.01."
+        )
+    return levels
+
+
+def prepare(
+    x: torch.Tensor,
+    ids: Sequence[int] | None,
+    device: torch.device | None,
+    snap: str | None = None,
+    levels: int = LEVELS,
+) -> Batch:
+    """Check a batch of inputs, find which lie on the grid, and give each an id.
 
     Args:
-        x: ``(B, ...)``, uint8 (taken as X/255) or floating point.
+        x: ``(B, ...)``, floating point, or uint8 (taken as X/255), or uint16 (X/65535).
         ids: one 64-bit integer an input, or None: the first 64 bits of the SHA-256 of the input's bytes.
         device: where the base classifier runs; None means where x is.
         snap: a norm: move inputs to the nearest grid point, and keep how far in that norm. None leaves them.
+        levels: of the grid; 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps of 0.01.
     Raises: ShapeError, InputError.
     """
     if not isinstance(x, torch.Tensor):
@@ -64,26 +87,33 @@ def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | N
         raise ShapeError(
             f"got inputs of shape {tuple(x.shape)}, expected (B, ...) with at least one input; add x[None]?"
         )
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ShapeError(f"got inputs of type {x.dtype}, expected uint8 (0..255) or floating point.")
+    if x.dtype not in INTEGERS and not x.is_floating_point():
+        raise ShapeError(f"got inputs of type {x.dtype}, expected uint8 (0..255), uint16 or floating point.")
+    if x.dtype in INTEGERS and levels != INTEGERS[x.dtype]:
+        raise ShapeError(
+            f"got inputs of type {x.dtype}, which stand for X/{INTEGERS[x.dtype]}, for a grid of {levels} levels; give "
+            f"them as floating point, or say levels={INTEGERS[x.dtype]}."
+        )
     device = device or x.device
-    moved = np.zeros(len(x))
-    if snap is not None and x.is_floating_point():
-        x, moved = _snapped(x, snap)
     flat = x.detach().flatten(1).cpu()
-    if flat.dtype == torch.uint8:
-        grid = flat.to(torch.int16)
-        flat = flat.to(torch.float32) / LEVELS
-        on_grid = torch.ones(len(flat), dtype=torch.bool)
+    moved = np.zeros(len(x))
+    integer = torch.int16 if levels == LEVELS else torch.int32
+    if flat.dtype in INTEGERS:
+        grid, on_grid = flat.to(integer), torch.ones(len(flat), dtype=torch.bool)
+        flat = _decoded(grid, levels, torch.float32)
     else:
         if not bool(torch.isfinite(flat).all()):
             raise InputError("the inputs contain NaN or infinity, expected finite numbers.")
-        near = (flat.double() * LEVELS).round()
-        on_grid = ((near / LEVELS).to(flat.dtype) == flat).all(1) & ((near >= 0) & (near <= LEVELS)).all(1)
-        on_grid &= ((near.to(flat.dtype) / LEVELS) == flat).all(1)
-        grid = torch.where(on_grid[:, None], near, 0.0).to(torch.int16)
+        if snap is not None:
+            flat, moved = _snapped(flat, snap, levels)
+        near = (flat.double() * levels).round()
+        low, high = _range(levels)
+        on_grid = ((near >= low) & (near <= high)).all(1) & ((near / levels).to(flat.dtype) == flat).all(1)
+        on_grid &= (_decoded(near, levels, flat.dtype) == flat).all(1)
+        grid = torch.where(on_grid[:, None], near, 0.0).to(integer)
     sha256 = tuple(_digest(g, v, bool(on)) for g, v, on in zip(grid.numpy(), flat, on_grid, strict=True))
     return Batch(
+        levels=levels,
         grid=grid.numpy(),
         values=flat,
         on_grid=on_grid.numpy(),
@@ -96,20 +126,39 @@ def prepare(x: torch.Tensor, ids: Sequence[int] | None, device: torch.device | N
     )
 
 
-def _snapped(x: torch.Tensor, norm: str) -> tuple[torch.Tensor, NDArray[np.float64]]:
-    """Inputs in [0, 1] at their nearest grid points, as uint8, and bounds ``(B,)`` on the distances."""
-    values = x.detach().cpu().double().flatten(1).numpy()
-    if not (np.isfinite(values).all() and values.min() >= 0.0 and values.max() <= 1.0):
-        raise InputError("only inputs in [0, 1] can be moved to the 8-bit grid; scale them, or do without snap.")
-    nearest, moved = snap_to_grid(values, norm)
-    same = (torch.from_numpy(nearest).to(x.dtype) / LEVELS).numpy() == x.detach().cpu().flatten(1).numpy()
-    return torch.from_numpy(nearest.astype(np.uint8)).reshape(x.shape), np.where(same.all(1), 0.0, moved)
+def _range(levels: int) -> tuple[float, float]:
+    """Smallest and largest integer of an input: a pixel's, and elsewhere what fits 32 bits and float32 exactly."""
+    return (0.0, 255.0) if levels == LEVELS else (-(2.0**23), 2.0**23)
+
+
+def _decoded(integers: torch.Tensor, levels: int, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers ``X / levels`` that stand for grid points, divided as the sampler divides."""
+    return integers.to(dtype) / levels
+
+
+def _snapped(x: torch.Tensor, norm: str, levels: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Inputs ``(B, d)`` at their nearest grid points, and bounds ``(B,)`` on the distances."""
+    values = x.double().numpy()
+    nearest, moved = snap_to_grid(values, norm, levels)
+    low, high = _range(levels)
+    if (
+        nearest.min() < low
+        or nearest.max() > high
+        or (levels == LEVELS and not (0 <= values.min() <= values.max() <= 1))
+    ):
+        place = "[0, 1]" if levels == LEVELS else f"[{low / levels:g}, {high / levels:g}]"
+        raise InputError(f"only inputs in {place} can be moved to the grid; scale them, or do without snap.")
+    points = _decoded(torch.from_numpy(nearest), levels, x.dtype)
+    return points, np.where((points == x).all(1).numpy(), 0.0, moved)
 
 
 def _digest(grid: NDArray[np.int16], value: torch.Tensor, on_grid: bool) -> str:
-    """SHA-256 of an input's 8-bit integers, or of its little-endian float64 numbers if it is off the grid."""
-    data = grid.astype(np.uint8) if on_grid else value.double().numpy().astype("<f8")
-    return hashlib.sha256(data.tobytes()).hexdigest()
+    """SHA-256 of an input's integers, or of its float64 numbers if it is off the grid; little-endian."""
+    if on_grid:
+        data = grid.astype(np.uint8 if grid.dtype == np.int16 else "<i4").tobytes()
+    else:
+        data = value.double().numpy().astype("<f8").tobytes()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _ids(ids: Sequence[int] | None, sha256: tuple[str, ...]) -> tuple[int, ...]:

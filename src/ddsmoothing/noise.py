@@ -84,7 +84,8 @@ class GridTable:
     """An exact sampler of integer noise.
 
     Attributes:
-        first: ``(65536,)`` int16, int32 for wide noise: the integer that 16 bits decide, or a mark that they do not.
+        first: ``(65536,)`` int16, int32 for wide noise and for grids other than the 8-bit one: the integer that 16
+            bits decide, or a mark that they do not.
         thresholds: uint64, ascending: 63 bits ``u`` give the integer ``start + #{thresholds <= u}``.
         tau: upper bound on the total-variation distance of one coordinate to the exact law.   undecided: the mark.
     """
@@ -214,7 +215,8 @@ def grid_table(name: str, scale: float, levels: int | Fraction = LEVELS) -> Grid
     cells = np.arange(1 << _FIRST, dtype=np.uint64) << np.uint64(_DRAWN - _FIRST)
     low = np.searchsorted(thresholds, cells, side="right")
     high = np.searchsorted(thresholds, cells + np.uint64((1 << (_DRAWN - _FIRST)) - 1), side="right")
-    narrow = bisect_left(rounded, top) + LEVELS < 2**15  # no integer beyond is ever drawn; X + K is to fit as well
+    # 16 bits are enough for 8-bit images: no integer beyond is ever drawn, and X + K fits as well
+    narrow = levels == LEVELS and bisect_left(rounded, top) + LEVELS < 2**15
     mark = int(_UNDECIDED) if narrow else -(2**31)
     found = np.where(low == high, low + start, mark)
     first = found.astype(np.int16) if narrow else found.astype(np.int32)

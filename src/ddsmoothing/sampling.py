@@ -23,7 +23,6 @@ from ddsmoothing.devices import keep_freed_memory, torch_threads, untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.inputs import Batch
 from ddsmoothing.noise import (
-    LEVELS,
     FloatBlock,
     Generators,
     GridBlock,
@@ -66,7 +65,7 @@ class Request:
 
 
 class Executor(Protocol):
-    """Who runs the forward passes of requests: this process (``ClassCounter``), workers elsewhere, or a file of counts."""
+    """Who runs forward passes: this process (``ClassCounter``), workers elsewhere, or a file of kept counts."""
 
     def run(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -185,7 +184,7 @@ class ClassCounter:
                 raise
 
     def _shares(self, batch: Batch, requests: Sequence[Request], workers: int) -> list[list[_Piece]]:
-        """All noise blocks of all requests in consecutive shares, those on the 8-bit grid first."""
+        """All noise blocks of all requests in consecutive shares, those on the grid first."""
         shares = []
         for on_grid in (True, False):
             pieces = [
@@ -209,13 +208,13 @@ class ClassCounter:
     ) -> NDArray[np.int64]:
         """Counts ``(len(requests), K)`` of one share, whose inputs are all on the grid or all off it."""
         on_grid = bool(batch.on_grid[requests[share[0].request].row])
-        noise = np.zeros((self._rows, batch.d), dtype=np.int16 if on_grid else np.float64)
+        noise = np.zeros((self._rows, batch.d), dtype=batch.grid.dtype if on_grid else np.float64)
         drawn = torch.from_numpy(noise)
         flat = torch.zeros((self._rows, batch.d), dtype=batch.dtype, device=batch.device)
         counts = torch.zeros(len(requests) * self._classes, dtype=torch.int64, device=batch.device)
         ones = torch.ones(self._rows, dtype=torch.int64, device=batch.device)
         total = torch.zeros((), dtype=torch.float64, device=batch.device)  # NaN or infinite as soon as one logit is
-        levels = torch.tensor(float(LEVELS), dtype=batch.dtype, device=batch.device)
+        levels = torch.tensor(float(batch.levels), dtype=batch.dtype, device=batch.device)
         owner = torch.zeros(self._rows, dtype=torch.int64)
         with torch.inference_mode():
             for parts in self._passes(batch, requests, seed, share, on_grid):
@@ -263,7 +262,7 @@ class ClassCounter:
             if on_grid:
                 center, source = (
                     batch.grid[request.row],
-                    GridBlock(grid_table(self._noise.name, scale), key, batch.d, generators),
+                    GridBlock(grid_table(self._noise.name, scale, batch.levels), key, batch.d, generators),
                 )
             else:
                 center, source = batch.values[request.row].double().numpy(), FloatBlock(self._noise, scale, key)

@@ -26,8 +26,8 @@ from ddsmoothing.certificate import Certificate
 from ddsmoothing.devices import device_of, named_device, untouched
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, SigmaError
 from ddsmoothing.evidence import ABSTAIN, Certification, Prediction, top_if_clear, total_variation
-from ddsmoothing.inputs import Batch, prepare
-from ddsmoothing.noise import LARGEST_SIGMA, Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.inputs import Batch, check_levels, prepare
+from ddsmoothing.noise import LARGEST_SIGMA, LEVELS, Stream, checked_seed, coin, rows_per_block
 from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.sampling import (
     BaseClassifier,
@@ -53,8 +53,10 @@ class SmoothedClassifier:
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
-        snap: move inputs in [0, 1] to the 8-bit grid first and subtract the distance from radii, so that inputs off
-            the grid get exact noise too.
+        snap: move inputs to the grid first and subtract the distance from radii, so that inputs off the grid get exact
+            noise too.
+        levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
+            of 0.01. Inputs on it get exact noise.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class SmoothedClassifier:
         channels_last: bool = False,
         compiled: bool = False,
         snap: bool = False,
+        levels: int = LEVELS,
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
@@ -79,6 +82,7 @@ class SmoothedClassifier:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
+        self.levels = check_levels(levels)
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self.executor: Executor | None = None  # None: this process
 
@@ -201,7 +205,7 @@ class SmoothedClassifier:
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
-        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None)
+        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None, self.levels)
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -252,6 +256,7 @@ class SmoothedClassifier:
             "d": batch.d,
             "sigma": sigma,
             "norm": self.certificate.norm,
+            "levels": batch.levels,
             "moved": batch.moved,
             "noise": tuple("grid" if on else "float" for on in batch.on_grid),
             "alpha": alpha,
@@ -347,7 +352,7 @@ class Smooth:
         batch = prepare(x[None], None, place)
         requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
         counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
-        tv = float(total_variation(self.certificate, std, batch.d) if batch.on_grid[0] else 0.0)
+        tv = float(total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0)
         return [(row, tv) for row in counts]
 
     def _float_counts(self, x: torch.Tensor, n: int, batch_size: int) -> NDArray[np.int64]:

@@ -21,7 +21,17 @@ RUN_OPTIONS = (
 )
 RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
     *("model", "data", "split", "norm", "sigma", "lambda_", "alpha", "skip", "maximum", "num_classes", "no_labels"),
-    *("precision", "channels_last", "compiled", "snap", "allow_large_sigma", "data_dependent", "sigma0", "sigma_min"),
+    *(
+        "precision",
+        "channels_last",
+        "compiled",
+        "snap",
+        "levels",
+        "allow_large_sigma",
+        "data_dependent",
+        "sigma0",
+        "sigma_min",
+    ),
     *("sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound", "randomized"),
     "model_id",
 )
@@ -49,7 +59,8 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True),
         click.option("--channels-last", is_flag=True, help="Run the model in this memory format."),
         click.option("--compile", "compiled", is_flag=True, help="Run the model by torch.compile."),
-        click.option("--snap", is_flag=True, help="Move inputs to the 8-bit grid first; radii lose the distance."),
+        click.option("--snap", is_flag=True, help="Move inputs to the grid first; radii lose the distance."),
+        click.option("--levels", type=int, default=255, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
         click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
     ]
@@ -266,7 +277,7 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
         model,
         certificate_for(options["norm"]),
         num_classes=classes,
-        **{key: options[key] for key in ("block_size", "precision", "channels_last", "compiled", "snap")},
+        **{key: options[key] for key in ("block_size", "precision", "channels_last", "compiled", "snap", "levels")},
     )
     return smoothed, data
 

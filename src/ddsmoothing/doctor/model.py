@@ -127,9 +127,9 @@ def input_checks(smoothed: SmoothedClassifier, x: torch.Tensor) -> Iterator[Chec
         yield Check(name="range", status=WARN, message=f"{text}, expected [0, 1]; sigma and radii are in these units.")
     share = float(smoothed.prepare(x).on_grid.mean())
     if share == 1.0:
-        yield Check(name="grid", status=OK, message="all inputs lie on the 8-bit grid: exact noise.")
+        yield Check(name="grid", status=OK, message=f"all inputs lie on the grid X/{smoothed.levels}: exact noise.")
     else:
-        text = f"{100 * (1 - share):.0f} % of the inputs lie off the 8-bit grid and get float noise (noise: float)."
+        text = f"{100 * (1 - share):.0f} % of the inputs lie off the grid X/{smoothed.levels}: float noise."
         yield Check(name="grid", status=NOTE, message=text)
 
 

@@ -80,7 +80,7 @@ def order_proof_floor(
         counts = smoothed.count(batch, requests, seed, progress)[:, row.prediction]
         radii = []
         for sigma, count in zip(grid, counts.tolist(), strict=True):
-            tv = float(total_variation(smoothed.certificate, sigma, batch.d) if batch.on_grid[0] else 0.0)
+            tv = float(total_variation(smoothed.certificate, sigma, batch.d, batch.levels) if batch.on_grid[0] else 0.0)
             bounds = top_two_bounds(clopper_pearson_lower(count, n, share), 0, n, share, "one-class", tv)
             radii.append(smoothed.certificate.radius(sigma, *bounds))
         floors[position] = max(0.0, min(radii))

@@ -17,6 +17,7 @@ from ddsmoothing.memory.index import Index, sketch_for
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.memory.rules import Cut, Pair, Point, distance, order_free
+from ddsmoothing.noise import LEVELS
 from ddsmoothing.runs import ResultRow, Run
 
 READ = 256  # inputs made ready at once
@@ -82,8 +83,11 @@ def check_run(run: Run) -> None:
     """Raise RunError unless a memory can take the run."""
     if run.level != LEVEL_POINTWISE:
         raise RunError(f"{run.path} is of level {run.level}; a memory takes runs of level {LEVEL_POINTWISE}.")
-    if run.header.snap:
-        raise RunError(f"{run.path} moved inputs to the grid (--snap); a memory takes inputs as they are.")
+    if run.header.snap or run.header.levels != LEVELS:
+        raise RunError(
+            f"{run.path} moved inputs to a grid (--snap) or used another than the 8-bit one (--levels); a memory takes "
+            "inputs as they are."
+        )
     if run.header.label_aware:
         raise RunError(
             f"{run.path} is label-aware: certificates of wrong classes, whose regions a memory must know, are missing. "

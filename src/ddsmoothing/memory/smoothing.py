@@ -10,6 +10,7 @@ from ddsmoothing.errors import InputError
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.models import model_identity
+from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import Sampler
 from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.sigma.search import search_sigma
@@ -74,11 +75,11 @@ def binding_of(
 ) -> Binding:
     """What a memory of this smoothed classifier belongs to.
 
-    Raises: InputError for a bare callable without ``model_id``, and for one that snaps inputs: a region is round the
-        point that was certified, and a query is not moved.
+    Raises: InputError for a bare callable without ``model_id``, for one that snaps inputs (a region is round the point
+        that was certified, and a query is not moved), and for a grid other than the 8-bit one.
     """
-    if smoothed.snap:
-        raise InputError("a memory takes inputs as they are, expected a smoothed classifier without snap.")
+    if smoothed.snap or smoothed.levels != LEVELS:
+        raise InputError("a memory takes inputs as they are, on the 8-bit grid or off it: no snap, no other levels.")
     return Binding(
         model=model_identity(smoothed.model, model_id),
         transform=transform,

@@ -254,8 +254,9 @@ def _largest(run: Run) -> int:
 
 def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
     return SmoothedClassifier(
-        first_rounded(smoothed.model),
+        first_rounded(smoothed.model, smoothed.levels),
         smoothed.certificate,
         num_classes=smoothed.num_classes,
         block_size=smoothed.block_size,
+        levels=smoothed.levels,
     )

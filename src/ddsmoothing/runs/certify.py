@@ -110,6 +110,7 @@ def certify_run(
         channels_last=smoothed.channels_last,
         compiled=smoothed.compiled,
         snap=smoothed.snap,
+        levels=smoothed.levels,
         device=str(batch.device),
         block_size=size,
         policy=policy.config(),

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddsmoothing.evidence import Certification
+from ddsmoothing.inputs import LARGEST_LEVELS
+from ddsmoothing.noise import LEVELS
 from ddsmoothing.sigma.search import SigmaSearch
 
 SCHEMA_VERSION: Final = 1
@@ -54,6 +56,7 @@ class Header(_Strict):
     Attributes:
         sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
             stopped.   dtype: of the inputs; precision, channels_last, compiled, device, block_size: of the model's run.
+        snap, levels: inputs were moved to the grid; its steps to the unit, 255 for 8-bit images.
         sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
         policy: options of the search.   config: options of the command that made it.
         level: what the certificates hold for; with ``fixed`` all levels coincide.
@@ -83,6 +86,7 @@ class Header(_Strict):
     channels_last: bool
     compiled: bool
     snap: bool
+    levels: Annotated[int, Field(ge=1, le=LARGEST_LEVELS)] = LEVELS
     device: str
     block_size: Annotated[int, Field(ge=1)]
     policy: dict[str, Any]
@@ -131,7 +135,7 @@ class ResultRow(_Strict):
         tv: bound on the total-variation distance of the drawn noise to the theorem's, subtracted from the bound.
         looks: counts ``(n, k, alpha)`` of the top class that a lower bound may be taken from; the largest is.
         coin: of the randomised bound, None for the plain one.
-        moved: bound on the distance the input was moved to the 8-bit grid (``snap``), subtracted from the radius.
+        moved: bound on the distance the input was moved to the grid (``snap``), subtracted from the radius.
         choice: how a search chose sigma, None without one.   samples: n0 + n.
         seconds: wall time of choice and certification, the batch's divided by its inputs.
         memory: what a certified memory made of it, at level ``memory``.

@@ -17,6 +17,7 @@ from typing import Final
 LARGEST_N: Final = 10**9  # samples; beyond it nothing is recomputed
 STEP_BITS: Final = 63  # random bits that decide one integer of grid noise
 LEVELS: Final = 255  # of the 8-bit grid
+FINE: Final = 3000  # steps of a standard deviation, from which on the law is integrated and not summed as a series
 
 _DIGITS: Final = Context(prec=60)
 _RELATIVE: Final = Decimal("1e-40")  # what the errors of one tail stay below
@@ -134,6 +135,8 @@ def grid_distance(noise: str, scale: float, levels: int = LEVELS) -> Fraction:
     """
     bits = 128
     total, width = 0, Fraction(scale)
+    if noise == "gaussian" and width * levels > FINE:
+        return _fine_distance(width * levels)
     for k in count():
         edge = Fraction(2 * k + 1, 2 * levels)
         if noise == "gaussian":
@@ -145,3 +148,36 @@ def grid_distance(noise: str, scale: float, levels: int = LEVELS) -> Fraction:
         if (1 << bits) - value < 1 << (bits - 100):
             return Fraction(2 * total, 1 << bits)
     raise AssertionError
+
+
+def _fine_distance(width: Fraction) -> Fraction:
+    """``grid_distance`` of a Gaussian of so many steps: one Gauss-Legendre rule of three nodes a step.
+
+    Its error is below ``15 h^7 / 2016000`` a step, ``h = 1 / width``, in all 1e-7 of the unit of a threshold. Densities
+    follow from step to step by ``phi(z + h) = phi(z) e^(-zh - h^2/2)``.
+    """
+    bits, mul, exp = 192, _DIGITS.multiply, _DIGITS.exp
+    h = _DIGITS.divide(Decimal(1), decimal(width))
+    square, half, root = mul(h, h), Decimal("0.5"), _DIGITS.sqrt(Decimal("0.15"))
+    scale = _DIGITS.divide(h, mul(Decimal(18), _DIGITS.sqrt(_DIGITS.multiply(Decimal(2), Decimal(_PI)))))
+    densities, ratios = [], []
+    for place, weight in ((-root, 5), (Decimal(0), 8), (root, 5)):
+        z = _DIGITS.add(1, place)  # the first step goes from edge 1/2 to edge 3/2
+        start = mul(mul(scale, Decimal(weight)), exp(-mul(mul(z, z), mul(square, half))))
+        ratio = exp(-mul(_DIGITS.add(z, half), square))
+        densities.append(_fixed(start, bits))
+        ratios.append(_fixed(ratio, bits))
+    shrink = _fixed(exp(-square), bits)
+    value, total = normal_cdf(1 / (2 * width), bits), 0
+    for _ in range(math.ceil(13 * width)):
+        nearest = (value + (1 << (bits - STEP_BITS - 1))) >> (bits - STEP_BITS)
+        total += abs((nearest << (bits - STEP_BITS)) - value)
+        value += sum(densities)
+        densities = [(density * ratio) >> bits for density, ratio in zip(densities, ratios, strict=True)]
+        ratios = [(ratio * shrink) >> bits for ratio in ratios]
+    return Fraction(2 * total, 1 << bits)
+
+
+def _fixed(value: Decimal, bits: int) -> int:
+    """A decimal in units of ``2^-bits``."""
+    return math.floor(Fraction(value) * (1 << bits))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import RunError
-from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
+from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size, levels_of
 
 SAMPLERS: Final = ("exact", "plan", "target")
 BOUNDS: Final = ("one-class", "two-class")
@@ -79,7 +79,7 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
             texts.append(f"its id is already on line {seen[key]}")
         elif key is not None:
             seen[key] = number
-        if not texts and (d := implied_size(row)) is not None:
+        if not texts and (d := implied_size(row, levels_of(header))) is not None:
             sizes[d] = sizes.get(d, 0) + 1
             if d != next(iter(sizes)):
                 texts.append(f"tv implies inputs of {d} numbers, that of earlier rows {next(iter(sizes))}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddsmoothing.verify.arithmetic import LARGEST_N, binomial_tail, decimal, grid_distance, normal_quantile
+from ddsmoothing.verify.arithmetic import LARGEST_N, LEVELS, binomial_tail, decimal, grid_distance, normal_quantile
 
 TOLERANCE: Final = Fraction(1, 10**9)  # claims may lie so far on the safe side, never on the other
 SPLIT: Final = Fraction(9, 10)  # of alpha, for the top class, with the two-class bound
@@ -18,6 +18,8 @@ EARLY: Final = Fraction(3, 100)  # of alpha, for each look of the sampler target
 LAST: Final = Fraction(70, 100)
 LAST_LOOK: Final = 100_000
 LARGEST_SIGMA: Final = 12.5
+LARGEST_LEVELS: Final = 2**20
+LARGEST_STEPS: Final = 70_000  # of the grid, in the noise's scale
 SHA_DIGITS: Final = frozenset("0123456789abcdef")
 
 
@@ -28,7 +30,7 @@ def check_row(row: dict[str, Any], header: dict[str, Any]) -> Iterator[str]:
         yield "counts must be whole numbers from 0 on"
         return
     yield from _samples(row, header)
-    yield from _noise(row)
+    yield from _noise(row, levels_of(header))
     if row.get("coin") != (drawn := coin_of(header["seed"], row["id"]) if header.get("randomized") else None):
         yield f"the coin is {row.get('coin')}, the run's seed gives {drawn}"
         return
@@ -119,20 +121,30 @@ def _looks(row: dict[str, Any]) -> list[tuple[int, int, Fraction]]:
     return [(n, k, Fraction(share)) for n, k, share in rows]
 
 
-def implied_size(row: dict[str, Any]) -> int | None:
+def levels_of(header: dict[str, Any]) -> int:
+    """Steps to the unit of the run's grid."""
+    levels = header.get("levels", LEVELS)
+    if type(levels) is not int or not 1 <= levels <= LARGEST_LEVELS:
+        raise ValueError(f"levels is {levels!r}")
+    return levels
+
+
+def implied_size(row: dict[str, Any], levels: int) -> int | None:
     """The number d of an input's numbers that its total-variation budget implies; None for float noise."""
     if row["noise"] != "grid":
         return None
-    one = _one_coordinate(row)
+    one = _one_coordinate(row, levels)
     return round(Fraction(row["tv"]) / one) if one > Fraction(1, 2**80) else None
 
 
-def _one_coordinate(row: dict[str, Any]) -> Fraction:
+def _one_coordinate(row: dict[str, Any], levels: int) -> Fraction:
     name, scale = ("gaussian", row["sigma"]) if row["norm"] == "l2" else ("uniform", row["lambda"])
-    return grid_distance(name, float(scale))
+    if scale * levels > LARGEST_STEPS:
+        raise ValueError(f"noise of scale {scale} spans more than {LARGEST_STEPS} steps of the grid")
+    return grid_distance(name, float(scale), levels)
 
 
-def _noise(row: dict[str, Any]) -> Iterator[str]:
+def _noise(row: dict[str, Any], levels: int) -> Iterator[str]:
     """Scale of the noise and its total-variation budget."""
     sigma, half_width = row["sigma"], row["lambda"]
     if not 0 < sigma <= LARGEST_SIGMA:
@@ -148,7 +160,7 @@ def _noise(row: dict[str, Any]) -> Iterator[str]:
         if row["tv"] != 0:
             yield f"tv is {row['tv']}, expected 0 for float noise, where it is not known"
     else:
-        tv, one = Fraction(row["tv"]), _one_coordinate(row)
+        tv, one = Fraction(row["tv"]), _one_coordinate(row, levels)
         d = round(tv / one) if one > Fraction(1, 2**80) else 0
         off = abs(tv - d * one) if d else max(Fraction(0), tv - Fraction(1, 2**50))
         if off > tv / 10**6 + d * Fraction(1, 2**84) or (one > Fraction(1, 2**80) and not d):
