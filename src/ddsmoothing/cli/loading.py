@@ -1,0 +1,114 @@
+"""The options that name a model and a data set, and what they load: the same for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddsmoothing.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddsmoothing.data import Dataset
+    from ddsmoothing.smooth import SmoothedClassifier
+
+PLAUSIBLE_SIGMA = 4.0
+MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, cifar-resnet110, .., or pkg.module:function."
+DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
+OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
+OF_ENGINE = ("block_size", "precision", "channels_last", "compiled", "snap", "levels")
+
+
+Command = Callable[..., Any]
+
+
+def add(function: Command, options: list[Any]) -> Command:
+    """A command with these options, shown in this order."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def model_options(function: Command) -> Command:
+    """What a model's name may leave open; options of every command that takes a model."""
+    options = [
+        click.option("--arch", help="Of a checkpoint that does not say: cifar-resnet110, timm:NAME, .."),
+        click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
+        click.option(
+            "--normalize", default="auto", show_default=True, help="Of a checkpoint: center, none, cifar10, .."
+        ),
+        click.option("--weights", type=click.Path(path_type=Path), help="A file of them, for a named architecture."),
+        click.option("--random-weights", is_flag=True, help="Take a named architecture untrained."),
+        click.option(
+            "--download", is_flag=True, help="Fetch data or weights that are missing; else nothing is fetched."
+        ),
+    ]
+    return add(function, options)
+
+
+def engine_options(function: Command) -> Command:
+    """How a model is run."""
+    options = [
+        click.option("--block-size", type=int, help="Rows of one forward pass; default: found by a short probe."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True),
+        click.option("--channels-last", is_flag=True, help="Run the model in this memory format."),
+        click.option("--compile", "compiled", is_flag=True, help="Run the model by torch.compile."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
+    ]
+    return add(function, options)
+
+
+def data_options(function: Command) -> Command:
+    """Options of every command that takes a model and a data set."""
+    options = [
+        click.option("--model", help=MODEL),
+        model_options,
+        click.option("--data", help=DATA),
+        click.option("--split", default="test", show_default=True, help="test or train."),
+        click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True),
+        click.option("--skip", type=int, default=1, show_default=True, help="Take every so many-th input."),
+        click.option("--max", "maximum", type=int, help="At most so many inputs."),
+        click.option("--no-labels", is_flag=True, help="Accept data without labels."),
+        click.option("--seed", type=int, help="Of the noise; default: from the operating system, and recorded."),
+        engine_options,
+        click.option("--snap", is_flag=True, help="Move inputs to the grid first; radii lose the distance."),
+        click.option("--levels", type=int, default=255, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."),
+        click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
+    ]
+    return add(function, options)
+
+
+def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
+    """The smoothed classifier and the data set that the options name."""
+    from ddsmoothing.data import load_data
+
+    for key in ("model", "data"):
+        if not options[key]:
+            raise InputError(f"expected --{key}; see --help for what may stand there.")
+    download = options.get("download", False)
+    data = load_data(options["data"], split=options["split"], labels=not options["no_labels"], download=download)
+    return load_smoothed(options, data[:1][0]), data
+
+
+def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
+    """The smoothed classifier that the options name, for inputs like x ``(B, ...)``."""
+    import torch
+
+    from ddsmoothing.certificate import certificate_for
+    from ddsmoothing.devices import named_device
+    from ddsmoothing.models import load_model, probe_classes
+    from ddsmoothing.smooth import SmoothedClassifier
+
+    asked = {key: options[key] for key in OF_MODEL if key in options}
+    model = load_model(options["model"], input_shape=tuple(x.shape[1:]), **asked)
+    device = named_device(options["device"])
+    if isinstance(model, torch.nn.Module):
+        model.to(device)
+    sample = x[:1].float() / 255 if x.dtype == torch.uint8 else x[:1]
+    classes = options["num_classes"] or probe_classes(model, sample.to(device))
+    engine = {key: options[key] for key in OF_ENGINE if key in options}
+    return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine)

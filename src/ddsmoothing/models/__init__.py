@@ -1,0 +1,33 @@
+"""Base classifiers by name: shipped models, architectures, checkpoints, and anyone's ``package.module:function``.
+
+They know no smoothing. Weights are data, matched by name; nothing in a file is run.
+"""
+
+from ddsmoothing.models.checkpoints import save_model
+from ddsmoothing.models.load import SHIPPED, build_model, load_model
+from ddsmoothing.models.spec import (
+    NORMALIZATIONS,
+    ModelSpec,
+    first_error,
+    model_hash,
+    model_identity,
+    probe_classes,
+    spec_of,
+)
+from ddsmoothing.models.zoo import ARCHITECTURES, Normalize
+
+__all__ = [
+    "ARCHITECTURES",
+    "NORMALIZATIONS",
+    "SHIPPED",
+    "ModelSpec",
+    "Normalize",
+    "build_model",
+    "first_error",
+    "load_model",
+    "model_hash",
+    "model_identity",
+    "probe_classes",
+    "save_model",
+    "spec_of",
+]

@@ -1,0 +1,151 @@
+"""What a model is: its spec, its hash, the number of its classes.
+
+It knows no files and loads nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.models.zoo import Normalize, architecture
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+STATISTICS: Final[dict[str, Statistics]] = {  # mean and standard deviation of each channel, as the field uses them
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.286,), (0.353,)),
+}
+NORMALIZATIONS: Final = ("auto", "center", "none", *STATISTICS)
+
+
+def statistics(normalize: str, shape: tuple[int, ...]) -> Statistics:
+    """Mean and standard deviation of the normalising layer.
+
+    Args:
+        normalize: a data set's name; ``auto``: CIFAR-10 for images of three channels up to 64 pixels, ImageNet for
+            larger ones, Fashion-MNIST for one channel; ``center``: the same mean, nothing divided; ``none``.
+        shape: of one input.
+    """
+    if normalize not in NORMALIZATIONS:
+        raise InputError(unknown("normalisation", normalize, NORMALIZATIONS))
+    nothing = (0.0,) * shape[0], (1.0,) * shape[0]
+    if normalize == "none":
+        return nothing
+    by_shape = {1: "fashion-mnist", 3: "cifar10" if max(shape[1:]) <= 64 else "imagenet"}
+    name = by_shape.get(shape[0], "none") if normalize in ("auto", "center") else normalize
+    mean, std = STATISTICS.get(name, nothing)
+    if len(mean) != shape[0]:
+        raise InputError(f"the normalisation {normalize!r} is for {len(mean)} channels, the inputs have {shape[0]}.")
+    return mean, nothing[1] if normalize == "center" else std
+
+
+class ModelSpec(BaseModel):
+    """What the metadata of a safetensors file says of its model.
+
+    Attributes:
+        arch: a key of ARCHITECTURES, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:function``.
+        classes: their names.   mean, std: of the normalisation inside the model; empty if a function brought its own.
+        training_sigmas: the noise it was trained with: one sigma, or the ends of a range; empty if unknown.
+        input_shape: of one input; None: the architecture's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arch: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    training_sigmas: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    input_shape: tuple[Annotated[int, Field(gt=0, le=1024)], ...] | None = None
+
+    def build(self) -> nn.Module:
+        """The architecture with random weights, behind its normalisation."""
+        known = architecture(self.arch)
+        shape = self.input_shape or known.shape
+        if len(shape) != 3 or not len(self.mean) == len(self.std) == shape[0]:
+            raise ModelError(
+                f"{len(self.mean)} means and {len(self.std)} deviations for inputs of shape {shape}, expected one for "
+                "each channel of (C, H, W)."
+            )
+        model = normalized(known.build(len(self.classes), shape), self.mean, self.std)
+        model.spec = self  # type: ignore[assignment]
+        return model
+
+    @property
+    def sigma0(self) -> float | None:
+        """Where to start a search: the geometric mean of the training sigmas, three digits; None if unknown."""
+        if not self.training_sigmas:
+            return None
+        logs = [math.log(sigma) for sigma in self.training_sigmas]
+        return float(f"{math.exp(sum(logs) / len(logs)):.3g}")
+
+    def text(self) -> str:
+        """As JSON; what is not said is left out."""
+        return self.model_dump_json(exclude_none=True)
+
+
+def normalized(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Sequential:
+    """A network behind its normalising layer; a plain sequence of layers is continued."""
+    layers = list(network) if type(network) is nn.Sequential else [network]
+    return nn.Sequential(Normalize(mean, std), *layers)
+
+
+def spec_of(model: Any) -> ModelSpec | None:
+    """What is known of a loaded or built model; None where nothing is."""
+    spec = getattr(model, "spec", None)
+    return spec if isinstance(spec, ModelSpec) else None
+
+
+def model_hash(model: Any) -> str | None:
+    """SHA-256 over a module's sorted names, types, shapes and bytes and its spec; None for a bare callable."""
+    if not isinstance(model, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    spec = spec_of(model)
+    digest.update((repr(model) if spec is None else spec.text()).encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def probe_classes(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> int:
+    """The number of classes K that a model's logits ``(B, K)`` have on inputs x."""
+    with torch.inference_mode():
+        try:
+            logits = model(x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(f"the model does not take inputs of shape {tuple(x.shape)}: {reason}") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"the model returned {got} for {len(x)} inputs, expected logits ({len(x)}, K).")
+    return int(logits.shape[1])
+
+
+def model_identity(model: Any, model_id: str | None = None) -> str:
+    """What ties a file to a model: its hash, or for a bare callable the id that its user gives it.
+
+    Raises: InputError where there is neither.
+    """
+    digest = model_hash(model)
+    if digest is None and not model_id:
+        raise InputError("this model is a bare callable and has no hash; name it with --model-id (model_id=).")
+    return f"sha256:{digest}" if digest is not None else f"id:{model_id}"
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing a validation found, in one line."""
+    entry = error.errors()[0]
+    place = ".".join(str(part) for part in entry["loc"])
+    return f"{place}: {entry['msg']}" if place else str(entry["msg"])

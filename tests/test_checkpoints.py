@@ -1,0 +1,387 @@
+"""Checkpoints in the layouts of the field: read by name, as data, with the normalisation they were trained with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+import ddsmoothing as dds
+from ddsmoothing.errors import DdsmoothingError, InputError, ModelError
+from ddsmoothing.models import Normalize, build_model, load_model, model_hash, spec_of
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+X = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+State = dict[str, torch.Tensor]
+
+
+def network(arch: str, classes: int = 10) -> nn.Module:
+    """A network without our normalising layer, with weights that no other has."""
+    torch.manual_seed(len(arch) + classes)
+    inner = build_model(arch, num_classes=classes, input_shape=(3, 32, 32), normalize="none", random_weights=True)[1]
+    for module in inner.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return inner.eval()
+
+
+def layer(mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Normalize:
+    return Normalize(mean, std)
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+class Wrapped(nn.Module):
+    """As the DDS scripts wrap a network: normalisation by plain tensors, and a softmax at the end."""
+
+    def __init__(self, model: nn.Module, std: tuple[float, ...] = STD) -> None:
+        super().__init__()
+        self.model, self.softmax = model, nn.Softmax(dim=1)
+        self.mean, self.std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.softmax(self.model((x - self.mean) / self.std))  # type: ignore[no-any-return]
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[State], Any], dict[str, Any], tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    # name: architecture, what is saved, what has to be told, mean and deviation
+    "locuslab, CIFAR": (
+        "cifar-resnet20",
+        lambda s: {"epoch": 90, "arch": "cifar_resnet20", "state_dict": prefixed(s, "1."), "optimizer": {"state": {}}},
+        {},
+        (MEAN, STD),
+    ),
+    "locuslab, in parallel": (
+        "cifar-resnet20",
+        lambda s: {"arch": "cifar_resnet20", "state_dict": prefixed(s, "1.module.")},
+        {},
+        (MEAN, STD),
+    ),
+    "Salman, centred": (
+        "cifar-resnet20",
+        lambda s: {"arch": "cifar_resnet20", "state_dict": prefixed(s, "1.")},
+        {"normalize": "center"},
+        (MEAN, (1.0, 1.0, 1.0)),
+    ),
+    "MACER": (
+        "cifar-resnet20",
+        lambda s: {"net": s, "epoch": 440},
+        {"arch": "cifar-resnet20", "normalize": "none"},
+        ((0.0,) * 3, (1.0,) * 3),
+    ),
+    "DDS, CIFAR": (
+        "cifar-resnet18-7x7",
+        lambda s: {"state_dict": s, "optimizer": {}, "epoch": 3},
+        {"arch": "cifar-resnet18-7x7"},
+        (MEAN, STD),
+    ),
+    "DDS package, wide": ("wrn-40-2", lambda s: {"state_dict": s}, {"arch": "wrn-40-2"}, (MEAN, STD)),
+    "wrapped, in parallel": (
+        "cifar-resnet20",
+        lambda s: {"state_dict": prefixed(s, "model.module.")},
+        {"arch": "cifar-resnet20"},
+        (MEAN, STD),
+    ),
+    "compiled": ("cifar-resnet20", lambda s: prefixed(s, "_orig_mod."), {"arch": "cifar-resnet20"}, (MEAN, STD)),
+    "normaliser's buffers": (
+        "cifar-resnet20",
+        lambda s: {
+            "arch": "cifar_resnet20",
+            "state_dict": prefixed(s, "1.")
+            | {"0.means": torch.tensor([0.1, 0.2, 0.3]), "0.sds": torch.tensor([0.5] * 3)},
+        },
+        {},
+        ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)),
+    ),
+    "a buffer of means": (
+        "cifar-resnet20",
+        lambda s: {
+            "arch": "cifar_resnet20",
+            "state_dict": prefixed(s, "1.") | {"0.mean": torch.full((1, 3, 1, 1), 0.5)},
+        },
+        {},
+        ((0.5,) * 3, (1.0,) * 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "older"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, legacy: bool, tmp_path: Path) -> None:
+    arch, saved, told, (mean, std) = LAYOUTS[layout]
+    net, path = network(arch), tmp_path / "checkpoint.pth.tar"
+    torch.save(saved(net.state_dict()), path, _use_new_zipfile_serialization=not legacy)
+    loaded, spec = load_model(str(path), **told), None
+    expected = net((X - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+    assert torch.equal(loaded(X), expected)
+    assert not loaded.training
+    spec = spec_of(loaded)
+    assert spec is not None
+    assert (spec.arch, spec.mean, spec.std, len(spec.classes)) == (arch, mean, std, 10)
+    assert spec.sigma0 is None
+
+
+def test_a_wrong_normalisation_would_be_seen(tmp_path: Path) -> None:
+    net = network("cifar-resnet20")
+    torch.save({"net": net.state_dict()}, tmp_path / "macer.pth")
+    right, wrong = (
+        load_model(str(tmp_path / "macer.pth"), arch="cifar-resnet20", normalize=n) for n in ("none", "auto")
+    )
+    assert torch.equal(right(X), net(X))
+    assert not torch.allclose(wrong(X), net(X), atol=0.1)
+    assert model_hash(right) != model_hash(wrong)
+
+
+@pytest.mark.parametrize("std", [STD, (1.0, 1.0, 1.0)], ids=["normalised", "centred"])
+def test_a_softmax_at_the_end_is_left_off(std: tuple[float, ...], tmp_path: Path) -> None:
+    """The network that was trained gave probabilities; what is loaded gives their logits."""
+    net = network("cifar-resnet18-7x7")
+    trained = Wrapped(net, std).eval()
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "dds.pth.tar")
+    normalize = "auto" if std == STD else "center"
+    loaded = load_model(str(tmp_path / "dds.pth.tar"), arch="cifar-resnet18-7x7", normalize=normalize)
+    logits = loaded(X)
+    assert torch.allclose(torch.softmax(logits, 1), trained(X), atol=1e-6)
+    assert not torch.allclose(logits.sum(1), torch.ones(len(X)), atol=0.1)
+
+
+def test_imagenet_in_parallel(tmp_path: Path) -> None:
+    """A ResNet-50 as Cohen and Salman saved it, with the number of classes that its last layer has."""
+    models = pytest.importorskip("torchvision.models")
+    net = models.resnet50(num_classes=12).eval()
+    torch.save({"arch": "resnet50", "state_dict": prefixed(net.state_dict(), "1.module.")}, tmp_path / "c.pth.tar")
+    loaded, x = load_model(str(tmp_path / "c.pth.tar")), X[:1].repeat(1, 1, 3, 3)
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.equal(loaded(x), net((x - mean) / std))
+    spec = spec_of(loaded)
+    assert spec is not None
+    assert len(spec.classes) == 12
+
+
+def test_a_whole_model_of_ours(tmp_path: Path) -> None:
+    """With the normalisation that its buffers say, by torch.save and by safetensors without metadata."""
+    for arch, shape in (("small-cnn", (1, 28, 28)), ("cifar-resnet20", (3, 32, 32))):
+        ours = build_model(arch, num_classes=3, input_shape=shape, normalize="none", random_weights=True).eval()
+        ours[0].mean.fill_(0.25)
+        torch.save(ours.state_dict(), tmp_path / "whole.pt")
+        save_file(ours.state_dict(), tmp_path / "whole.safetensors")
+        for name in ("whole.pt", "whole.safetensors"):
+            x = torch.rand(2, *shape)
+            loaded = load_model(str(tmp_path / name), arch=arch, num_classes=3)
+            assert torch.equal(loaded(x), ours(x))
+            named = load_model(arch, weights=tmp_path / name, num_classes=3)
+            assert torch.equal(named(x), ours(x))
+
+
+def test_what_a_file_does_not_say_has_to_be_told(tmp_path: Path) -> None:
+    net, path = network("cifar-resnet20"), tmp_path / "net.pt"
+    torch.save(net.state_dict(), path)
+    with pytest.raises(ModelError, match="its architecture is unknown; give --arch"):
+        load_model(str(path))
+    torch.save({"arch": "resnet9000", "state_dict": net.state_dict()}, path)
+    with pytest.raises(ModelError, match="unknown architecture 'resnet9000'"):
+        load_model(str(path))
+    assert torch.equal(load_model(str(path), arch="cifar-resnet20", normalize="none")(X), net(X))
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    state, path = dict(network("cifar-resnet20").state_dict()), tmp_path / "net.pt"
+    del state["fc.bias"], state["bn1.weight"]
+    state |= {"extra": torch.zeros(1), "conv1.weight": torch.zeros(16, 1, 3, 3)}
+    torch.save(prefixed(state, "1.module."), path)
+    with pytest.raises(ModelError) as error:
+        load_model(str(path), arch="cifar-resnet20")
+    text = str(error.value)
+    assert "missing ['bn1.weight', 'fc.bias'], unexpected ['extra'], other shape ['conv1.weight']" in text
+    assert "\n" not in text
+    torch.save(network("cifar-resnet20").state_dict(), path)
+    with pytest.raises(ModelError, match=r"missing \[.*\] and \d+ more"):
+        load_model(str(path), arch="cifar-resnet110")
+
+
+def test_weights_are_never_matched_by_position(tmp_path: Path) -> None:
+    """The same tensors under names in another order give the same network; under swapped names another one."""
+    net, path = network("cifar-resnet20"), tmp_path / "net.pt"
+    state = net.state_dict()
+    torch.save(dict(reversed(list(state.items()))), path)
+    told = {"arch": "cifar-resnet20", "normalize": "none"}
+    assert torch.equal(load_model(str(path), **told)(X), net(X))
+    one, other = "layer1.0.conv1.weight", "layer1.0.conv2.weight"
+    torch.save({**state, one: state[other], other: state[one]}, path)
+    assert not torch.equal(load_model(str(path), **told)(X), net(X))
+
+
+def test_weights_for_the_code_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+from torch import nn
+def build(): return nn.Linear(4, 2)
+def layers(): return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+def bare(): return lambda x: x
+"""
+    (tmp_path / "checkpoint_nets.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.save(prefixed(nn.Linear(4, 2).state_dict(), "module."), tmp_path / "net.pt")
+    loaded = load_model(str(tmp_path / "net.pt"), arch="checkpoint_nets:build")
+    assert torch.equal(loaded.weight, torch.load(tmp_path / "net.pt", weights_only=True)["module.weight"])
+    with pytest.raises(ModelError, match="bare callable"):
+        load_model(str(tmp_path / "net.pt"), arch="checkpoint_nets:bare")
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))  # whose names look like those of a normalised network
+    torch.save(layers.state_dict(), tmp_path / "layers.pt")
+    again, x = load_model(str(tmp_path / "layers.pt"), arch="checkpoint_nets:layers"), torch.rand(2, 4)
+    assert torch.equal(again(x), layers(x))
+
+
+# damage and malice
+
+
+def test_code_that_a_checkpoint_names_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "was-run"
+    (tmp_path / "named_nets.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nbuild = None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.save({"arch": "named_nets:build", "state_dict": nn.Linear(4, 2).state_dict()}, tmp_path / "net.pt")
+    for call in (lambda name: load_model(name), lambda name: load_model("cifar-resnet20", weights=Path(name))):
+        with pytest.raises(ModelError, match=r"its architecture is unknown; give --arch|does not fit"):
+            call(str(tmp_path / "net.pt"))
+    assert not marker.exists()
+    with pytest.raises(ModelError, match="named_nets:build gave"):
+        load_model(str(tmp_path / "net.pt"), arch="named_nets:build")
+    assert marker.exists()  # the trap works
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "older"])
+def test_code_in_a_checkpoint_is_not_run(legacy: bool, tmp_path: Path) -> None:
+    state, marker, path = dict(network("cifar-resnet20").state_dict()), tmp_path / "was-run", tmp_path / "net.pt"
+    for evil in (Evil(marker), {"state_dict": state, "optimizer": Evil(marker)}, {**state, "evil": Evil(marker)}):
+        torch.save(evil, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ModelError, match=r"it names posix\.mkdir.*can run code") as error:
+            load_model(str(path), arch="cifar-resnet20")
+        assert "\n" not in str(error.value)
+    path.write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(ModelError, match="can run code"):
+        load_model(str(path), arch="cifar-resnet20")
+    torch.save(network("cifar-resnet20"), path)  # a whole module: its class would be imported
+    with pytest.raises(ModelError, match="can run code"):
+        load_model(str(path), arch="cifar-resnet20")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        3,
+        torch.zeros(3),
+        {"state_dict": {}},
+        {"state_dict": {"a": 1}},
+        {"net": {1: torch.zeros(1)}},
+        {"state_dict": {"conv1.weight": torch.eye(3).to_sparse()}},
+        {"state_dict": {"conv1.weight": torch.zeros(2, dtype=torch.complex64)}},
+    ],
+    ids=repr,
+)
+def test_no_weights(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        load_model(str(tmp_path / "net.pt"), arch="cifar-resnet20")
+
+
+def test_a_folder_or_nothing_in_place_of_a_file(tmp_path: Path) -> None:
+    for name in (tmp_path, tmp_path / "none.pt", tmp_path / "none.pth.tar"):
+        with pytest.raises(ModelError, match="no model file at"):
+            load_model(str(name), arch="cifar-resnet20")
+
+
+TINY = {"arch": "small-cnn", "num_classes": 2, "input_shape": (1, 4, 4)}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, data: bytes) -> bytes:
+    """Bytes that are cut, flipped, repeated or overwritten, most of them where the structure is."""
+    if draw(st.integers(0, 19)) == 0:
+        return draw(st.binary(max_size=200))
+    out = bytearray(data)
+    structure = [m.start() for m in re.finditer(rb"PK|data\.pkl|\x80\x02|ctorch|ccollections|X.\x00\x00\x00", data)]
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(out) - 1)))
+        if structure and draw(st.booleans()):
+            at = min(max(0, len(out) - 1), draw(st.sampled_from(structure)) + draw(st.integers(0, 40)))
+        what = draw(st.integers(0, 5))
+        if what == 0 and draw(st.integers(0, 3)) == 0:
+            del out[at:]
+        elif what == 1:
+            del out[at : at + draw(st.integers(1, 16))]
+        elif what == 2:
+            out[at:at] = draw(st.binary(min_size=1, max_size=16))
+        elif what == 3:
+            out[at:at] = out[at : at + 64]
+        elif out:
+            out[min(at, len(out) - 1)] = draw(st.integers(0, 255))
+    return bytes(out)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder, files = tmp_path_factory.mktemp("sound"), {}
+    state = build_model("small-cnn", num_classes=2, input_shape=(1, 4, 4), random_weights=True).state_dict()
+    for legacy in (False, True):
+        path = folder / f"{legacy}.pt"
+        torch.save({"arch": "small-cnn", "state_dict": state}, path, _use_new_zipfile_serialization=not legacy)
+        files[path.name] = path.read_bytes()
+        assert load_model(str(path), **TINY) is not None
+    return files
+
+
+@settings(
+    max_examples=300 * int(os.environ.get("FUZZ_TIMES", "1")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_damaged_checkpoints(
+    sound: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """A network, or an error of ours in one line; never anything else."""
+    name = data.draw(st.sampled_from(sorted(sound)))
+    path = tmp_path_factory.getbasetemp() / f"fuzz-{name}"
+    path.write_bytes(data.draw(damaged(sound[name])))
+    with contextlib.suppress(DdsmoothingError):
+        try:
+            loaded = load_model(str(path), **TINY)
+        except DdsmoothingError as error:
+            assert str(error).count("\n") == 0
+            raise
+        assert isinstance(loaded, nn.Module)
+
+
+def test_the_shipped_model_takes_no_architecture() -> None:
+    assert dds.load_model("fashion-mnist-cnn", arch="small-cnn") is not None  # what it is
+    with pytest.raises(InputError, match="got --arch"):
+        dds.load_model("fashion-mnist-cnn", arch="wrn-40-2")
