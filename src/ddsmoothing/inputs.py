@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ddsmoothing.errors import InputError, ShapeError
-from ddsmoothing.noise import LEVELS, check_word, snap_to_grid
+from ddsmoothing.errors import InputError, ShapeError, SigmaError
+from ddsmoothing.noise import LARGEST_SIGMA, LEVELS, check_word, snap_to_grid
 
 LARGEST_LEVELS: Final = 2**20
 INTEGERS: Final = {torch.uint8: LEVELS, torch.uint16: 65535}  # pixels as they are stored, and their grid's levels
@@ -62,6 +62,25 @@ def check_levels(levels: int) -> int:
             "16 bits, 100 for columns in steps of 0.01."
         )
     return levels
+
+
+def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
+    """One sigma for each of ``size`` inputs, float64; SigmaError or ShapeError if it is not usable."""
+    if isinstance(sigma, torch.Tensor):
+        sigma = sigma.detach().cpu().numpy()
+    try:
+        values = np.asarray(sigma, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise SigmaError(f"sigma is {sigma!r}, expected one number or one for each input.") from None
+    if values.shape not in ((), (1,), (size,)):
+        raise ShapeError(f"got sigma of shape {values.shape}, expected one number or one for each of {size} inputs.")
+    for value in values.ravel():
+        if not (math.isfinite(value) and 0.0 < value <= LARGEST_SIGMA):
+            raise SigmaError(
+                f"sigma is {value}, expected a positive finite number of at most {LARGEST_SIGMA:g} in the units of the "
+                "input (pixels in [0, 1]: a sigma given for 0..255 is to be divided by 255)."
+            )
+    return np.array(np.broadcast_to(values, (size,)))
 
 
 def prepare(

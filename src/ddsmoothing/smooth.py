@@ -24,10 +24,10 @@ from ddsmoothing.bounds import (
 )
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.devices import device_of, named_device, untouched
-from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, SigmaError
+from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
 from ddsmoothing.evidence import ABSTAIN, Certification, Prediction, top_if_clear, total_variation
-from ddsmoothing.inputs import Batch, check_levels, prepare
-from ddsmoothing.noise import LARGEST_SIGMA, LEVELS, Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.noise import LEVELS, Stream, checked_seed, coin, rows_per_block
 from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.sampling import (
     BaseClassifier,
@@ -36,6 +36,7 @@ from ddsmoothing.sampling import (
     Executor,
     Progress,
     Request,
+    Workers,
     check_logits,
     default_block_size,
     probe_block_size,
@@ -84,7 +85,8 @@ class SmoothedClassifier:
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self.levels = check_levels(levels)
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
-        self.executor: Executor | None = None  # None: this process
+        self.executor: Executor | None = None  # None: the workers, or this process
+        self.workers: Workers | None = None  # None: this process
 
     def certify(
         self,
@@ -211,7 +213,7 @@ class SmoothedClassifier:
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> NDArray[np.int64]:
         """Class counts ``(len(requests), K)``, each row the sum over its request's n samples."""
-        executor = self.executor or self.counter(batch.d)
+        executor = self.executor or self.runner(batch.d)
         counts = np.zeros((len(requests), self.num_classes), dtype=np.int64)
         for i, found in executor.run(batch, requests, seed, progress):
             counts[i] = found
@@ -220,6 +222,17 @@ class SmoothedClassifier:
     def counter(self, d: int) -> ClassCounter:
         """The executor of this process, for d-dimensional inputs."""
         return ClassCounter(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
+
+    def runner(self, d: int) -> Executor:
+        """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
+        make = ClassCounter if self.workers is None else self.workers.executor
+        return make(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
+
+    def with_workers(self, workers: Workers | None) -> SmoothedClassifier:
+        """The same classifier, its forward passes run by these workers; None: by this process."""
+        other = copy.copy(self)
+        other.workers = workers
+        return other
 
     def with_executor(self, executor: Executor) -> SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
@@ -264,25 +277,6 @@ class SmoothedClassifier:
             "block_size": self.block_rows(batch.d),
             "seconds": time.perf_counter() - start,
         }
-
-
-def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
-    """One sigma for each of ``size`` inputs, float64; SigmaError or ShapeError if it is not usable."""
-    if isinstance(sigma, torch.Tensor):
-        sigma = sigma.detach().cpu().numpy()
-    try:
-        values = np.asarray(sigma, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise SigmaError(f"sigma is {sigma!r}, expected one number or one for each input.") from None
-    if values.shape not in ((), (1,), (size,)):
-        raise ShapeError(f"got sigma of shape {values.shape}, expected one number or one for each of {size} inputs.")
-    for value in values.ravel():
-        if not (math.isfinite(value) and 0.0 < value <= LARGEST_SIGMA):
-            raise SigmaError(
-                f"sigma is {value}, expected a positive finite number of at most {LARGEST_SIGMA:g} in the units of the "
-                "input (pixels in [0, 1]: a sigma given for 0..255 is to be divided by 255)."
-            )
-    return np.array(np.broadcast_to(values, (size,)))
 
 
 def _requests(sigma: NDArray[np.float64], stream: Stream, n: int) -> list[Request]:

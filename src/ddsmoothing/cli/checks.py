@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ddsmoothing.cli.executor import executing, executor_options
+from ddsmoothing.cli.interrupts import advising
+from ddsmoothing.cli.loading import DATA, MODEL, load, model_options
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
         click.option("--data", help="The run's data set; needed unless it is a shipped one."),
+        model_options,
         click.option("--model", help="The run's model; needed unless it is a shipped one."),
     ):
         function = option(function)
@@ -51,7 +55,7 @@ Examples:
 @click.option("--resample", type=click.IntRange(min=1), help="Draw so many inputs again and compare their counts.")
 @_place_options
 @JSON
-def verify(run: Path, resample: int | None, model: str | None, data: str | None, device: str, as_json: bool) -> int:
+def verify(run: Path, resample: int | None, as_json: bool, **options: Any) -> int:
     """Recompute every bound and radius of a run from its counts, on an independent path.
 
     Exit code 1 if anything does not hold; the row is named. See docs/verification.md for what this proves.
@@ -66,7 +70,7 @@ def verify(run: Path, resample: int | None, model: str | None, data: str | None,
         from ddsmoothing.runs.resample import resample_run
 
         loaded = load_run(run)
-        smoothed, dataset = _again(loaded, model, data, device)
+        smoothed, dataset = _again(loaded, options)
         with SampleProgress(
             resample * max(row.samples for row in loaded.rows), f"drawing {resample} again"
         ) as progress:
@@ -107,54 +111,38 @@ def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
         click.echo(f"{same} of {len(drawn)} inputs drawn again have the same counts.")
 
 
-def _again(run: Run, model: str | None, data: str | None, device: str) -> tuple[SmoothedClassifier, Dataset]:
+def _again(run: Run, options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
     """The smoothed classifier and data of a run. Names that a file holds are loaded only if they are shipped ones."""
     from ddsmoothing import data as data_module
     from ddsmoothing import models
 
     header = run.header
-    names = {"model": (model, header.model.name, models.SHIPPED), "data": (data, header.data.name, data_module.SHIPPED)}
-    chosen = {}
-    for key, (given, stored, shipped) in names.items():
-        if given is None and stored not in shipped:
+    names = {"model": (header.model.name, models.SHIPPED), "data": (header.data.name, data_module.SHIPPED)}
+    for key, (stored, shipped) in names.items():
+        if options[key] is None and stored not in shipped:
             raise InputError(f"the run's {key} was {stored!r}; give --{key}, since names in files are not loaded.")
-        chosen[key] = given or stored
-    options = {"split": header.data.split, "no_labels": True, "device": device, "norm": header.norm, **chosen}
-    engine = {key: getattr(header, key) for key in ("block_size", "precision", "channels_last", "compiled")}
-    return _load(options, header.num_classes, **engine)
-
-
-def _load(options: dict[str, Any], classes: int | None, **engine: Any) -> tuple[SmoothedClassifier, Dataset]:
-    import torch
-
-    from ddsmoothing.certificate import certificate_for
-    from ddsmoothing.data import load_data
-    from ddsmoothing.devices import named_device
-    from ddsmoothing.models import load_model, probe_classes
-    from ddsmoothing.smooth import SmoothedClassifier
-
-    data = load_data(options["data"], split=options["split"], labels=not options["no_labels"])
-    model, device = load_model(options["model"]), named_device(options["device"])
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
-    classes = classes or probe_classes(model, data[:1][0].to(device))
-    return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine), data
+        options = options | {key: options[key] or stored}
+    engine = {key: getattr(header, key) for key in ("block_size", "precision", "channels_last", "compiled", "snap", "levels")}
+    same = {"split": header.data.split, "norm": header.norm, "num_classes": header.num_classes, "no_labels": True}
+    return load(options | same | engine)
 
 
 @click.command(
     epilog="""\b
-Example:
-  ddsmoothing doctor --model net.safetensors --data test.npz --sigma 0.25 --n 10000"""
+Examples:
+  ddsmoothing doctor --model net.safetensors --data test.npz --sigma 0.25 --n 10000
+  ddsmoothing doctor --model checkpoint.pth.tar --normalize center --data cifar10:DIR --sigma 0.25
+  ddsmoothing doctor --model timm:resnet50 --download --data imagenet:DIR --sigma 0.25"""
 )
-@click.option("--model", required=True, help="Shipped name, FILE.safetensors, or pkg.module:function.")
-@click.option("--data", required=True, help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y.")
+@click.option("--model", required=True, help=MODEL)
+@model_options
+@click.option("--data", required=True, help=DATA)
 @click.option("--split", default="test", show_default=True, help="test or train.")
 @click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True)
 @click.option("--sigma", type=float, help="Default: the model's training sigma, if it says.")
 @click.option("--n", type=int, default=100_000, show_default=True, help="Samples an input, to be held against alpha.")
 @click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input.")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
-@click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed.")
 @click.option("--no-labels", is_flag=True, help="Accept data without labels.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 @click.option("--out", type=click.Path(path_type=Path), help="Where results will go.")
@@ -165,10 +153,10 @@ def doctor(**options: Any) -> int:
     Exit code 1 if something would make certification worthless.
     """
     from ddsmoothing.doctor import FAIL, examine
+    from ddsmoothing.inputs import check_sigma
     from ddsmoothing.models import spec_of
-    from ddsmoothing.smooth import check_sigma
 
-    smoothed, data = _load(options, options["num_classes"])
+    smoothed, data = load(options)
     spec = spec_of(smoothed.model)
     sigma = options["sigma"] if options["sigma"] is not None or spec is None else spec.sigma0
     if sigma is not None:
@@ -196,6 +184,7 @@ Examples:
 )
 @RUN
 @_place_options
+@executor_options
 @click.option("--factors", help="Multiples of each radius.  [default: 0.5,0.9,0.999,1.5,2; for a memory those below 1]")
 @click.option("--as", "level", type=click.Choice(["pointwise", "stateless"]), help="Default: the run's own level.")
 @click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
@@ -226,12 +215,16 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
         raise InputError(f"--factors is {factors!r}, expected numbers such as 0.9,0.999,1.5.") from None
     plan = Attack(**{key: options[key] for key in ("steps", "samples", "restarts")})
     loaded = load_run(run)
-    smoothed, data = _again(loaded, options["model"], options["data"], options["device"])
+    smoothed, data = _again(loaded, options)
     total = len(values) * min(len(loaded), options["maximum"] or len(loaded))
-    with SampleProgress(total, "attacking", "attacks") as progress:
+    with (
+        advising(lambda: "no attack is kept; repeat the command, with a smaller --max perhaps."),
+        executing(smoothed, options) as placed,
+        SampleProgress(total, "attacking", "attacks") as progress,
+    ):
         rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
         report = attack_run(
-            loaded, smoothed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest
+            loaded, placed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest
         )
     (_attack_json if options["as_json"] else _attack_text)(report)
     return 1 if report.contradicted and report.level != "stateless" else 0

@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from ddsmoothing.certificate import Certificate, L2Certificate
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.inputs import check_sigma
 from ddsmoothing.noise import check_word
 from ddsmoothing.sampling import BLOCK_ELEMENTS
 from ddsmoothing.sigma.score import certified_scores
-from ddsmoothing.smooth import check_sigma
 
 OUTPUTS: Final = ("logits", "probs")
 

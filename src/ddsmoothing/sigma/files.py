@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.errors import DataError, InputError
+from ddsmoothing.inputs import check_sigma
 from ddsmoothing.models import first_error
-from ddsmoothing.smooth import check_sigma
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 KIND: Final = "ddsmoothing-sigmas"
