@@ -14,7 +14,9 @@ from ddsmoothing.analysis import (
     certified_accuracy_of_inputs,
     certified_accuracy_of_population,
     closed_form_loss,
+    envelope,
     failures_at_most,
+    held_radius,
 )
 from ddsmoothing.bounds import clopper_pearson_lower, clopper_pearson_upper
 
@@ -163,6 +165,21 @@ def test_bound_for_the_population_holds() -> None:
             ends[hits] = certified_accuracy_of_population(some, [0.5], alpha, rho)[0]
         failed += ends[hits] > 0.5
     assert 0 < failed <= binom.isf(1e-6, 2000, rho)
+
+
+def test_the_envelope_is_the_best_at_each_radius() -> None:
+    one, other = (
+        Results(np.array([True] * 4), np.array([0.1, 0.2, 0.3, 0.4])),
+        Results(FIVE.correct[:4], FIVE.radius[:4]),
+    )
+    radii = [0.0, 0.25, 0.45, 1.5]
+    assert envelope([one, other], radii).tolist() == [1.0, 0.5, 0.5, 0.0]
+    assert envelope([other], radii).tolist() == dds.certified_accuracy(other, radii).tolist()
+
+
+def test_held_radius_is_what_acr_is_the_mean_of() -> None:
+    assert held_radius(FIVE).tolist() == [1.0, 0.0, 0.0, 0.5, 1e-12]
+    assert held_radius(FIVE).mean() == dds.acr(FIVE)
 
 
 def test_a_run_is_analysed(run_l2: dds.Run) -> None:

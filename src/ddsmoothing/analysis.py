@@ -7,6 +7,7 @@ that abstained or was answered wrongly counts as one that is not certified.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +58,20 @@ def certified_accuracy_interval(
     )
 
 
+def envelope(results: Sequence[Certified], radii: ArrayLike = RADII) -> NDArray[np.float64]:
+    """The largest certified accuracy ``(R,)`` that any of several results on the same inputs has at each radius.
+
+    Different radii may take it from different classifiers, so no single classifier need attain it.
+    """
+    best: NDArray[np.float64] = np.max([certified_accuracy(one, radii) for one in results], axis=0)
+    return best
+
+
+def held_radius(results: Certified) -> NDArray[np.float64]:
+    """``(B,)`` radius where a certificate names the right class, else 0: what ACR is the mean of."""
+    return np.where(results.correct, results.radius, 0.0)
+
+
 def acr(results: Certified) -> float:
     """Average certified radius: the mean over ALL inputs of radius where correct, else 0.
 
@@ -65,12 +80,12 @@ def acr(results: Certified) -> float:
     """
     if getattr(results, "stops_at_radius", False):
         raise InputError("this run stopped sampling at a wanted radius, so its average radius means nothing.")
-    return float(np.mean(np.where(results.correct, results.radius, 0.0)))
+    return float(np.mean(held_radius(results)))
 
 
 def acr_interval(results: Certified, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile bootstrap interval of ACR over inputs (asymptotic); the resampling is fixed, so it is reproducible."""
-    values = np.where(results.correct, results.radius, 0.0)
+    values = held_radius(results)
     rng = np.random.default_rng(0)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])

@@ -1,135 +1,284 @@
-"""``ddsmoothing analyze``, ``plot`` and ``export``."""
+"""``ddsmoothing analyze``, ``plot``, ``export`` and ``import``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ddsmoothing.errors import InputError, printable
+
 if TYPE_CHECKING:
-    from ddsmoothing.runs import Run
+    from ddsmoothing.data import Dataset
+    from ddsmoothing.runs import Results, Run
+    from ddsmoothing.tables import Table
 
+FORMATS: Final = ("text", "md", "latex", "csv", "json", "parquet")
+ROWS: Final = ("csv", "parquet")  # of export, beside the field's own
 RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+WIDTH: Final = 110  # of tables where there is no terminal
 
 
-def summary(run: Run, radii: Sequence[float]) -> dict[str, Any]:
-    """What ``analyze --json`` says of one run."""
-    from ddsmoothing import analysis
+def print_table(runs: Sequence[Results], radii: Sequence[float] | None = None) -> None:
+    """Certified accuracy (%) by radius and ACR, floored, with 95 % intervals; one table a norm and level."""
+    from ddsmoothing.analysis import RADII
+    from ddsmoothing.tables import accuracy_tables
 
-    names = [f"{radius:g}" for radius in radii]
-    accuracy = analysis.certified_accuracy(run, radii).tolist()
-    interval = analysis.certified_accuracy_interval(run, radii).tolist()
-    sigma = run.sigma
-    return {
-        "run": str(run.path),
-        "level": run.level,
-        "norm": run.header.norm,
-        "sigma_policy": run.header.sigma_policy,
-        "inputs": len(run),
-        "partial": run.partial,
-        "subset": run.header.subset.model_dump(),
-        "sampler": run.header.sampler,
-        "acr": None if run.stops_at_radius else analysis.acr(run),
-        "acr_interval": None if run.stops_at_radius else analysis.acr_interval(run),
-        "certified_accuracy": dict(zip(names, accuracy, strict=True)),
-        "certified_accuracy_interval": dict(zip(names, interval, strict=True)),
-        "abstained": float((run.prediction == -1).mean()),
-        "sigma": {"mean": float(sigma.mean()), "min": float(sigma.min()), "max": float(sigma.max())},
-        "samples_per_input": float(sum(row.samples for row in run.rows) / len(run)),
-        "seconds_per_input": float(sum(row.seconds for row in run.rows) / len(run)),
-    }
+    _print(accuracy_tables(runs, RADII if radii is None else radii))
 
 
-def print_table(runs: Sequence[Run], radii: Sequence[float] | None = None) -> None:
-    """Certified accuracy (%) by radius and ACR, floored, with 95 % intervals; one table a norm."""
+def _print(tables: Sequence[Table]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Table as Shown
 
-    from ddsmoothing.analysis import RADII
-    from ddsmoothing.bounds import floor_text
-    from ddsmoothing.plots import labels_of
-
-    radii = RADII if radii is None else radii
-    for norm in sorted({run.header.norm for run in runs}):
-        table = Table(box=box.SIMPLE, title=f"Certified accuracy (%) at {norm.upper()} radius, and ACR")
-        table.add_column("sigma (level)")
-        for column in ("inputs", *(f"{radius:g}" for radius in radii), "ACR"):
-            table.add_column(column, justify="right")
-        same = [run for run in runs if run.header.norm == norm]
-        for run, label in zip(same, labels_of(same), strict=True):
-            info = summary(run, radii)
-            cells = []
-            for key, value in info["certified_accuracy"].items():
-                low, high = info["certified_accuracy_interval"][key]
-                permille = round(value * len(run)) * 1000 // len(run)
-                cells.append(f"{permille / 10:.1f}\n[dim]{100 * low:.0f}-{100 * high:.0f}[/dim]")
-            average = "-"  # sampling stopped at a wanted radius, so larger ones were not looked for
-            if info["acr"] is not None:
-                low, high = info["acr_interval"]
-                average = f"{floor_text(info['acr'], 3)}\n[dim]{low:.3f}-{high:.3f}[/dim]"
-            table.add_row(escape(label), str(len(run)), *cells, average)
-        Console(width=None if Console().is_terminal else 110).print(table)
-    click.echo("Below each figure its 95 % interval over inputs. Radii in pixels of [0, 1].")
+    for table in tables:
+        shown = Shown(box=box.SIMPLE)
+        for index, column in enumerate(table.columns):
+            shown.add_column(escape(column), justify="right" if index else "left")
+        for row in table.rows:
+            cells = [cell.partition("\n") for cell in row]
+            shown.add_row(*(escape(value) + (f"\n[dim]{low}[/dim]" if low else "") for value, _, low in cells))
+        console = Console(width=None if Console().is_terminal else WIDTH)
+        console.print(escape(table.title), style="bold", highlight=False, soft_wrap=True)
+        console.print(shown)
+        for note in table.notes:
+            console.print(escape(note), style="dim", highlight=False, soft_wrap=True)
+    click.echo("Radii in pixels of [0, 1], rounded down. Below a figure stands its 95 % interval over inputs.")
 
 
 @click.command(
     epilog="""\b
 Examples:
   ddsmoothing analyze runs/fixed runs/dds
-  ddsmoothing analyze runs/dds --json"""
+  ddsmoothing analyze runs/dds --against runs/fixed
+  ddsmoothing analyze runs/dds --per-class --format latex --out classes.tex
+  ddsmoothing analyze runs/fixed runs/dds --format parquet --out results.parquet"""
 )
 @RUNS
 @click.option("--radii", default="0,0.25,0.5,0.75,1.0", show_default=True, help="Comma-separated, pixels in [0, 1].")
-@click.option("--json", "as_json", is_flag=True, help="One object for one run, a list for several.")
-def analyze(runs: tuple[Path, ...], radii: str, as_json: bool) -> None:
-    """Certified accuracy at radii and average certified radius (ACR) of runs, one row a run."""
-    from ddsmoothing.errors import InputError
-    from ddsmoothing.runs import load_run
+@click.option("--per-class", is_flag=True, help="One line a class.")
+@click.option("--against", type=click.Path(path_type=Path), help="A run: who won and who lost radius against it.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="latex is for booktabs; parquet needs the extra of that name.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As --format json: an object for one run, a list for several.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write to this file, not to the terminal.")
+def analyze(
+    runs: tuple[Path, ...],
+    radii: str,
+    per_class: bool,
+    against: Path | None,
+    form: str,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Certified accuracy, average certified radius (ACR), abstentions, sigma and cost of runs.
+
+    Runs of different norm or level get separate tables. Below several fixed sigmas stands their envelope: the best of
+    them at each radius, which no single classifier attains.
+    """
+    from ddsmoothing.runs import load_results
+
+    form = "json" if as_json else form
+    if per_class and against is not None:
+        raise InputError("--per-class and --against are two tables; ask for one at a time.")
+    if (form == "parquet") > (out is not None) or (form == "text" and out is not None):
+        raise InputError(f"--format {form} {'needs' if out is None else 'cannot go to'} --out FILE.")
+    values = _radii(radii)
+    loaded = [load_results(path) for path in runs]
+    baseline = None if against is None else load_results(against)
+    tables, records, value = _views(loaded, values, per_class, baseline)
+    if form == "text":
+        return _print(tables())
+    return _write(form, tables, records, value, out)
+
+
+def _radii(text: str) -> list[float]:
+    from math import inf
 
     try:
-        values = [float(part) for part in radii.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--radii is {radii!r}, expected numbers such as 0,0.25,0.5.") from None
-    loaded = [load_run(path) for path in runs]
-    if as_json:
-        found = [summary(run, values) for run in loaded]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        values = [-1.0]
+    if not all(0.0 <= value < inf for value in values) or len(set(values)) < len(values):
+        raise InputError(f"--radii is {text!r}, expected numbers from 0 on, each once, such as 0,0.25,0.5.")
+    return values
+
+
+def _views(
+    runs: list[Results], radii: list[float], per_class: bool, baseline: Results | None
+) -> tuple[Callable[[], list[Table]], Callable[[], list[dict[str, Any]]], Callable[[], list[Any]]]:
+    """What was asked for: as tables, as flat records, and as values for JSON."""
+    from ddsmoothing import tables as t
+
+    if baseline is not None:
+        return (
+            lambda: t.pair_tables(runs, baseline),
+            lambda: [record for run in runs for record in t.pair_records(run, baseline)],
+            lambda: [t.pair_summary(run, baseline) for run in runs],
+        )
+    if per_class:
+        return (
+            lambda: t.class_tables(runs, radii),
+            lambda: [record for run in runs for record in t.class_records(run, radii)],
+            lambda: [t.class_records(run, radii) for run in runs],
+        )
+    return (
+        lambda: t.accuracy_tables(runs, radii) + t.noise_tables(runs),
+        lambda: t.summary_records(runs, radii),
+        lambda: [t.summary(run, radii) for run in runs],
+    )
+
+
+def _write(
+    form: str,
+    tables: Callable[[], list[Table]],
+    records: Callable[[], list[dict[str, Any]]],
+    value: Callable[[], list[Any]],
+    out: Path | None,
+) -> None:
+    from ddsmoothing import tables as t
+    from ddsmoothing.runs.store import write_durably
+
+    if form == "parquet" and out is not None:
+        t.write_parquet(records(), out)
+        return click.echo(str(out))
+    if form == "csv":
+        text = t.csv_text(records())
+    elif form == "json":
+        found = value()
+        text = t.json_text(found[0] if len(found) == 1 else found)
     else:
-        print_table(loaded, values)
+        text = (t.markdown if form == "md" else t.latex)(tables())
+    if out is None:
+        return click.echo(text, nl=False)
+    write_durably(out, text)
+    return click.echo(str(out))
 
 
 @click.command(
     epilog="""\b
-Example:
-  ddsmoothing plot runs/fixed runs/dds --out figures"""
+Examples:
+  ddsmoothing plot runs/fixed runs/dds --out figures
+  ddsmoothing plot runs/dds --data test.npz --ids 0,20,40 --out figures"""
 )
 @RUNS
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for SVG, PNG and PDF.")
-def plot(runs: tuple[Path, ...], out: Path) -> None:
-    """Certified accuracy against radius, one curve a run."""
-    from ddsmoothing.plots import plot_certified_accuracy
-    from ddsmoothing.runs import load_run
+@click.option("--data", help="The runs' data set: also images beside noisy copies at their own sigma.")
+@click.option("--split", default="test", show_default=True, help="test or train.")
+@click.option("--ids", help="Comma-separated: which images; default some from the smallest sigma to the largest.")
+def plot(runs: tuple[Path, ...], out: Path, data: str | None, split: str, ids: str | None) -> None:
+    """Every figure that these runs have.
 
-    for path in plot_certified_accuracy([load_run(path) for path in runs], out):
-        click.echo(str(path))
+    \b
+    certified_accuracy   against radius, one curve a run, and the envelope of fixed sigmas
+    sigma                its histogram, and each input's radius against its sigma
+    paired_radius        a chosen against a fixed sigma, input by input
+    confidence           bounds on the top class's probability
+    memory               what a certified memory cut off, in order
+    images_RUN           images at their own sigma (with --data)
+
+    A shipped data set need not be named.
+    """
+    from ddsmoothing.plots import FIGURES, images_figure, save
+    from ddsmoothing.plots.style import norm_of
+    from ddsmoothing.runs import load_results
+
+    loaded = [load_results(path) for path in runs]
+    chosen = None if ids is None else _whole_numbers(ids)
+    norm_of(loaded)
+    pictures = _pictures(loaded, data, split)
+    if chosen is not None and not pictures:
+        raise InputError("--ids names images, and none can be shown; say where they are with --data.")
+    for name, picture in FIGURES.items():
+        if picture.applies(loaded):
+            click.echo(str(save(picture.draw(loaded), out, name)[0]))
+    for name, run, dataset in pictures:
+        click.echo(str(save(images_figure(run, dataset, chosen), out, name)[0]))
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--ids is {text!r}, expected whole numbers such as 0,20,40.") from None
+
+
+def _pictures(runs: Sequence[Results], data: str | None, split: str) -> list[tuple[str, Run, Dataset]]:
+    """Runs whose images can be shown, each with the name of its figure and its data set."""
+    from ddsmoothing.data import SHIPPED, load_data
+    from ddsmoothing.runs import Run
+
+    found: list[tuple[str, Run, Dataset]] = []
+    for run in runs:
+        if not isinstance(run, Run):
+            continue
+        shipped = run.header.sigma is None and run.header.data.name in SHIPPED
+        if data is not None or shipped:
+            name, part = (data, split) if data is not None else (run.header.data.name, run.header.data.split)
+            alike = [one.name for one in runs].count(run.name) > 1
+            place = f"images_{run.name}" + (f"_{len(found) + 1}" if alike else "")
+            found.append((place, run, load_data(name, split=part)))
+    return found
 
 
 @click.command(
     epilog="""\b
-Example:
-  ddsmoothing export runs/dds --format dds dds.tsv"""
+Examples:
+  ddsmoothing export runs/dds --format dds dds.tsv
+  ddsmoothing export runs/dds --format csv rows.csv"""
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "format_name", required=True, help="locuslab (six columns) or dds (with sigma).")
+@click.option(
+    "--format",
+    "format_name",
+    required=True,
+    help="locuslab (six columns), dds (with sigma), csv or parquet (rows with their counts).",
+)
 def export(run: Path, file: Path, format_name: str) -> None:
-    """Write a run as a tab-separated file of the field; radii are rounded down."""
+    """Write a run as a table of the field, radii rounded down, or as all its rows with their counts."""
     from ddsmoothing.runs import export_run, load_run
+    from ddsmoothing.runs.store import write_durably
+    from ddsmoothing.tables import csv_text, row_records, write_parquet
 
-    export_run(load_run(run), format_name, file)
+    if format_name == "parquet":
+        write_parquet(row_records(load_run(run)), file)
+    elif format_name == "csv":
+        write_durably(file, csv_text(row_records(load_run(run)), exact=True))
+    else:
+        export_run(load_run(run), format_name, file, more=ROWS)
     click.echo(str(file))
+
+
+@click.command(
+    "import",
+    epilog="""\b
+Examples:
+  ddsmoothing import cohen.tsv --sigma 0.25 --out runs/cohen
+  ddsmoothing import dds.tsv --out runs/theirs
+  ddsmoothing analyze runs/cohen runs/theirs runs/dds""",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--sigma", type=float, help="Of all rows, for a file without that column; unknown if left out.")
+@click.option("--norm", default="l2", show_default=True, help="l2 or l1: the norm of the radii; the file does not say.")
+def import_results(file: Path, out: Path, sigma: float | None, norm: str) -> None:
+    """Take others' results, a tab-separated file of the field, beside ours: for analyze, plot and report.
+
+    Columns are found by name: idx label predict radius correct, and sigma and time if there; -1 abstains. Radii in such
+    files are rounded and there are no counts: nothing can be verified, and no memory takes them.
+    """
+    from ddsmoothing.runs import import_file
+
+    run = import_file(file, out, sigma=sigma, norm=norm)
+    click.echo(f"{len(run)} rows of {printable(run.header.source)} in {out}; radii are rounded and prove nothing.")

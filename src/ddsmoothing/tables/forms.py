@@ -1,0 +1,110 @@
+"""The forms of tables and records: Markdown, LaTeX, CSV, JSON, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+from ddsmoothing.bounds import floor_text
+from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.tables.labels import ceil_text
+from ddsmoothing.tables.summary import Record
+from ddsmoothing.tables.table import Table
+
+DIGITS: Final = 6  # of numbers in CSV
+_LATEX: Final = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX_LINE: Final = re.compile(r"[\\~^&%$#_{}]")
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Tables under headings, intervals below their numbers."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: Table) -> str:
+    lines = [f"**{_md(table.title)}**", "", _line(table.columns)]
+    lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(table.columns) - 1)]) + "|")
+    lines += [_line(row) for row in table.rows]
+    lines += [text for note in table.notes for text in ("", _md(note))]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join("<br>".join(_md(line) for line in cell.split("\n")) for cell in cells) + " |"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Tables for the package booktabs, intervals small beside their numbers."""
+    return "\n".join(_latex_table(table) for table in tables)
+
+
+def _latex_table(table: Table) -> str:
+    rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in (table.columns, *table.rows)]
+    notes = [rf"\par\footnotesize {_latex(note)}" for note in table.notes]
+    columns = "l" + "r" * (len(table.columns) - 1)
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
+    body = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*head, *body, *notes, r"\end{table}", ""])
+
+
+def _latex(text: str) -> str:
+    return _LATEX_LINE.sub(lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
+
+
+def _latex_cell(cell: str) -> str:
+    if re.fullmatch(r"-[0-9.]+", cell):
+        return f"${cell}$"
+    value, _, interval = cell.partition("\n")
+    return _latex(value) + (rf" {{\scriptsize {_latex(interval).replace('-', '--')}}}" if interval else "")
+
+
+def csv_text(records: Sequence[Record], *, exact: bool = False) -> str:
+    """Records as comma-separated values with a header line; an unknown value is an empty cell.
+
+    Args:
+        exact: numbers as they are, for counts and what follows from them; otherwise rounded down to six digits, and
+            upper ends of intervals and abstentions up.
+    """
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(records[0])
+    writer.writerows([_csv_cell(key, value, exact) for key, value in record.items()] for record in records)
+    return text.getvalue()
+
+
+def _csv_cell(key: str, value: Any, exact: bool) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if exact or not isinstance(value, float):
+        return value
+    return (ceil_text if key.endswith("_high") or key == "abstained" else floor_text)(value, DIGITS)
+
+
+def json_text(value: Any) -> str:
+    """JSON with full numbers."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_parquet(records: Sequence[Record], path: Path) -> None:
+    """Records as a Parquet file, numbers as they are.
+
+    Raises: InputError without pyarrow, RunError where the file cannot be written.
+    """
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError("Parquet needs pyarrow: pip install 'ddsmoothing[parquet]', or take another format.") from None
+    try:
+        parquet.write_table(pa.Table.from_pylist(list(records)), path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}.") from error

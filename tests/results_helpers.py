@@ -1,0 +1,48 @@
+"""Planted runs: rows of a real one with other radii, sigmas, labels and levels, written to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ddsmoothing as dds
+from ddsmoothing.runs.schema import MemoryNote
+from ddsmoothing.runs.store import RunWriter
+
+
+def planted(
+    base: dds.Run,
+    folder: Path,
+    radii: Sequence[float],
+    *,
+    labels: Sequence[int] | None = None,
+    predictions: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    sigma: float | None = None,
+    level: str = "pointwise",
+    notes: Sequence[tuple[str, float]] | None = None,
+    size: int | None = None,
+    **header: Any,
+) -> dds.Run:
+    """A run of one row for each radius, class 1 of label 1 unless said otherwise.
+
+    Args:
+        sigmas: of each input, or sigma for all (default .25).   notes: a memory's kind and radius before the rules.
+    """
+    n = len(radii)
+    labels, predictions = labels or [1] * n, predictions or [1] * n
+    row_sigmas = list(sigmas) if sigmas is not None else [sigma or 0.25] * n
+    rows = []
+    for i, radius in enumerate(radii):
+        right = predictions[i] == labels[i]
+        note = None if notes is None else MemoryNote(kind=notes[i][0], certified=notes[i][1], prediction=1)
+        changed = {"id": 50 * i, "radius": radius, "label": labels[i], "prediction": predictions[i], "correct": right}
+        changed |= {"sigma": row_sigmas[i], "level": level, "memory": note}
+        rows.append(base.rows[i % len(base.rows)].model_copy(update=changed))
+    policy = {"sigma_policy": "search", "sigma": None} if sigmas is not None else {"sigma": row_sigmas[0]}
+    subset = base.header.subset.model_copy(update={"size": size or n})
+    update = policy | {"level": level, "subset": subset} | header
+    with RunWriter(folder, base.header.model_copy(update=update)) as writer:
+        writer.append(rows)
+    return dds.load_run(folder)
