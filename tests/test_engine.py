@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +189,14 @@ def test_forward_passes_do_not_fault_their_memory_in_again() -> None:
     if kept < 0:
         pytest.skip("the allocator is not glibc's")
     assert kept < faults("without") / 3
+
+
+@pytest.mark.slow  # a minute of compilation
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
+def test_a_compiled_copy_gives_nearly_the_same_counts(model: torch.nn.Module, data: dds.Dataset) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
+    x, _ = data[:3]
+    plain, compiled = certify(model, x), certify(model, x, compiled=True)
+    assert (compiled.counts.sum(1) == 1000).all()
+    assert np.abs(plain.counts - compiled.counts).max() <= 5

@@ -150,6 +150,20 @@ def test_a_run_keeps_its_levels_and_is_verified_with_them(cli: Callable[..., Ans
     assert any("tv is" in finding.message for finding in verify_run(out).findings)
 
 
+@pytest.mark.parametrize("options", [["--levels", "20"], ["--snap"], ["--levels", "7", "--snap"]])
+def test_samples_of_such_a_run_are_drawn_again_as_they_were(
+    cli: Callable[..., Answer], tmp_path: Path, options: list[str]
+) -> None:
+    named = ["--model", "test_grids:columns", "--data", tabular(tmp_path)]
+    out = tmp_path / "run"
+    answer = cli("certify", *named, "--sigma", "0.25", "--n", "200", *options, "--no-preflight", "--out", out)
+    assert answer.code == 0, answer.err
+    assert {row.noise for row in dds.load_run(out).rows} == {"grid"}
+    again = cli("verify", out, "--resample", "3", *named)
+    assert again.code == 0, again.out + again.err
+    assert "3 of 3 inputs drawn again have the same counts" in again.out
+
+
 def test_a_memory_takes_the_grid_of_eight_bit_images_only(half: Half) -> None:
     smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, levels=20)
     with pytest.raises(InputError, match="no other levels"):

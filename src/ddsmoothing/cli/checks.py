@@ -11,7 +11,7 @@ import click
 
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
-from ddsmoothing.cli.loading import DATA, MODEL, load, model_options
+from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, load, model_options
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _again(run: Run, options: dict[str, Any]) -> tuple[SmoothedClassifier, Datas
         if options[key] is None and stored not in shipped:
             raise InputError(f"the run's {key} was {stored!r}; give --{key}, since names in files are not loaded.")
         options = options | {key: options[key] or stored}
-    engine = {key: getattr(header, key) for key in ("block_size", "precision", "channels_last", "compiled", "snap", "levels")}
+    engine = {key: getattr(header, key) for key in OF_ENGINE}
     same = {"split": header.data.split, "norm": header.norm, "num_classes": header.num_classes, "no_labels": True}
     return load(options | same | engine)
 
@@ -223,9 +223,7 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
         SampleProgress(total, "attacking", "attacks") as progress,
     ):
         rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
-        report = attack_run(
-            loaded, placed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest
-        )
+        report = attack_run(loaded, placed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest)
     (_attack_json if options["as_json"] else _attack_text)(report)
     return 1 if report.contradicted and report.level != "stateless" else 0
 

@@ -26,7 +26,7 @@ Example:
 @click.option("--out", default="ddsmoothing-demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--seed", type=int, default=0, show_default=True, help="Row i uses seed + i.")
 def demo(out: Path, seed: int) -> None:
-    """Certify 200 real images at fixed sigmas and at a sigma chosen for each: table, plot and run folders."""
+    """Certify 200 real images at fixed sigmas and at a sigma chosen for each: table, plot, report and run folders."""
     from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
     from ddsmoothing.certificate import L2Certificate
     from ddsmoothing.cli.progress import SampleProgress
@@ -34,13 +34,14 @@ def demo(out: Path, seed: int) -> None:
     from ddsmoothing.data import load_data
     from ddsmoothing.models import load_model, spec_of
     from ddsmoothing.plots import plot_certified_accuracy
+    from ddsmoothing.report import write_report
     from ddsmoothing.runs import SigmaPolicy, certify_run
     from ddsmoothing.smooth import SmoothedClassifier
 
     start, out = time.monotonic(), _free(out)
     model, data = load_model(MODEL), load_data(DATA)
     spec = spec_of(model)
-    assert spec is not None
+    assert spec is not None and spec.sigma0 is not None
     smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=10, block_size=256)
     policies = {f"fixed-{sigma:g}": SigmaPolicy.fixed(sigma) for sigma in FIXED}
     policies["data-dependent"] = SigmaPolicy.search(spec.sigma0)
@@ -77,7 +78,9 @@ def demo(out: Path, seed: int) -> None:
         f"{remembered.answered} answered from memory."
     )
     figures = plot_certified_accuracy(runs, out)
-    click.echo(f"plot: {figures[0]}\nruns: {out} ({len(runs) + 1} folders), {time.monotonic() - start:.0f} s")
+    click.echo(f"plot: {figures[0]}\nruns: {out} ({len(runs) + 1} folders)")
+    page = write_report([*runs, remembered.run], out / "report.html", [data])
+    click.echo(f"report: {page}, {time.monotonic() - start:.0f} s")
 
 
 def _remember(run: Run, data: Dataset, out: Path) -> Applied:

@@ -1,0 +1,67 @@
+"""The table of inputs as the page's script reads it: columns of numbers, rounded down. It knows no templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ddsmoothing.bounds import floor_text
+from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.report.thumbnails import Pictures
+from ddsmoothing.runs import Results
+from ddsmoothing.tables import labels_of
+
+DIGITS: Final = 4  # of radii, rounded down, and sigmas, rounded
+OUTCOMES: Final = ("correct", "wrong", "not certified", "certified, no label")
+COLUMNS: Final = {
+    "run": "Run",
+    "id": "Input",
+    "clean": "Clean",
+    "noisy": "Noisy",
+    "label": "Label",
+    "prediction": "Prediction",
+    "outcome": "Outcome",
+    "sigma": "Sigma",
+    "radius": "Radius",
+    "reason": "Reason",
+}
+_EXACT: Final = 2**53  # larger integers are no numbers to a browser
+
+
+def rows_data(runs: Sequence[Results], pictures: Pictures) -> dict[str, Any]:
+    """Rows of all runs by input and run, as columns; texts that repeat are numbered in ``names``."""
+    reasons = {text: i for i, text in enumerate(sorted({row.reason for run in runs for row in run.rows}))}
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    order = sorted((row.id, number, row) for number, run in enumerate(runs) for row in run.rows)
+    for key, number, row in order:
+        cells = {
+            "run": number,
+            "id": _whole(key),
+            "clean": pictures.clean[number].get(key),
+            "noisy": pictures.noisy[number].get(key),
+            "label": _whole(row.label),
+            "prediction": None if row.prediction == ABSTAIN else _whole(row.prediction),
+            "outcome": _outcome(row.prediction != ABSTAIN and row.radius > 0.0, row.correct),
+            "sigma": None if math.isnan(row.sigma) else round(row.sigma, DIGITS),
+            "radius": float(floor_text(row.radius, DIGITS)),
+            "reason": reasons[row.reason],
+        }
+        for name, value in cells.items():
+            columns[name].append(value)
+    return {
+        "rows": columns,
+        "names": {"run": labels_of(runs), "outcome": OUTCOMES, "reason": list(reasons)},
+        "pictures": pictures.png,
+        "digits": DIGITS,
+    }
+
+
+def _outcome(certified: bool, correct: bool | None) -> int:
+    if not certified:
+        return 2
+    return 3 if correct is None else 0 if correct else 1
+
+
+def _whole(value: int | None) -> int | str | None:
+    return value if value is None or value < _EXACT else str(value)

@@ -1,0 +1,269 @@
+"""The page as text: what it says, that it needs nothing else, and that nothing it shows becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddsmoothing as dds
+from ddsmoothing.report import page, thumbnails, write_report
+from ddsmoothing.report.thumbnails import datasets_of, pictures_of
+from ddsmoothing.runs import SigmaPolicy, import_file
+from report_helpers import HOSTILE, altered, hostile, written
+
+Cli = Callable[..., object]
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, text outside of scripts, and the scripts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self._inside = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in self.raw:
+            self.raw[self._inside].append(data)
+        else:
+            self.text += data
+
+    @property
+    def data(self) -> dict:
+        return json.loads(self.raw["script"][0])
+
+
+@pytest.fixture(scope="module")
+def run_dds(make_run: Callable[..., dds.Run], tmp_path_factory: pytest.TempPathFactory) -> dds.Run:
+    return make_run(tmp_path_factory.mktemp("runs") / "dds", SigmaPolicy.search(0.35), n=100)
+
+
+@pytest.fixture(scope="module")
+def parsed(run_l2: dds.Run, run_dds: dds.Run, data: dds.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Parsed:
+    return Parsed(write_report([run_l2, run_dds], tmp_path_factory.mktemp("page") / "r.html", [data]))
+
+
+def test_the_page_says_what_was_certified_and_what_was_not(parsed: Parsed) -> None:
+    assert "with probability at least 1 - 0.001" in parsed.text
+    assert "uses this input's sigma everywhere" in parsed.text
+    assert "says nothing about a system that chooses sigma anew" in parsed.text
+    assert "Level pointwise is not level stateless" in parsed.text
+    assert "a subset" in parsed.text
+    assert "partial run" not in parsed.text
+    assert "rounded" not in parsed.text.replace("Figures are rounded down", "")
+
+
+def test_every_figure_has_a_text_and_a_table(parsed: Parsed) -> None:
+    figures = sum(tag == "figure" for tag, _ in parsed.tags)
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert figures == len(images) >= 4
+    assert all(len(image["alt"] or "") > 30 for image in images)
+    assert sum(tag == "details" for tag, _ in parsed.tags) == figures
+
+
+def test_the_page_loads_nothing_and_allows_only_its_own_script_and_style(parsed: Parsed) -> None:
+    for _, attributes in parsed.tags:
+        assert not any(name == "style" or name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    policy = next(a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    for kind, text in (("script", parsed.raw["script"][1]), ("style", parsed.raw["style"][0])):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert len(parsed.raw["script"]) == 2
+
+
+def test_the_same_runs_give_the_same_bytes(
+    parsed: Parsed, run_l2: dds.Run, run_dds: dds.Run, data: dds.Dataset, tmp_path: Path
+) -> None:
+    again = write_report([run_l2, run_dds], tmp_path / "again.html", [data])
+    assert again.read_bytes() == parsed.path.read_bytes()
+
+
+def test_rows_are_those_of_the_runs_and_no_radius_grows(parsed: Parsed, run_l2: dds.Run, run_dds: dds.Run) -> None:
+    rows, names = parsed.data["rows"], parsed.data["names"]
+    assert len(rows["id"]) == len(run_l2) + len(run_dds)
+    for number, run in enumerate((run_l2, run_dds)):
+        mine = [i for i, which in enumerate(rows["run"]) if which == number]
+        assert [rows["id"][i] for i in mine] == run.ids.tolist()
+        for i, row in zip(mine, run.rows, strict=True):
+            assert row.radius - 1e-4 < rows["radius"][i] <= row.radius
+            assert rows["prediction"][i] == (None if row.prediction == -1 else row.prediction)
+            assert names["reason"][rows["reason"][i]] == row.reason
+            wanted = "not certified" if row.prediction == -1 else "correct" if row.correct else "wrong"
+            assert names["outcome"][rows["outcome"][i]] == wanted
+
+
+def test_curves_never_say_more_than_was_certified(parsed: Parsed, run_l2: dds.Run, run_dds: dds.Run) -> None:
+    (curves,) = parsed.data["curves"]
+    lines = {line["label"]: line["y"] for line in curves["lines"]}
+    for run, label in zip((run_l2, run_dds), parsed.data["names"]["run"], strict=True):
+        true = 100 * dds.certified_accuracy(run, curves["x"])
+        shown = np.array(lines[label])
+        assert (shown <= true + 1e-9).all()
+        assert (shown[[0, -1]] > true[[0, -1]] - 0.1001).all()
+    left, top, right, bottom = curves["box"]
+    assert 0 < left < right <= 1
+    assert 0 < top < bottom < 1
+
+
+def test_pictures_are_the_inputs_and_noisy_copies_at_their_own_sigma(
+    run_l2: dds.Run, run_dds: dds.Run, data: dds.Dataset
+) -> None:
+    runs = [run_l2, run_dds]
+    pictures = pictures_of(runs, datasets_of(runs, [data]), 5)
+
+    def pixels(place: int) -> np.ndarray:
+        return np.array(Image.open(io.BytesIO(base64.b64decode(pictures.png[place]))))
+
+    assert (pictures.chosen, pictures.wanted) == (5, 5)
+    assert len(pictures.png) == 5 * 3
+    for number, run in enumerate(runs):
+        ids = list(pictures.clean[number])
+        assert ids[0] == run.ids[0]
+        assert ids[-1] == run.ids[-1]
+        spread = []
+        for key in ids:
+            clean = pixels(pictures.clean[number][key])
+            assert (clean == data.x[key][0]).all()
+            noise = pixels(pictures.noisy[number][key]).astype(float) / 255 - clean / 255
+            black = clean == 0
+            spread.append(2 * np.mean(noise[black] ** 2) / dict(zip(run.ids, run.sigma, strict=True))[key] ** 2)
+        if number == 0:  # half of the noise is clipped at black; at sigma 0.25 hardly any at white
+            assert np.mean(spread) == pytest.approx(1.0, abs=0.1)
+
+
+def test_large_and_many_pictures_stay_within_the_page(
+    run_l2: dds.Run, data: dds.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    wide = thumbnails._png(rng.random((3, 200, 130)))
+    assert Image.open(io.BytesIO(wide)).size == (33, 50)
+    for shape in ((1, 28, 28), (3, 32, 32), (3, 224, 224)):
+        text = base64.b64encode(thumbnails._png(rng.random(shape)))
+        assert len(text) <= thumbnails._largest_text(shape)
+    monkeypatch.setattr(thumbnails, "LARGEST_TEXT", 12_000)
+    pictures = pictures_of([run_l2], [data], 500)
+    assert 1 <= pictures.chosen < pictures.wanted == len(run_l2)
+    assert sum(map(len, pictures.png)) <= 12_000
+    assert f"of {len(run_l2)} wanted" in page._pictures_note(pictures)
+
+
+def test_a_page_that_would_be_too_large_is_not_written(
+    run_l2: dds.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "LARGEST_PAGE", 10_000)
+    with pytest.raises(dds.DdsmoothingError, match="fewer runs"):
+        write_report([run_l2], tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_input_than_the_certified_one_gets_no_picture(run_l2: dds.Run, data: dds.Dataset) -> None:
+    other = altered(run_l2, row={"input_sha256": "0" * 64})
+    with pytest.raises(dds.DdsmoothingError, match="not the one"):
+        pictures_of([other], [data])
+    beyond = altered(run_l2, row={"id": 5000})
+    with pytest.raises(dds.DdsmoothingError, match="not in their data set"):
+        pictures_of([beyond], [data])
+    with pytest.raises(dds.DdsmoothingError, match="none of these runs"):
+        datasets_of([run_l2], [dds.Dataset(name="other", split="test", x=data.x[:64], y=None)])
+
+
+def test_inputs_that_are_no_images_get_no_pictures(run_l2: dds.Run, tmp_path: Path) -> None:
+    flat = dds.Dataset(name="flat", split="test", x=np.zeros((4, 9), np.float32), y=None)
+    assert not pictures_of([run_l2], [flat]).png
+    text = Parsed(write_report([run_l2], tmp_path / "r.html")).text
+    assert "No pictures" in text
+    assert "Noisy" not in text
+
+
+def test_partial_runs_and_others_results_are_marked(run_l2: dds.Run, tmp_path: Path) -> None:
+    subset = run_l2.header.subset.model_copy(update={"size": 15})
+    (tmp_path / "t.tsv").write_text(
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t9\t9\t0.33\t1\t0:00:01\n1\t2\t-1\t0\t0\t0\n"
+    )
+    theirs = import_file(tmp_path / "t.tsv", tmp_path / "theirs")
+    parsed = Parsed(write_report([altered(run_l2, {"subset": subset}), theirs], tmp_path / "r.html"))
+    assert "Partial run: 12 of 15 inputs" in parsed.text
+    assert "partial run" in parsed.text
+    assert "rounded, no evidence" in parsed.text
+    assert "nothing is certified here" in parsed.text
+    assert None in parsed.data["rows"]["sigma"]
+
+
+def test_runs_without_labels_and_of_two_norms(run_l2: dds.Run, run_l1: dds.Run, tmp_path: Path) -> None:
+    bare = altered(run_l2, row={"label": None, "correct": None})
+    parsed = Parsed(write_report([bare, run_l1], tmp_path / "r.html"))
+    assert "certified, no label" in parsed.data["names"]["outcome"]
+    assert {parsed.data["rows"]["outcome"][i] for i in range(0, 24, 2)} <= {2, 3}
+    assert [curves["id"] for curves in parsed.data["curves"]] == ["l1-certified_accuracy"]
+    assert "L1 norm" in parsed.text
+    assert "L2 norm" in parsed.text
+
+
+def test_no_name_becomes_markup(run_l2: dds.Run, tmp_path: Path) -> None:
+    parsed = Parsed(write_report([hostile(run_l2, tmp_path), run_l2], tmp_path / "r.html"))
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert all((a["src"] or "").startswith("data:") for tag, a in parsed.tags if tag == "img")
+    assert HOSTILE in parsed.text
+    assert HOSTILE in parsed.data["names"]["reason"]
+    assert "</" not in parsed.raw["script"][0]
+
+
+def test_large_numbers_reach_the_browser_as_they_are(run_l2: dds.Run, tmp_path: Path) -> None:
+    parsed = Parsed(write_report([altered(run_l2, row={"label": 2**62 + 1})], tmp_path / "r.html"))
+    assert parsed.data["rows"]["label"][0] == str(2**62 + 1)
+
+
+def test_the_command(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    answer = cli("report", run_l2.path, "--out", out, "--thumbnails", 3)
+    assert (answer.code, answer.out.strip()) == (0, str(out))
+    assert len(Parsed(out).data["pictures"]) == 6
+    assert cli("report", run_l2.path, "--out", out, "--thumbnails", "none").code == 0
+    assert not Parsed(out).data["pictures"]
+
+
+def test_bad_input_is_one_line(cli: Cli, run_l2: dds.Run, tmp_path: Path, npz: Callable[..., Path]) -> None:
+    other = npz(x=np.zeros((3, 1, 2, 2), np.uint8))
+    (tmp_path / "t.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t9\t9\t0.33\t1\n")
+    import_file(tmp_path / "t.tsv", tmp_path / "theirs")
+    (tmp_path / "file").write_text("")
+    out = ("--out", tmp_path / "r.html")
+    for code, message, args in (
+        (1, "not a run folder", (tmp_path / "none", *out)),
+        (2, "expected a number of inputs, or none", (run_l2.path, *out, "--thumbnails", "some")),
+        (2, "none of these runs", (run_l2.path, *out, "--data", other)),
+        (2, "leave it out", (tmp_path / "theirs", *out, "--data", other)),
+        (1, "cannot write", (run_l2.path, "--out", tmp_path / "file" / "r.html", "--thumbnails", "none")),
+    ):
+        answer = cli("report", *args)
+        assert (answer.code, message in answer.err) == (code, True), answer.err
+        assert len(answer.err.splitlines()) == 1
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_written_runs_are_read_back(run_l2: dds.Run, tmp_path: Path) -> None:
+    assert written(run_l2, tmp_path / "again").rows == run_l2.rows
