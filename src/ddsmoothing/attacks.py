@@ -32,16 +32,21 @@ class Attack:
     Attributes:
         steps: gradient steps.   samples: noisy copies an input, the same ones in every step.
         step: length of a step in units of ``radius / steps``.   restarts: the first starts at x, others at random.
+        keep: ``best``, the point of the largest loss that was met; or ``last``, where the steps of the only restart
+            end, whose loss is not looked at.
     """
 
     steps: int = 20
     samples: int = 32
     step: float = 2.5
     restarts: int = 2
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.samples, self.restarts) < 1 or not (math.isfinite(self.step) and self.step > 0.0):
             raise InputError(f"{self}: expected at least 1 step, sample and restart, and a positive step length.")
+        if self.keep not in ("best", "last") or (self.keep == "last" and self.restarts > 1):
+            raise InputError(f"{self}: expected keep 'best', or 'last' with 1 restart.")
 
 
 def eot_pgd(
@@ -65,7 +70,7 @@ def eot_pgd(
         x: ``(B, ...)`` floating point.   y: ``(B,)`` classes to leave.   sigma, radius: one number or ``(B,)``.
         certificate: its norm is that of the balls, its noise that of the smoothed classifier.
         generator: of noise and random starts, on the CPU.   noise: ``(B, m, ...)`` to use in place of new noise.
-    Returns: ``(B, ...)``, the point of the largest loss that was met; not clamped to [0, 1], since balls are not.
+    Returns: ``(B, ...)``, the point that ``attack.keep`` names; not clamped to [0, 1], since balls are not.
     Raises: ShapeError, ModelError.
     References: Salman et al. 2019, arXiv:1906.04584, SmoothAdv-PGD, with several noisy copies.
     """
@@ -81,6 +86,8 @@ def eot_pgd(
         for restart in range(attack.restarts):
             delta = torch.zeros_like(x) if restart == 0 else _random(x, size, certificate.norm, generator)
             for step in range(attack.steps + 1):
+                if step == attack.steps and attack.keep == "last":
+                    return x.detach() + delta
                 gradient, loss = smoothed_gradient(model, x + delta, y, noise)
                 better = loss >= highest if restart == 0 else loss > highest  # of equal ones the farther point
                 best[better], highest[better] = (x + delta)[better], loss[better]

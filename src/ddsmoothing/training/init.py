@@ -1,0 +1,96 @@
+"""Where a run starts: the network with its weights, the optimizer's momentum, and sigmas from a file.
+
+It trains nothing. Files are data: tensors are matched by name and shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ddsmoothing.data import Dataset
+from ddsmoothing.errors import DataError, InputError
+from ddsmoothing.models import build_model
+from ddsmoothing.sigma.files import load_sigmas
+from ddsmoothing.training.checkpoint import is_checkpoint, load_checkpoint
+from ddsmoothing.training.config import TrainConfig
+from ddsmoothing.training.keyed import seeded
+
+Tensors = dict[str, torch.Tensor]
+
+
+def classes_of(config: TrainConfig, data: Dataset) -> int:
+    """K; InputError where the labels do not fit it."""
+    if data.y is None:
+        raise InputError("training needs labels, and this data set has none.")
+    highest = int(data.y.max())
+    classes = config.num_classes or max(2, highest + 1)
+    if highest >= classes:
+        raise InputError(f"label {highest} in the training data but num_classes is {classes}.")
+    return classes
+
+
+def new_model(config: TrainConfig, seed: int, classes: int, shape: tuple[int, ...]) -> tuple[nn.Module, Tensors]:
+    """The network with random weights, or those of ``config.init``; and the momentum to start with, by parameter.
+
+    Raises: ModelError, DataError, InputError.
+    """
+    with seeded(torch.device("cpu"), seed, 0):
+        path = None if config.init is None else Path(config.init)
+        ours = path is not None and is_checkpoint(path)
+        foreign = path is not None and not ours
+        model = build_model(
+            config.model,
+            num_classes=classes,
+            input_shape=shape,
+            normalize=config.normalize,
+            weights=path if foreign else None,
+            random_weights=not foreign,
+        )
+    if path is None:
+        return model, {}
+    if not ours:
+        return model, _foreign_momentum(model, path) if config.init_optimizer else {}
+    state = load_checkpoint(path)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    if expected != {name: value.shape for name, value in state.model.items()}:
+        raise DataError(f"{path} holds another model than {config.model}: names or shapes of its weights differ.")
+    model.load_state_dict(state.model)
+    return model, state.momentum if config.init_optimizer else {}
+
+
+def _foreign_momentum(model: nn.Module, path: Path) -> Tensors:
+    """The momentum in a checkpoint of Cohen's or the DDS code, by position among the parameters, as SGD has it."""
+    try:
+        file: Any = torch.load(path, map_location="cpu", weights_only=True)
+        entries = (file["optimizer"] if "optimizer" in file else file["optimizer_param"])["state"]
+        found = {int(place): entry["momentum_buffer"] for place, entry in entries.items()}
+        shapes = {place: tuple(buffer.shape) for place, buffer in found.items()}
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise DataError(f"{path} holds no state of an SGD optimizer; leave --init-optimizer out.") from error
+    named = list(model.named_parameters())
+    if shapes != {place: tuple(parameter.shape) for place, (_, parameter) in enumerate(named)}:
+        raise DataError(f"the optimizer state in {path} is for other parameters; leave --init-optimizer out.")
+    return {named[place][0]: buffer for place, buffer in found.items()}
+
+
+def sigmas_from(path: str, data: Dataset, values: torch.Tensor) -> torch.Tensor:
+    """Sigmas ``(N,)`` with those of a file in their places; unchanged if it is for another split of this data set."""
+    file = load_sigmas(path)
+    fingerprint = data.fingerprint()
+    if file.norm != "l2":
+        raise InputError(f"{path} holds sigmas for {file.norm}, expected l2: training is with Gaussian noise.")
+    if file.data.get("name") != fingerprint["name"]:
+        raise InputError(f"{path} was made for the data set {file.data}, not {fingerprint}.")
+    if file.data != fingerprint:
+        return values
+    ids = np.array(sorted(file.sigma))
+    if ids[0] < 0 or ids[-1] >= len(values):
+        raise InputError(f"{path} names sample {ids[-1]}, but the data set has {len(values)}.")
+    found = values.clone()
+    found[torch.from_numpy(ids)] = torch.tensor([file.sigma[int(i)] for i in ids]).to(values)
+    return found

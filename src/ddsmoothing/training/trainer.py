@@ -1,0 +1,230 @@
+"""A training run: set up or continued, trained by the loop, and written out.
+
+It knows no formula. A folder holds ``config.json``, ``metrics.jsonl``, ``checkpoint.safetensors``, and at the end
+``model.safetensors`` and for data-dependent training ``sigmas-train.json`` (and ``sigmas-test.json``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ddsmoothing.data import Dataset, load_data
+from ddsmoothing.devices import named_device
+from ddsmoothing.errors import RunError
+from ddsmoothing.models import save_model, spec_of
+from ddsmoothing.noise import checked_seed
+from ddsmoothing.runs.lock import LOCK, Lock
+from ddsmoothing.sampling import Progress
+from ddsmoothing.sigma.files import save_sigmas
+from ddsmoothing.training.checkpoint import Checkpoint, load_checkpoint, write_whole
+from ddsmoothing.training.config import TrainConfig
+from ddsmoothing.training.distributed import World, joined
+from ddsmoothing.training.init import classes_of, new_model, sigmas_from
+from ddsmoothing.training.log import BOARD, METRICS, Log
+from ddsmoothing.training.loop import BEST, CHECKPOINT, Loop
+from ddsmoothing.training.sweep import sigma_file, sweep
+
+CONFIG, MODEL = "config.json", "model.safetensors"
+SIGMAS, TEST_SIGMAS = "sigmas-train.json", "sigmas-test.json"
+ENDS = (0.05, 0.95)  # quantiles of data-dependent sigmas that the model's file calls the ends of their range
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """What a run has come to.
+
+    Attributes:
+        path: its folder.   config: its options, with the seed.   model: the network, in eval mode.
+        sigma: ``(N,)`` float32, one sigma for each sample of the training split, of the same epoch as the model.
+        metrics: one record an epoch.   finished: False where it was stopped; the same call continues it.
+    """
+
+    path: Path
+    config: TrainConfig
+    model: nn.Module
+    sigma: torch.Tensor
+    metrics: tuple[dict[str, Any], ...]
+    finished: bool
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: Dataset | None = None,
+    test: Dataset | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """Train a base classifier, or continue the run that ``out`` holds.
+
+    Args:
+        config: everything that the result depends on.   out: a new or empty folder, or that of the same run.
+        model, data, test: in place of those that the config names; data is the training split. The model is trained in
+            place, and its weights are what a new run starts from.
+        device: ``auto``, ``cpu``, ``cuda``, ..; under torchrun one device for each process.   workers: threads that
+            read data.   tensorboard: write its files too.   progress: called with samples done.
+        stop: asked after each batch; True saves the place in the epoch and returns.
+    Raises: InputError and its kin before anything is written; DataError, ModelError (NaN loss), RunError.
+    """
+    out = Path(out)
+    with joined(named_device(device)) as world:
+        before = load_checkpoint(out / CHECKPOINT) if (out / CHECKPOINT).exists() else None
+        seed = world.share_number(_seed(config, before))
+        config = config.model_copy(update={"seed": seed})
+        data = load_data(config.data, split="train") if data is None else data
+        if config.passes and test is None:
+            test = load_data(config.data, split="test")
+        loop = _prepared(config, seed, data, model, world, before, out, workers)
+        with _Folder(out, loop, before is None, tensorboard) if world.rank == 0 else nullcontext() as folder:
+            log = None if folder is None else folder.log
+            reported = progress if folder is None else folder.watched(progress)
+            finished = loop.run(out, log, reported, stop)
+            if finished:
+                _take_best(loop, out)
+            if finished and folder is not None:
+                finished = _write_results(loop, out, test, reported, stop)
+        return Trained(
+            path=out,
+            config=config,
+            model=loop.model.eval(),
+            sigma=loop.table.values.cpu(),
+            metrics=() if log is None else log.records,
+            finished=finished,
+        )
+
+
+def _seed(config: TrainConfig, before: Checkpoint | None) -> int:
+    """The one asked for, else that of the run to be continued, else a new one."""
+    if config.seed is None and before is not None:
+        return checked_seed(before.position.config.get("seed", -1))
+    return checked_seed(config.seed)
+
+
+def _prepared(
+    config: TrainConfig,
+    seed: int,
+    data: Dataset,
+    model: nn.Module | None,
+    world: World,
+    before: Checkpoint | None,
+    out: Path,
+    workers: int,
+) -> Loop:
+    """The loop, at the place where it starts or goes on. Nothing is written."""
+    if before is not None:
+        _check_same(before, config, data, out)
+    classes, shape = classes_of(config, data), tuple(data[:1][0].shape[1:])
+    momentum: dict[str, torch.Tensor] = {}
+    if model is None:
+        source = config if before is None else config.model_copy(update={"init": None, "init_optimizer": False})
+        model, momentum = new_model(source, seed, classes, shape)
+    loop = Loop(config, seed, model, data, world, workers)
+    if before is not None:
+        loop.restore(before)
+        return loop
+    if momentum:
+        loop.load(model.state_dict(), momentum)
+    if config.sigma_init is not None:
+        loop.table.values = sigmas_from(config.sigma_init, data, loop.table.values)
+    return loop
+
+
+def _check_same(before: Checkpoint, config: TrainConfig, data: Dataset, out: Path) -> None:
+    """RunError naming what differs from the run in ``out``."""
+    old, new = before.position.config, config.model_dump(mode="json")
+    names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    details = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in names[:3]]
+    if before.position.data != data.fingerprint():
+        details.append(f"its data set was {before.position.data}, now {data.fingerprint()}")
+    if details:
+        raise RunError(
+            f"{out} holds another training run ({'; '.join(details)}). Give another --out, or the same options to "
+            "continue it."
+        )
+
+
+class _Folder:
+    """The folder of a run, held for this process while inside; made if it is not there.
+
+    Attributes:
+        log: of the epochs.
+    """
+
+    def __init__(self, out: Path, loop: Loop, new: bool, tensorboard: bool) -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if new and {path.name for path in out.iterdir()} - {CONFIG, METRICS, BOARD, LOCK}:
+                raise RunError(f"{out} exists and holds no checkpoint; give another --out, or empty it.")
+            self._lock = Lock(out)
+        except OSError as error:
+            raise RunError(f"cannot write to {out}: {error.strerror}. Choose another --out.") from error
+        try:
+            self.log = Log(out, loop.epoch, tensorboard)
+            write_whole(out / CONFIG, (loop.config.model_dump_json(indent=2) + "\n").encode())
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> _Folder:
+        return self
+
+    def __exit__(self, kind: object, error: object, at: object) -> None:
+        self.log.close()
+        self._lock.release()
+
+    def watched(self, progress: Progress | None) -> Progress:
+        """The progress that also gives the lock's sign of life."""
+
+        def report(samples: int) -> None:
+            self._lock.stamp()
+            if progress is not None:
+                progress(samples)
+
+        return report
+
+
+def _take_best(loop: Loop, out: Path) -> None:
+    """Weights and sigmas of the best epoch, where those are wanted: both from one file."""
+    if loop.config.keep == "best":
+        best = load_checkpoint(out / BEST)
+        loop.load(best.model, {})
+        loop.table.values = best.sigma.to(loop.table.values)
+
+
+def _write_results(
+    loop: Loop, out: Path, test: Dataset | None, progress: Progress | None, stop: Callable[[], bool] | None
+) -> bool:
+    """The model's file and the sigma files; False if the sweep over the test split was stopped."""
+    config, model = loop.config, loop.model
+    spec = spec_of(model)
+    if spec is not None:
+        spec = spec.model_copy(update={"training_sigmas": _training_sigmas(loop)})
+        model.spec = spec  # type: ignore[assignment]
+        save_model(model, spec, out / MODEL)
+    if config.data_dependent is None:
+        return True
+    ids = torch.cat([loop.training, loop.held_out]).sort().values
+    save_sigmas(sigma_file(model, loop.data, config, loop.table.values, ids), out / SIGMAS)
+    return test is None or sweep(model, test, config, out / TEST_SIGMAS, progress, stop)
+
+
+def _training_sigmas(loop: Loop) -> tuple[float, ...]:
+    """What the model's file says of the noise: one sigma, the ends of a range, or those of data-dependent sigmas."""
+    if isinstance(loop.config.sigma, tuple):
+        return loop.config.sigma
+    if loop.config.data_dependent is None:
+        return (loop.config.sigma,)
+    return tuple(float(f"{s:.4g}") for s in np.quantile(loop.table.values[loop.training].cpu().numpy(), ENDS))
