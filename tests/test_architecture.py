@@ -25,10 +25,12 @@ ROOMS = (
         "inputs",
         "sampling",
         "smooth",
+        "executors",
     ),
-    *("data", "models", "attacks", "sigma", "runs", "memory", "verify", "doctor", "analysis", "plots", "cli"),
+    *("data", "models", "attacks", "sigma", "runs", "training", "memory", "verify", "doctor"),
+    *("analysis", "tables", "plots", "report", "cli"),
 )
-WITHOUT_TORCH = ("errors", "bounds", "plan", "lattice", "noise", "verify", "analysis", "plots")
+WITHOUT_TORCH = ("errors", "bounds", "plan", "lattice", "noise", "verify", "analysis", "tables", "plots", "report")
 WITHOUT_FILES = (
     "errors",
     "bounds",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ddsmoothing as dds
-from ddsmoothing import analysis, plots
+from ddsmoothing import analysis, tables
 from ddsmoothing.cli import app, main
 
 Cli = Callable[..., object]
@@ -93,7 +93,7 @@ def test_skip_and_max(cli: Cli, tmp_path: Path) -> None:
     assert cli("certify", *BASE, *options, "--out", tmp_path / "run").code == 0
     run = dds.load_run(tmp_path / "run")
     assert run.ids.tolist() == [0, 20, 40]
-    assert run.header.subset.model_dump() == {"skip": 20, "max": 3, "size": 3}
+    assert run.header.subset.model_dump() == {"skip": 20, "max": 3, "size": 3, "shard": None}
 
 
 def test_lambda(cli: Cli, tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def partial_copy(run: dds.Run, folder: Path) -> Path:
 
 def test_a_partial_run_is_flagged_in_the_table(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> None:
     answer = cli("analyze", partial_copy(run_l2, tmp_path / "part"), run_l2.path)
-    assert answer.out.count("partial") == 1
-    row = next(line for line in answer.out.splitlines() if "partial" in line)
+    row = next(line for line in answer.out.splitlines() if "(partial)" in line)
     assert " 7 " in row
+    assert "partial: 12 were asked for" in " ".join(answer.out.split())
 
 
 def test_plot(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_plot(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> None:
 def test_plot_shows_the_level_and_refuses_mixed_norms(
     cli: Cli, run_l2: dds.Run, run_l1: dds.Run, tmp_path: Path
 ) -> None:
-    assert plots.labels_of([run_l2]) == ["fixed sigma 0.25"]
-    assert len(set(plots.labels_of([run_l2, run_l1]))) == 2
+    assert tables.labels_of([run_l2]) == ["fixed sigma 0.25"]
+    assert len(set(tables.labels_of([run_l2, run_l1]))) == 2
     answer = cli("plot", run_l2.path, run_l1.path, "--out", tmp_path)
     assert answer.code == 1
     assert "one norm at a time" in answer.err
@@ -314,7 +314,7 @@ def test_interruption_is_exit_code_75(cli: Cli, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("ddsmoothing.data.load_data", interrupt)
     answer = cli("certify", *BASE, "--sigma", 0.25, "--out", "never")
-    assert (answer.code, answer.err.strip()) == (75, "interrupted")
+    assert (answer.code, answer.err.strip()) == (75, "interrupted: nothing was kept; repeat the command.")
 
 
 @pytest.mark.parametrize("command", [None, *app.commands])
@@ -366,6 +366,8 @@ def check_demo(out: str, folder: Path, inputs: int) -> None:
     assert len({run.header.seed for run in runs}) == 5
     for kind in ("svg", "png"):
         assert (folder / f"certified_accuracy.{kind}").stat().st_size > 3000
+    assert f"report: {folder / 'report.html'}" in out
+    assert all(run.name in (folder / "report.html").read_text() for run in runs)
     for text in (
         "fixed sigma 0.12",
         "fixed sigma 1",

@@ -87,7 +87,7 @@ def test_header(run_l2: dds.Run, data: dds.Dataset, model: torch.nn.Module) -> N
     header = run_l2.header
     assert raw["model"] == {"name": "fashion-mnist-cnn", "sha256": model_hash(model), "model_id": None}
     assert raw["data"] == data.fingerprint()
-    assert raw["subset"] == {"skip": 50, "max": 12, "size": 12}
+    assert raw["subset"] == {"skip": 50, "max": 12, "size": 12, "shard": None}
     assert (header.sampler_options, header.alpha, header.seed) == ({"n0": 20, "n": 200}, 0.001, 3)
     assert (header.sigma_policy, header.sigma, header.level, header.norm) == ("fixed", 0.25, "pointwise", "l2")
     assert (header.dtype, header.device, header.precision) == ("float32", "cpu", "fp32")

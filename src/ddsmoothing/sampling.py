@@ -76,18 +76,34 @@ class Executor(Protocol):
         """
 
 
-def split_requests(d: int, requests: Sequence[Request], samples: int) -> list[tuple[int, Request]]:
-    """Requests cut at noise blocks into units of about so many samples, each with the number of its request.
+class Workers(Protocol):
+    """Processes that run forward passes in place of this one.
 
-    The counts of a request are the sum of its units' counts, bit for bit.
+    Attributes:
+        listener: told ``worker lost`` and ``retry`` with details, where it is set.   size: how many workers there are.
+        lost, retries: how often a worker was lost and a task sent again.
+    """
+
+    listener: Callable[..., None] | None
+    size: int
+    lost: int
+    retries: int
+
+    def executor(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> Executor:
+        """The executor of one model; arguments as for ``ClassCounter``."""
+
+
+def cut_request(d: int, request: Request, samples: int) -> tuple[Request, Request | None]:
+    """A request cut at a noise block after at most so many samples, but at least one block, and what is left of it.
+
+    Its counts are the sum of both parts' counts, bit for bit.
     """
     rows = rows_per_block(d)
-    step = max(1, samples // rows)
-    return [
-        (i, replace(request, first_block=request.first_block + block, n=min(step * rows, request.n - block * rows)))
-        for i, request in enumerate(requests)
-        for block in range(0, -(-request.n // rows), step)
-    ]
+    blocks = max(1, samples // rows)
+    if blocks * rows >= request.n:
+        return request, None
+    rest = replace(request, first_block=request.first_block + blocks, n=request.n - blocks * rows)
+    return replace(request, n=blocks * rows), rest
 
 
 def default_block_size(d: int) -> int:

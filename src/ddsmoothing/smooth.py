@@ -49,8 +49,7 @@ class SmoothedClassifier:
     Args:
         model: base classifier, from inputs ``(B, ...)`` to logits ``(B, K)``. A module is used in eval mode and given
             back in the mode it came in.
-        certificate: ``L2Certificate()`` or ``L1Certificate()``.
-        num_classes: K, at least 2.
+        certificate: ``L2Certificate()`` or ``L1Certificate()``.   num_classes: K, at least 2.
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
@@ -200,9 +199,9 @@ class SmoothedClassifier:
             needed = math.ceil(1.0 - math.log2(alpha))
             raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
         batch, sigmas = self._prepare(x, sigma, ids)
-        seed = checked_seed(seed)
-        start = time.perf_counter()
-        counts = self.count(batch, _requests(sigmas, Stream.PREDICT, n), seed, progress)
+        seed, start = checked_seed(seed), time.perf_counter()
+        requests = [Request(row=row, sigma=float(s), stream=Stream.PREDICT, n=n) for row, s in enumerate(sigmas)]
+        counts = self.count(batch, requests, seed, progress)
         return Prediction(**self._evidence(batch, sigmas, alpha, seed, start), counts=counts)
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
@@ -213,37 +212,32 @@ class SmoothedClassifier:
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> NDArray[np.int64]:
         """Class counts ``(len(requests), K)``, each row the sum over its request's n samples."""
-        executor = self.executor or self.runner(batch.d)
+        executor = self.executor or self.counter(batch.d)
         counts = np.zeros((len(requests), self.num_classes), dtype=np.int64)
         for i, found in executor.run(batch, requests, seed, progress):
             counts[i] = found
         return counts
 
-    def counter(self, d: int) -> ClassCounter:
-        """The executor of this process, for d-dimensional inputs."""
-        return ClassCounter(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
-
-    def runner(self, d: int) -> Executor:
+    def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
         make = ClassCounter if self.workers is None else self.workers.executor
         return make(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
 
     def with_workers(self, workers: Workers | None) -> SmoothedClassifier:
         """The same classifier, its forward passes run by these workers; None: by this process."""
-        other = copy.copy(self)
-        other.workers = workers
-        return other
+        return self._with(workers=workers)
 
     def with_executor(self, executor: Executor) -> SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
-        other = copy.copy(self)
-        other.executor = executor
-        return other
+        return self._with(executor=executor)
 
     def with_block_size(self, block_size: int) -> SmoothedClassifier:
         """The same classifier with another number of rows in one forward pass."""
+        return self._with(block_size=block_size)
+
+    def _with(self, **attributes: Any) -> SmoothedClassifier:
         other = copy.copy(self)
-        other.block_size = block_size
+        vars(other).update(attributes)
         return other
 
     def probe_block_size(self, batch: Batch) -> int:
@@ -277,10 +271,6 @@ class SmoothedClassifier:
             "block_size": self.block_rows(batch.d),
             "seconds": time.perf_counter() - start,
         }
-
-
-def _requests(sigma: NDArray[np.float64], stream: Stream, n: int) -> list[Request]:
-    return [Request(row=row, sigma=float(value), stream=stream, n=n) for row, value in enumerate(sigma)]
 
 
 class Smooth:

@@ -1,7 +1,7 @@
 """The command line: thin, it translates options into the Python API and errors into one line and an exit code.
 
-Exit codes: 0 fine, 1 failure, 2 usage, 75 interrupted. Heavy modules are imported inside the commands, so ``--help`` is
-fast.
+Exit codes: 0 fine, 1 failure, 2 usage, 75 interrupted by SIGINT or SIGTERM and resumable. Heavy modules are imported
+inside the commands, so ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import click
 from ddsmoothing.cli.certify import certify, predict
 from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
+from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
-from ddsmoothing.cli.results import analyze, export, plot
+from ddsmoothing.cli.report import card, report
+from ddsmoothing.cli.results import analyze, export, import_results, plot
+from ddsmoothing.cli.runs import merge, status
 from ddsmoothing.cli.sigma import optimize, sigmas
+from ddsmoothing.cli.train import train
 from ddsmoothing.errors import DdsmoothingError, printable
-
-INTERRUPTED = 75
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,22 +36,42 @@ def app() -> None:
     """
 
 
-for command in (demo, certify, predict, optimize, sigmas, analyze, plot, export, memory, verify, doctor, attack):
+for command in (status, merge):
+    app.add_command(command)
+for command in (
+    demo,
+    train,
+    certify,
+    predict,
+    optimize,
+    sigmas,
+    analyze,
+    plot,
+    report,
+    card,
+    export,
+    import_results,
+    memory,
+    verify,
+    doctor,
+    attack,
+):
     app.add_command(command)
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        result = app.main(args, prog_name="ddsmoothing", standalone_mode=False)
+        with interruptible():
+            result = app.main(args, prog_name="ddsmoothing", standalone_mode=False)
     except DdsmoothingError as error:
         click.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(f"interrupted{': ' if str(error) else ''}{error}", err=True)
         return INTERRUPTED
     except OSError as error:
         click.echo(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)

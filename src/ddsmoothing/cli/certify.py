@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddsmoothing.cli.executor import executing, executor_options
+from ddsmoothing.cli.interrupts import advising
+from ddsmoothing.cli.loading import PLAUSIBLE_SIGMA, add, data_options, load
 from ddsmoothing.errors import InputError, SigmaError
 
 if TYPE_CHECKING:
@@ -15,56 +20,15 @@ if TYPE_CHECKING:
     from ddsmoothing.runs import SigmaPolicy
     from ddsmoothing.smooth import SmoothedClassifier
 
-PLAUSIBLE_SIGMA = 4.0
 RUN_OPTIONS = (
     *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed"),
 )
 RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
     *("model", "data", "split", "norm", "sigma", "lambda_", "alpha", "skip", "maximum", "num_classes", "no_labels"),
-    *(
-        "precision",
-        "channels_last",
-        "compiled",
-        "snap",
-        "levels",
-        "allow_large_sigma",
-        "data_dependent",
-        "sigma0",
-        "sigma_min",
-    ),
-    *("sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound", "randomized"),
-    "model_id",
+    *("precision", "channels_last", "compiled", "snap", "levels", "allow_large_sigma", "data_dependent", "sigma0"),
+    *("sigma_min", "sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound"),
+    *("randomized", "model_id", "shard"),
 )
-
-
-def _add(function: Callable[..., Any], options: list[Callable[..., Any]]) -> Callable[..., Any]:
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that takes a model and a data set."""
-    options = [
-        click.option("--model", help="Shipped name, FILE.safetensors, or pkg.module:function."),
-        click.option("--data", help="Shipped name, fashion-mnist:DIR, or FILE.npz with x and y."),
-        click.option("--split", default="test", show_default=True, help="test or train."),
-        click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True),
-        click.option("--skip", type=int, default=1, show_default=True, help="Take every so many-th input."),
-        click.option("--max", "maximum", type=int, help="At most so many inputs."),
-        click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
-        click.option("--no-labels", is_flag=True, help="Accept data without labels."),
-        click.option("--seed", type=int, help="Of the noise; default: from the operating system, and recorded."),
-        click.option("--block-size", type=int, help="Rows of one forward pass; default: found by a short probe."),
-        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True),
-        click.option("--channels-last", is_flag=True, help="Run the model in this memory format."),
-        click.option("--compile", "compiled", is_flag=True, help="Run the model by torch.compile."),
-        click.option("--snap", is_flag=True, help="Move inputs to the grid first; radii lose the distance."),
-        click.option("--levels", type=int, default=255, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
-        click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
-    ]
-    return _add(function, options)
 
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +38,7 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma."),
         click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input."),
     ]
-    return _add(function, options)
+    return add(function, options)
 
 
 @click.command(
@@ -82,9 +46,13 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
 Examples:
   ddsmoothing certify --model fashion-mnist-cnn --data fashion-mnist-sample --sigma 0.5 --n 10000 --out runs/fixed
   ddsmoothing certify --model net.safetensors --data test.npz --data-dependent --skip 20 --max 500 --out runs/dds
-  ddsmoothing certify --model my.nets:build --data test.npz --norm l1 --lambda 0.8 --out runs/l1"""
+  ddsmoothing certify --model my.nets:build --data test.npz --norm l1 --lambda 0.8 --out runs/l1
+  ddsmoothing certify --model net.safetensors --data test.npz --sigma 0.5 --seed 1 --shard 2/8 --out runs/shard-2
+  ddsmoothing certify --model net.safetensors --data test.npz --sigma 0.5 --executor ray --workers 8 --out runs/ray
+  ddsmoothing certify --out runs/dds    (continues an interrupted run)"""
 )
 @data_options
+@executor_options
 @noise_options
 @click.option("--data-dependent", is_flag=True, help="Choose sigma for each input by a forward-only search.")
 @click.option("--sigmas", type=click.Path(path_type=Path), help="A sigma file made for this data set and model.")
@@ -102,6 +70,8 @@ Examples:
 @click.option("--randomized", is_flag=True, help="Randomised bound: larger by about 1 %, depends on a coin.")
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
 @click.option("--budget", help="Stop in order after so long, such as 90s, 30m or 8h; continue later.")
+@click.option("--shard", help="Only the i-th of n parts, such as 2/8; needs --seed. See merge.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard curves of the progress.")
 @click.option("--forecast", is_flag=True, help="Only print what it would cost, from a 2-second probe.")
 @click.option("--no-preflight", is_flag=True, help="Skip the check of model and data before a new run.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder: new, or of the same run to continue it.")
@@ -111,21 +81,35 @@ def certify(context: click.Context, /, **options: Any) -> None:
 
     Sigma, lambda and radii are in pixels of [0, 1]. The certificates are of level `pointwise`: each holds for the
     classifier that uses that input's sigma everywhere.
+
+    SIGINT and SIGTERM end a run in order, with exit code 75; what was counted is kept.
     """
-    from ddsmoothing.cli.progress import SampleProgress
-    from ddsmoothing.cli.results import print_table
+    with advising(lambda: advice(options["out"])):
+        _certify(context, options)
+
+
+def advice(out: Path | None) -> str:
+    """How to go on after an interruption."""
+    from ddsmoothing.runs.store import finished_rows
+
+    if out is None or not out.exists():
+        return "nothing was kept; repeat the command."
+    return f"{finished_rows(out)} inputs are finished in {out}; the same command continues it."
+
+
+def _certify(context: click.Context, options: dict[str, Any]) -> None:
     from ddsmoothing.plan import sampler_for
-    from ddsmoothing.runs import certify_run
     from ddsmoothing.runs.policy import check_labels, subset_ids
 
     if options["out"] is None and not options["forecast"]:
         raise InputError("expected --out, the run folder to write (or --forecast).")
     if options["out"] is not None:
         recall(context, options)
-    radii, budget = wanted_radii(options), seconds_of(options["budget"])
+    radii = wanted_radii(options)
+    seconds_of(options["budget"])  # what is wrong with it is said before anything is loaded
     smoothed, data = load(options)
     policy = sigma_policy(options, smoothed, data)
-    ids = subset_ids(data, options["skip"], options["maximum"])
+    ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
     sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
     if options["forecast"]:
         from ddsmoothing.runs.forecast import forecast
@@ -137,16 +121,37 @@ def certify(context: click.Context, /, **options: Any) -> None:
     check_labels(data, ids, smoothed.num_classes)
     if not options["no_preflight"] and not options["out"].exists():
         preflight(smoothed, data, ids, policy)
-    with SampleProgress(len(ids) * (policy.forwards + sampler.largest()), f"certifying {len(ids)} inputs") as progress:
+    _run(smoothed, data, policy, options, len(ids), policy.forwards + sampler.largest())
+
+
+def _run(
+    smoothed: SmoothedClassifier, data: Dataset, policy: SigmaPolicy, options: dict[str, Any], inputs: int, each: int
+) -> None:
+    """Certify so many inputs, of at most so many samples each, and show what came out."""
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.cli.results import print_table
+    from ddsmoothing.runs import certify_run
+    from ddsmoothing.runs.events import Scalars
+    from ddsmoothing.runs.store import finished_rows
+
+    with ExitStack() as stack:
+        listeners = []
+        if options["tensorboard"] is not None:
+            listeners.append(stack.enter_context(closing(Scalars(options["tensorboard"]))))
+        smoothed = stack.enter_context(executing(smoothed, options))
+        left = inputs - finished_rows(options["out"])
+        progress = stack.enter_context(SampleProgress(max(1, left * each), f"certifying {left} inputs"))
         run = certify_run(
             smoothed,
             data,
             policy,
             options["out"],
             model_name=options["model"],
-            radii=radii,
-            budget=budget,
+            radii=wanted_radii(options),
+            budget=seconds_of(options["budget"]),
+            shard=shard_of(options["shard"]),
             command={key: options[key] for key in RECALLED},
+            listeners=listeners,
             progress=progress,
             **{key: options[key] for key in RUN_OPTIONS},
         )
@@ -178,9 +183,12 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
 
     if not (options["out"] / HEADER).exists():
         return
+    header = load_header(options["out"])
+    if header.sigma_policy == "file" and options["sigmas"] is None:
+        raise InputError(f"the sigmas of {options['out']} are from a file; give it again with --sigmas.")
     parameters = {parameter.name: parameter for parameter in context.command.params}
     shipped = {"model": models.SHIPPED, "data": data.SHIPPED}
-    for key, value in load_header(options["out"]).config.items():
+    for key, value in header.config.items():
         text = str(value)
         if value is None or (key in shipped and text not in shipped[key]):
             continue  # a name in a file is not run and not opened: it has to be given again
@@ -198,6 +206,16 @@ def wanted_radii(options: dict[str, Any]) -> list[float] | None:
     if options["radius"] is not None:
         return [options["radius"]]
     return None if options["radii"] is None else numbers(options["radii"], "--radii")
+
+
+def shard_of(text: str | None) -> tuple[int, int] | None:
+    """``2/8`` as a pair."""
+    if text is None:
+        return None
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise InputError(f"--shard is {text!r}, expected i/n such as 2/8.")
+    return int(parts[0]), int(parts[1])
 
 
 def seconds_of(text: str | None) -> float | None:
@@ -254,34 +272,6 @@ def predict(**options: Any) -> None:
             click.echo(f"{i}\t{'-' if label is None else label}\t{answer}")
 
 
-def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
-    """The smoothed classifier and the data set that the options name."""
-    import torch
-
-    from ddsmoothing.certificate import certificate_for
-    from ddsmoothing.data import load_data
-    from ddsmoothing.devices import named_device
-    from ddsmoothing.models import load_model, probe_classes
-    from ddsmoothing.smooth import SmoothedClassifier
-
-    for key in ("model", "data"):
-        if not options[key]:
-            raise InputError(f"expected --{key}; see --help for what may stand there.")
-    data = load_data(options["data"], split=options["split"], labels=not options["no_labels"])
-    model = load_model(options["model"])
-    device = named_device(options["device"])
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
-    classes = options["num_classes"] or probe_classes(model, data[:1][0].to(device))
-    smoothed = SmoothedClassifier(
-        model,
-        certificate_for(options["norm"]),
-        num_classes=classes,
-        **{key: options[key] for key in ("block_size", "precision", "channels_last", "compiled", "snap", "levels")},
-    )
-    return smoothed, data
-
-
 def check_plausible(sigma: float, allowed: bool) -> float:
     """Refuse a sigma that was meant for pixels in 0..255."""
     if sigma > PLAUSIBLE_SIGMA and not allowed:
@@ -319,7 +309,8 @@ def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Da
     if options["sigmas"] is not None:
         file = load_sigmas(options["sigmas"])
         file.check(data.fingerprint(), model_identity(smoothed.model, options["model_id"]), options["norm"])
-        return SigmaPolicy.given(file.of(subset_ids(data, options["skip"], options["maximum"])))
+        ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
+        return SigmaPolicy.given(file.of(ids), hashlib.sha256(options["sigmas"].read_bytes()).hexdigest())
     grid = parse_grid(options["sigma_grid"], options["allow_large_sigma"])
     return SigmaPolicy.search(start_sigma(options, smoothed), options["sigma_min"], options["sigma_max"], grid)
 
@@ -331,9 +322,9 @@ def start_sigma(options: dict[str, Any], smoothed: SmoothedClassifier) -> float:
     sigma0 = options["sigma0"]
     if sigma0 is None:
         spec = spec_of(smoothed.model)
-        if spec is None:
+        sigma0 = None if spec is None else spec.sigma0
+        if sigma0 is None:
             raise InputError("this model does not say what noise it was trained with; give --sigma0.")
-        sigma0 = spec.sigma0
     for value in (sigma0, options["sigma_min"], options["sigma_max"]):
         if value is not None:
             check_plausible(value, options["allow_large_sigma"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options
 from ddsmoothing.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ Examples:
 @_risk_options
 @click.option("--floor", is_flag=True, help="Also the radius that holds in any order (runs made with --sigma-grid).")
 @click.option("--model", help="The run's model, for --floor.")
+@model_options
 @click.option("--floor-n", type=int, default=10_000, show_default=True, help="Samples at each sigma, for --floor.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, .. for --floor.")
+@engine_options
 def apply(**options: Any) -> None:
     """Take a finished run into a memory, row by row, and write what becomes of it as a new run.
 
@@ -83,7 +85,8 @@ def apply(**options: Any) -> None:
     from ddsmoothing.runs import load_run
 
     run = load_run(options["run"])
-    data = load_data(options["data"], split=options["split"], labels=any(row.label is not None for row in run.rows))
+    labels = any(row.label is not None for row in run.rows)
+    data = load_data(options["data"], split=options["split"], labels=labels, download=options["download"])
     floors = _floors(run, data, options) if options["floor"] else None
     store = open_store(options["store"], run, data, _risk(options))
     with SampleProgress(len(run), f"reconciling {len(run)} rows", "rows") as progress:
@@ -117,7 +120,8 @@ def _floors(run: Any, data: Any, options: dict[str, Any]) -> Any:
     grid = grid_of(run)
     if options["model"] is None:
         raise InputError("--floor draws fresh samples at every sigma of the grid; give the run's --model.")
-    smoothed = _smoothed(options | {"norm": run.header.norm, "num_classes": run.header.num_classes}, data[:1][0])
+    options = options | {"norm": run.header.norm, "num_classes": run.header.num_classes}
+    smoothed = load_smoothed(options, data[:1][0])
     with SampleProgress(len(run) * len(grid) * options["floor_n"], "floor") as progress:
         return order_proof_floor(run, smoothed, data, n=options["floor_n"], progress=progress)
 
@@ -130,6 +134,7 @@ Examples:
 )
 @STORE
 @click.option("--model", required=True, help="The memory's model: another one is refused.")
+@model_options
 @click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FILE.npz with x, or FILE.png.")
 @click.option("--sigma", type=float, help="One sigma for every attempt.")
 @click.option("--sigma0", type=float, help="Search sigma for each input from here; default: the model's own.")
@@ -144,8 +149,7 @@ Examples:
 @_risk_options
 @click.option("--grow", is_flag=True, help="Inside a region, certify all the same and store a larger ball.")
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
-@click.option("--num-classes", type=int, help="K; default: probed.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def query(**options: Any) -> None:
     """Answer inputs one after another; what is certified on the way is stored. A new file starts a new memory."""
@@ -191,22 +195,6 @@ def _inputs(path: Path) -> torch.Tensor:
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)[None].contiguous()
 
 
-def _smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
-    import torch
-
-    from ddsmoothing.certificate import certificate_for
-    from ddsmoothing.devices import named_device
-    from ddsmoothing.models import load_model, probe_classes
-    from ddsmoothing.smooth import SmoothedClassifier
-
-    model, device = load_model(options["model"]), named_device(options["device"])
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
-    sample = x[:1].float() / 255 if x.dtype == torch.uint8 else x[:1]
-    classes = options["num_classes"] or probe_classes(model, sample.to(device))
-    return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes)
-
-
 def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolicy:
     from ddsmoothing.cli.certify import check_plausible, parse_grid, start_sigma
     from ddsmoothing.runs import SigmaPolicy
@@ -223,7 +211,7 @@ def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolic
 def _opened(options: dict[str, Any], x: torch.Tensor) -> CertifiedMemory:
     from ddsmoothing.memory import CertifiedMemory
 
-    smoothed = _smoothed(options, x)
+    smoothed = load_smoothed(options, x)
     policy, path, risk = _policy(options, smoothed), options["store"], _risk(options)
     same = {key: options[key] for key in ("n0", "n", "n_max", "bound", "model_id")}
     if path.exists() and path.stat().st_size:

@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-from ddsmoothing.cli.certify import data_options, load, parse_grid, start_sigma
+from ddsmoothing.cli.certify import parse_grid, start_sigma
+from ddsmoothing.cli.executor import executing, executor_options
+from ddsmoothing.cli.interrupts import advising
+from ddsmoothing.cli.loading import data_options, load
 
 FILE = click.Path(path_type=Path)
 
@@ -20,6 +23,7 @@ Examples:
   ddsmoothing certify --model net.safetensors --data test.npz --sigmas s.json --out runs/dds"""
 )
 @data_options
+@executor_options
 @click.option("--method", type=click.Choice(["search", "ascent"]), default="search", show_default=True)
 @click.option("--sigma0", type=float, help="Start; default: the model's training sigma. Pixels in [0, 1].")
 @click.option("--sigma-min", type=float, help="Search: default sigma0 / 4. Ascent: default none.")
@@ -61,9 +65,13 @@ def optimize(**options: Any) -> None:
             raise InputError("--sigma-grid belongs to --method search; the ascent moves sigma continuously.")
         chosen |= {key: options[key] for key in ("preset", "step", "iterations", "samples", "anchored", "keep_best")}
         unit, total = "inputs", len(ids)
-    with SampleProgress(total, f"choosing sigma for {len(ids)} inputs", unit) as progress:
+    with (
+        advising(lambda: "no sigma was written, and none is kept; repeat the command."),
+        executing(smoothed, options) as placed,
+        SampleProgress(total, f"choosing sigma for {len(ids)} inputs", unit) as progress,
+    ):
         file = choose_sigmas(
-            smoothed,
+            placed,
             data,
             ids,
             method=options["method"],

@@ -19,7 +19,7 @@ from ddsmoothing.doctor.check import FAIL, NOTE, OK, WARN, Check
 from ddsmoothing.errors import DdsmoothingError
 from ddsmoothing.smooth import SmoothedClassifier
 
-EXTRAS: Final = ("torchvision", "timm", "ray")
+EXTRAS: Final = ("torchvision", "timm", "ray", "pyarrow")
 
 
 def number_checks(certificate: Certificate, n: int, alpha: float, bound: str, sigma: float | None) -> Iterator[Check]:

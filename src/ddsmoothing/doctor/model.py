@@ -106,7 +106,7 @@ def _batch_mates(answer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 
 def _normalisation(model: Any, modules: list[torch.nn.Module]) -> Check:
     spec = spec_of(model)
-    if spec is not None:
+    if spec is not None and spec.mean:
         return Check(name="normalisation", status=OK, message=f"inside the model: mean {spec.mean}, std {spec.std}.")
     if any(isinstance(m, Normalize) or "normaliz" in type(m).__name__.lower() for m in modules):
         return Check(name="normalisation", status=OK, message="a normalising layer is inside the model.")

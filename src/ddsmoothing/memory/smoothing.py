@@ -7,6 +7,7 @@ import torch
 
 from ddsmoothing.bounds import check_bound
 from ddsmoothing.errors import InputError
+from ddsmoothing.inputs import check_sigma
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.models import model_identity
@@ -14,7 +15,7 @@ from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import Sampler
 from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.sigma.search import search_sigma
-from ddsmoothing.smooth import SmoothedClassifier, check_sigma
+from ddsmoothing.smooth import SmoothedClassifier
 
 PREDICT_SAMPLES, PREDICT_ALPHA = 1000, 0.001
 

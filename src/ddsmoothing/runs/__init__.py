@@ -2,8 +2,22 @@
 
 from ddsmoothing.runs.certify import certify_run
 from ddsmoothing.runs.export import FORMATS, export_run
+from ddsmoothing.runs.imports import Imported, Results, import_file, load_results
 from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run, load_run
 
-__all__ = ["FORMATS", "Header", "ResultRow", "Run", "SigmaPolicy", "certify_run", "export_run", "load_run"]
+__all__ = [
+    "FORMATS",
+    "Header",
+    "Imported",
+    "ResultRow",
+    "Results",
+    "Run",
+    "SigmaPolicy",
+    "certify_run",
+    "export_run",
+    "import_file",
+    "load_results",
+    "load_run",
+]

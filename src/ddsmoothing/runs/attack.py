@@ -259,4 +259,4 @@ def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
         num_classes=smoothed.num_classes,
         block_size=smoothed.block_size,
         levels=smoothed.levels,
-    )
+    ).with_workers(smoothed.workers)

@@ -1,7 +1,8 @@
 """One run: choose sigma, certify, and write each group of rows as soon as it is there.
 
 It is the only place where a sigma policy, a smoothed classifier and a run folder meet. A run whose folder exists is
-continued: finished inputs are skipped, and the rest gets the noise it would have got.
+continued: finished inputs are skipped, an input in progress goes on from its kept counts, and the rest gets the noise
+it would have got.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,18 +23,22 @@ from numpy.typing import ArrayLike
 from ddsmoothing.bounds import check_alpha, check_bound
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
 from ddsmoothing.noise import checked_seed
 from ddsmoothing.plan import Sampler, sampler_for
+from ddsmoothing.runs.events import EventLog, Listener
+from ddsmoothing.runs.partial import KeptCounts, Paced
 from ddsmoothing.runs.policy import SigmaPolicy, check_labels, subset_ids
 from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, ResultRow, Subset, rows_of
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
-from ddsmoothing.sampling import Progress
+from ddsmoothing.sampling import Progress, Workers
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
-from ddsmoothing.smooth import SmoothedClassifier, check_sigma
+from ddsmoothing.smooth import SmoothedClassifier
 
 GROUP_SECONDS = 10.0  # about the time between two moments at which rows reach the disk
 FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs
+GROUP_NUMBERS = 2**26  # in the inputs of a group made large for many workers, at most
 NOT_COMPARED = {"created", "versions", "config"}  # what may differ when a run is continued
 
 
@@ -58,9 +64,11 @@ def certify_run(
     label_aware: bool = False,
     skip: int = 1,
     maximum: int | None = None,
+    shard: tuple[int, int] | None = None,
     seed: int | None = None,
     budget: float | None = None,
     command: dict[str, Any] | None = None,
+    listeners: Collection[Listener] = (),
     progress: Progress | None = None,
 ) -> Run:
     """Certify inputs of a data set into a run folder, level ``pointwise``; continue the run if it is there already.
@@ -69,8 +77,10 @@ def certify_run(
         policy: where each input's sigma comes from; search noise and certification noise are never shared.
         out: a new or empty folder, or that of the same run, interrupted.   model_name: how the model was loaded;
             model_id: names a model that has no hash.   skip, maximum: every so many-th input, at most so many of them.
+        shard: ``(i, n)``: only the i-th of n parts of these inputs; give all parts the same seed, then ``merge_runs``.
         label_aware: stop inputs whose pilot class is wrong.   budget: stop in order after so many seconds; the run is
             then partial and can be continued.   command: options to keep in the header, for a command line's use.
+        listeners: told what happens, as ``events.jsonl`` is.
         n0, n, n_max, radii, alpha, bound, randomized, seed, progress: as for ``SmoothedClassifier.certify``. An
             input's id is its index. A seed left out is the header's when a run is continued.
     Raises: InputError and its kin before anything is written; ModelError, RunError.
@@ -78,21 +88,23 @@ def certify_run(
     start, out = time.monotonic(), Path(out)
     sampler = sampler_for(n0, n, n_max, radii)
     sampler.check(check_alpha(alpha), check_bound(bound))
-    ids = subset_ids(data, skip, maximum)
+    ids = subset_ids(data, skip, maximum, shard)
     check_labels(data, ids, smoothed.num_classes)
     policy.check(smoothed, len(ids))
     if label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")
     before = load_header(out) if (out / HEADER).exists() else None
+    if shard is not None and seed is None and before is None:
+        raise InputError("the shards of a run share the seed of their noise, expected a seed with the shard.")
     batch = smoothed.prepare(data[ids[:1]][0])
-    size = smoothed.block_size or (smoothed.probe_block_size(batch) if before is None else before.block_size)
+    size = smoothed.block_size or (_block_size(smoothed, batch, shard) if before is None else before.block_size)
     smoothed = smoothed.with_block_size(size)
     header = Header(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("ddsmoothing", "torch", "numpy")}},
         model=ModelIdentity(name=model_name, sha256=model_hash(smoothed.model), model_id=model_id),
         data=DataIdentity.model_validate(data.fingerprint()),
-        subset=Subset(skip=skip, max=maximum, size=len(ids)),
+        subset=Subset(skip=skip, max=maximum, size=len(ids), shard=shard),
         num_classes=smoothed.num_classes,
         norm=smoothed.certificate.norm,
         level="pointwise",
@@ -118,16 +130,40 @@ def certify_run(
     )
     if before is not None:
         header = _continued(before, header, out)
-    work = _Work(smoothed, data, policy, header, sampler, dict(zip(ids, range(len(ids)), strict=True)))
     with RunWriter(out, header) as writer:
-        left = [i for i in ids if i not in writer.done]
-        _certify_all(work, left, writer, None if budget is None else start + budget, progress)
+        tell = _Tell((EventLog(out), *listeners))
+        kept = KeptCounts(
+            out,
+            Paced(smoothed.counter(batch.d), size) if smoothed.workers is None else smoothed.counter(batch.d),
+            num_classes=header.num_classes,
+            seed=header.seed,
+            block_size=size,
+            finished=writer.done,
+            durable=lambda: tell("counts", samples=kept.drawn),
+        )
+        position = dict(zip(ids, range(len(ids)), strict=True))
+        work = _Work(smoothed.with_executor(kept), data, policy, header, sampler, position)
+        with _heard(smoothed.workers, tell):
+            _certify_all(work, writer, kept, tell, None if budget is None else start + budget, progress)
+    if not writer.done:
+        raise RunError(
+            "the budget was spent before the first input was finished; "
+            + ("give more." if not kept.drawn + kept.found else "its counts are kept, the same command continues.")
+        )
     return load_run(out)
+
+
+def _block_size(smoothed: SmoothedClassifier, batch: Batch, shard: tuple[int, int] | None) -> int:
+    """What a probe finds; for shards and workers, whose machines may differ, what follows from the input's size."""
+    here = shard is None and smoothed.workers is None
+    return smoothed.probe_block_size(batch) if here else smoothed.block_rows(batch.d)
 
 
 def _continued(before: Header, now: Header, out: Path) -> Header:
     """The header of the run in ``out``; RunError naming what was asked otherwise this time."""
     old, new = (header.model_dump(mode="json") for header in (before, now))
+    if now.model.sha256 is not None:
+        new["model"]["name"] = old["model"]["name"]  # the same weights may have moved
     names = [key for key in old if key not in NOT_COMPARED and old[key] != new[key]]
     if names:
         details = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in names[:3])
@@ -185,26 +221,89 @@ class _Work:
         return check_sigma(self.policy.sigma, len(self.position))[[self.position[i] for i in group]]
 
 
+@contextmanager
+def _heard(workers: Workers | None, tell: Listener) -> Iterator[None]:
+    """Listen to the workers, where there are any."""
+    if workers is not None:
+        workers.listener = tell
+    try:
+        yield
+    finally:
+        if workers is not None:
+            workers.listener = None
+
+
+class _Tell:
+    """Tells all listeners."""
+
+    def __init__(self, listeners: Collection[Listener]) -> None:
+        self._listeners = listeners
+
+    def __call__(self, event: str, /, **details: Any) -> None:
+        for listener in self._listeners:
+            listener(event, **details)
+
+
 def _certify_all(
-    work: _Work, left: list[int], writer: RunWriter, deadline: float | None, progress: Progress | None
+    work: _Work,
+    writer: RunWriter,
+    kept: KeptCounts,
+    tell: Listener,
+    deadline: float | None,
+    progress: Progress | None,
 ) -> None:
-    """Certify group after group; the size of groups follows their duration, and the results do not depend on it."""
+    """Certify what is left and say how it ended."""
 
     def report(samples: int) -> None:
+        writer.lock.stamp()
         if deadline is not None and time.monotonic() > deadline:
             raise BudgetSpentError
         if progress is not None:
             progress(samples)
 
-    size, done = FIRST_GROUP, 0
+    left = [i for i in work.position if i not in writer.done]
+    if left:
+        inputs = len(work.position)
+        tell("start", inputs=inputs, done=inputs - len(left), kept=kept.found, seed=work.header.seed)
     try:
-        while done < len(left):
-            start = time.monotonic()
-            group = left[done : done + size]
-            writer.append(work.rows(group, report))
-            done += len(group)
-            seconds = (time.monotonic() - start) / len(group)
-            size = max(1, min(LARGEST_GROUP, 2 * size, int(GROUP_SECONDS / max(seconds, 1e-9))))
+        with kept:  # on whatever way out, what was counted is on disk before the end is told
+            _certify_groups(work, left, writer, kept, tell, report)
     except BudgetSpentError:
-        if not writer.done and not done:
-            raise RunError("the budget was spent before the first input was finished; give more.") from None
+        tell("stopped", why="the budget is spent")
+        return
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            tell("stopped", why="interrupted")
+        else:
+            tell("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    writer.sort()
+    kept.remove()
+    if left:
+        tell("done")
+
+
+def _certify_groups(
+    work: _Work, left: list[int], writer: RunWriter, kept: KeptCounts, tell: Listener, report: Progress
+) -> None:
+    """Group after group; the size of groups follows their duration, and the results do not depend on it."""
+    fewest, done = _fewest(work, left), 0
+    size = max(FIRST_GROUP, fewest)
+    while done < len(left):
+        start = time.monotonic()
+        group = left[done : done + size]
+        rows = work.rows(group, report)
+        writer.append(rows)
+        kept.forget(group)  # only now: their rows are on disk
+        mean = sum(row.radius for row in rows) / len(rows)
+        tell("rows", inputs=len(rows), done=len(writer.done), samples=kept.drawn, mean_radius=mean)
+        done += len(group)
+        seconds = (time.monotonic() - start) / len(group)
+        size = max(fewest, min(LARGEST_GROUP, 2 * size, int(GROUP_SECONDS / max(seconds, 1e-9))))
+
+
+def _fewest(work: _Work, left: list[int]) -> int:
+    """Inputs of a group, at least: with workers two for each, or many wait at the end of each round of questions."""
+    if work.smoothed.workers is None or not left:
+        return 1
+    return max(1, min(2 * work.smoothed.workers.size, GROUP_NUMBERS // work.data[left[:1]][0].numel()))

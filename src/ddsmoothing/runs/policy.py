@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
+from ddsmoothing.inputs import check_sigma
 from ddsmoothing.sigma.search import SearchPlan, search_grid
-from ddsmoothing.smooth import SmoothedClassifier, check_sigma
+from ddsmoothing.smooth import SmoothedClassifier
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,6 +24,7 @@ class SigmaPolicy:
     Attributes:
         kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order) or ``search``.
         sigma: the sigma or sigmas of the first two.   sigma0, sigma_min, sigma_max, sigma_grid: of the search.
+        sha256: of the sigmas' file, or of their little-endian float64 numbers.
     """
 
     kind: Literal["fixed", "search", "file"]
@@ -30,6 +33,7 @@ class SigmaPolicy:
     sigma_min: float | None = None
     sigma_max: float | None = None
     sigma_grid: tuple[float, ...] | None = None
+    sha256: str | None = None
 
     @classmethod
     def fixed(cls, sigma: float) -> SigmaPolicy:
@@ -38,9 +42,12 @@ class SigmaPolicy:
         return cls(kind="fixed", sigma=sigma)
 
     @classmethod
-    def given(cls, sigma: NDArray[np.float64]) -> SigmaPolicy:
-        """One sigma for each input of the run, in its order."""
-        return cls(kind="file", sigma=check_sigma(sigma, len(sigma)))
+    def given(cls, sigma: NDArray[np.float64], sha256: str | None = None) -> SigmaPolicy:
+        """One sigma for each input of the run, in its order; sha256: of the file they are from, for the header."""
+        values = check_sigma(sigma, len(sigma))
+        return cls(
+            kind="file", sigma=values, sha256=sha256 or hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
+        )
 
     @classmethod
     def search(
@@ -74,15 +81,23 @@ class SigmaPolicy:
             search_grid(smoothed.certificate, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
 
     def config(self) -> dict[str, Any]:
-        """The policy as a header shows it."""
+        """The policy as a header shows it; that of a search is what ``search_sigma`` takes."""
+        if self.kind == "file":
+            return {"sha256": self.sha256}
         return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
 
 
-def subset_ids(data: Dataset, skip: int, maximum: int | None) -> list[int]:
-    """Ids 0, skip, 2 skip, .., at most so many."""
+def subset_ids(data: Dataset, skip: int, maximum: int | None, shard: tuple[int, int] | None = None) -> list[int]:
+    """Ids 0, skip, 2 skip, .., at most so many; of these the i-th, (i + n)-th, .. for the shard ``(i, n)``."""
     if skip < 1 or (maximum is not None and maximum < 1):
         raise InputError(f"skip={skip}, max={maximum}: expected whole numbers of at least 1.")
-    return list(range(0, len(data), skip))[:maximum]
+    ids = list(range(0, len(data), skip))[:maximum]
+    if shard is None:
+        return ids
+    index, parts = shard
+    if not 1 <= index <= parts <= len(ids):
+        raise InputError(f"shard {index}/{parts}: expected i/n with 1 <= i <= n <= {len(ids)}, the number of inputs.")
+    return ids[index - 1 :: parts]
 
 
 def check_labels(data: Dataset, ids: list[int], num_classes: int) -> None:

@@ -35,11 +35,16 @@ class DataIdentity(_Strict):
 
 
 class Subset(_Strict):
-    """Which inputs of the data set: those with index 0, skip, 2 skip, .., at most ``max`` of them, ``size`` in all."""
+    """Which inputs of the data set: those with index 0, skip, 2 skip, .., at most ``max`` of them, ``size`` in all.
+
+    Attributes:
+        shard: ``(i, n)``: of these only the i-th, (i + n)-th, .., counted from 1, and ``size`` counts them alone.
+    """
 
     skip: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] | None = None
     size: Count
+    shard: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
 
 
 class ModelIdentity(_Strict):
@@ -168,6 +173,23 @@ class ResultRow(_Strict):
     samples: Count
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     memory: MemoryNote | None = None
+
+
+class CountsLine(_Strict):
+    """One line of ``partial.jsonl``: class counts of some noise blocks of an input that is not finished.
+
+    Attributes:
+        input: the first digits of the input's SHA-256.   stream, block: which noise: its first block.
+        n: samples, the sum of ``counts``.
+    """
+
+    id: Annotated[int, Field(ge=0, lt=2**64)]
+    input: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    stream: Annotated[int, Field(ge=0, lt=2**64)]
+    sigma: Annotated[Length, Field(gt=0.0)]
+    block: Annotated[int, Field(ge=0, lt=2**64)]
+    n: Annotated[Count, Field(ge=1)]
+    counts: tuple[Count, ...]
 
 
 def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch | None = None) -> list[ResultRow]:

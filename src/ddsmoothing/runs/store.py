@@ -1,15 +1,15 @@
-"""Reading and writing run folders. Rows are appended and made durable one batch at a time; nothing is rewritten."""
+"""Reading and writing run folders. Rows are appended and made durable one batch at a time."""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import json
 import os
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,12 @@ from pydantic import ValidationError
 from ddsmoothing.errors import RunError
 from ddsmoothing.models import first_error
 from ddsmoothing.plan import SAMPLERS
-from ddsmoothing.runs.schema import Header, ResultRow
+from ddsmoothing.runs.lock import LOCK, Lock
+from ddsmoothing.runs.schema import SCHEMA_VERSION, Header, ResultRow
 
-HEADER, RESULTS, LOCK = "header.json", "results.jsonl", "lock"
+HEADER, RESULTS, PARTIAL, EVENTS = "header.json", "results.jsonl", "partial.jsonl", "events.jsonl"
+TEMPORARY = ".tmp"  # ending of a file that is not whole yet
+IMPORTED = "imported.json"  # marks a folder of others' results
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +60,8 @@ class Run:
     def stops_at_radius(self) -> bool:
         """True where sampling stopped at a wanted radius: larger radii were not looked for, and ACR means nothing."""
         return SAMPLERS[self.header.sampler].adaptive_radius if self.header.sampler in SAMPLERS else False
+
+    rounded = False  # imported results are
 
     def _column(self, name: str, dtype: Any) -> NDArray[Any]:
         return np.array([getattr(row, name) for row in self.rows], dtype=dtype)
@@ -105,27 +110,29 @@ class Run:
 
 
 class RunWriter:
-    """Appends rows to a run folder, new or interrupted; a folder that got no row is taken away again at the end.
+    """Appends rows to a run folder, new or interrupted; a folder in which nothing is kept is taken away at the end.
 
     Attributes:
-        done: ids of the rows that are there already.
+        done: ids of the rows that are there.   lock: held until the end.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if not (path / HEADER).exists():
-                if any(path.iterdir()):
-                    raise RunError(f"{path} exists and is not a run folder; give another --out, or empty it.")
-                write_durably(path / HEADER, header.model_dump_json(indent=2) + "\n")
+            ours = {LOCK, HEADER + TEMPORARY}
+            if not (path / HEADER).exists() and any(entry.name not in ours for entry in path.iterdir()):
+                raise RunError(f"{path} exists and is not a run folder; give another --out, or empty it.")
             with ExitStack() as undo:
-                self._lock = undo.enter_context((path / LOCK).open("a"))
-                _take(self._lock, path)
-                undo.callback((path / LOCK).unlink)
-                _drop_torn_line(path / RESULTS)
+                self.lock = Lock(path)
+                undo.callback(self._leave)
+                if not (path / HEADER).exists():
+                    write_durably(path / HEADER, header.model_dump_json(indent=2) + "\n")
+                elif load_header(path).model_dump_json() != header.model_dump_json():
+                    raise RunError(f"another process has just started another run in {path}; give another --out.")
                 self.done = {row.id for row in _read_rows(path, header)} if (path / RESULTS).exists() else set()
-                self._file = (path / RESULTS).open("a", encoding="utf-8")
+                drop_torn_line(path / RESULTS)
+                self._file = open_to_append(path / RESULTS)
                 undo.pop_all()
         except OSError as error:
             raise RunError(f"cannot write the run folder {path}: {error.strerror}. Choose another --out.") from error
@@ -134,34 +141,58 @@ class RunWriter:
         return self
 
     def __exit__(self, kind: object, error: object, at: object) -> None:
-        self._file.close()
-        if (self.path / RESULTS).stat().st_size == 0:
-            (self.path / RESULTS).unlink()
-            (self.path / HEADER).unlink()
-        (self.path / LOCK).unlink()
-        self._lock.close()
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        os.close(self._file)
+        self._leave()
 
-    def append(self, rows: Iterable[ResultRow]) -> None:
-        """Write rows and wait until they are on disk."""
-        try:
-            self._file.writelines(row.model_dump_json(by_alias=True) + "\n" for row in rows)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise RunError(f"cannot append to {self.path / RESULTS}: {error.strerror}.") from error
+    def _leave(self) -> None:
+        files = [self.path / name for name in (RESULTS, PARTIAL)]
+        kept = any(file.exists() and file.stat().st_size for file in files)
+        with contextlib.suppress(OSError):
+            for name in (RESULTS, PARTIAL, EVENTS, HEADER) if not kept else ():
+                (self.path / name).unlink(missing_ok=True)
+            self.lock.release()
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def append(self, rows: list[ResultRow]) -> None:
+        """Write rows and wait until they are on disk; RunError leaves the file as it was."""
+        append_durably(
+            self._file, self.path / RESULTS, "".join(row.model_dump_json(by_alias=True) + "\n" for row in rows)
+        )
+        self.done |= {row.id for row in rows}
+
+    def sort(self) -> None:
+        """Put the rows into the order of their ids, all at once."""
+        lines = whole_lines(self.path / RESULTS)
+        ordered = sorted(lines, key=lambda line: int(json.loads(line)["id"]))
+        if ordered != lines:
+            write_durably(self.path / RESULTS, "".join(line.decode() + "\n" for line in ordered))
 
 
-def _take(lock: IO[str], path: Path) -> None:
-    """Hold the folder for this process; the system frees it when the process ends, however it ends."""
+def open_to_append(path: Path) -> int:
+    """The descriptor of a file, made if it is not there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    _sync_folder(path.parent)
+    return descriptor
+
+
+def append_durably(descriptor: int, path: Path, text: str) -> None:
+    """Append to an open file and wait until it is on disk; on failure cut off what was written, and raise RunError."""
+    size = os.fstat(descriptor).st_size
+    data = memoryview(text.encode())
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(f"another process is writing to {path}; wait for it, or give another --out.") from None
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise RunError(
+            f"cannot append to {path}: {error.strerror}. What was written before is safe; the same command continues."
+        ) from error
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
     """Cut off what a crash left of a last line without its end."""
     if not path.exists():
         return
@@ -171,24 +202,55 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(data.rfind(b"\n") + 1)
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that have an end; a last one without it is being written, or was torn by a crash."""
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def finished_rows(folder: Path) -> int:
+    """How many inputs a folder holds results of; 0 where it holds none."""
+    return len(whole_lines(folder / RESULTS)) if (folder / RESULTS).exists() else 0
+
+
 def write_durably(path: Path, text: str) -> None:
     """Write a whole file so that either the old or the new text is there after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_header(folder: Path) -> Header:
     """Read ``header.json``; RunError where it is missing or of another schema."""
+    if (folder / IMPORTED).exists():
+        raise RunError(
+            f"{folder} holds imported results, and rounded radii are never proof; analyze, plot and report take them."
+        )
     try:
         return Header.model_validate_json((folder / HEADER).read_bytes())
     except OSError as error:
         raise RunError(f"{folder} is not a run folder: {HEADER}: {error.strerror}.") from error
     except ValidationError as error:
-        raise RunError(f"{folder / HEADER} is not a header this version reads: {first_error(error)}.") from error
+        raise RunError(
+            f"{folder / HEADER} is not a header this version reads (schema {SCHEMA_VERSION}): {first_error(error)}."
+        ) from error
 
 
 def load_run(path: str | Path) -> Run:
@@ -206,7 +268,7 @@ def load_run(path: str | Path) -> Run:
 
 def _read_rows(folder: Path, header: Header) -> list[ResultRow]:
     try:
-        lines = (folder / RESULTS).read_bytes().splitlines()
+        lines = whole_lines(folder / RESULTS)
     except OSError as error:
         raise RunError(f"{folder} is not a run folder: {RESULTS}: {error.strerror}.") from error
     rows: dict[int, ResultRow] = {}

@@ -57,6 +57,8 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     Raises: RunError where the folder cannot be read or its header is not a JSON object; all else is a finding.
     """
     folder = Path(path)
+    if (folder / "imported.json").exists():
+        raise RunError(f"{folder} holds imported results: rounded radii are never proof, and there are no counts.")
     try:
         header = _parse((folder / "header.json").read_bytes())
         lines = (folder / "results.jsonl").read_bytes().splitlines()
@@ -139,6 +141,11 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
     subset, data = header["subset"], header["data"]
     expected = -(-data["length"] // subset["skip"])
     expected = expected if subset["max"] is None else min(expected, subset["max"])
+    if subset.get("shard") is not None:
+        index, parts = subset["shard"]
+        if not 1 <= index <= parts:
+            yield f"shard {index}/{parts} does not exist"
+        expected = -(-(expected - index + 1) // parts)
     if subset["size"] != expected:
         yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
     if (header["sigma"] is None) == (header["sigma_policy"] == "fixed"):
