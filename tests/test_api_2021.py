@@ -182,6 +182,7 @@ def test_probabilities_and_logits_are_told_apart(probs_model, images, softmax: b
     torch.testing.assert_close(got, same, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # forty seconds of the official code
 def test_sigma_paths_agree_with_the_official_function(tmp_path: Path) -> None:
     """Mean sigma of 40 images after 50 iterations within 2 %: a small model, many samples, the same start."""
     unpacked = wheel("ddsmoothing-python==1.0.0", tmp_path)
