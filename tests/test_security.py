@@ -179,7 +179,7 @@ def test_names_in_a_run_that_is_continued_are_not_loaded(
 ) -> None:
     told = {"model": evil_module, "data": "fashion-mnist-sample", "sigma": 0.25}
     target = forged(run_l2, tmp_path / "run", lambda header: header.update(config=told))
-    cli("certify", "--out", target)
+    assert "give it again with --model, since names in files are not loaded" in cli("certify", "--out", target).err
     assert not marker.exists()
 
 

@@ -129,6 +129,14 @@ def prepare(
         low, high = _range(levels)
         on_grid = ((near >= low) & (near <= high)).all(1) & ((near / levels).to(flat.dtype) == flat).all(1)
         on_grid &= (_decoded(near, levels, flat.dtype) == flat).all(1)
+        if flat.element_size() < 4:  # a coarse type may not tell grid points apart
+            for other in (near - 1, near + 1):
+                on_grid &= (_decoded(other, levels, flat.dtype) != flat).all(1)
+        if snap is not None and not bool(on_grid.all()):
+            raise InputError(
+                f"numbers of type {flat.dtype} do not tell the points of a grid of {levels} levels apart; give the "
+                "inputs as float32 or float64, or do without snap."
+            )
         grid = torch.where(on_grid[:, None], near, 0.0).to(integer)
     sha256 = tuple(_digest(g, v, bool(on)) for g, v, on in zip(grid.numpy(), flat, on_grid, strict=True))
     return Batch(

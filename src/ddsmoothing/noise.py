@@ -184,6 +184,17 @@ def check_scale(scale: float) -> float:
     return scale
 
 
+def check_steps(scale: float, levels: int | Fraction) -> Fraction:
+    """A noise scale in grid steps; SigmaError if a table of its integers would be too large."""
+    steps = Fraction(levels) * Fraction(check_scale(scale))
+    if not 0 < steps <= LARGEST_STEPS:
+        raise SigmaError(
+            f"noise of scale {scale:g} spans {float(steps):,.0f} grid steps, expected at most {LARGEST_STEPS:,}; use a "
+            "smaller sigma, a coarser grid or float noise."
+        )
+    return steps
+
+
 @lru_cache(maxsize=256)
 def grid_table(name: str, scale: float, levels: int | Fraction = LEVELS) -> GridTable:
     """The integer sampler of one law and scale: thresholds of 63 bits from 160-bit fixed-point arithmetic.
@@ -197,12 +208,7 @@ def grid_table(name: str, scale: float, levels: int | Fraction = LEVELS) -> Grid
     """
     if name not in NOISES:
         raise InputError(unknown("noise", name, NOISES))
-    steps = Fraction(levels) * Fraction(check_scale(scale))
-    if not 0 < steps <= LARGEST_STEPS:
-        raise SigmaError(
-            f"noise of scale {scale:g} spans {float(steps):,.0f} grid steps, expected at most {LARGEST_STEPS:,}; use a "
-            "coarser grid or float noise."
-        )
+    steps = check_steps(scale, levels)
     upper = NOISES[name]._grid_cdf(steps)
     shift = FIXED - _DRAWN
     rounded = [(value + (1 << (shift - 1))) >> shift for value in upper]
@@ -287,7 +293,9 @@ class GridBlock:
         self._started = False
 
     def fill(self, out: NDArray[np.int16] | NDArray[np.int32]) -> None:
-        """Write the next ``len(out)`` rows ``(rows, d)`` into a contiguous array."""
+        """Write the next ``len(out)`` rows ``(rows, d)`` into a contiguous array of the table's type."""
+        if out.dtype != self._table.first.dtype:  # take would cut integers, and the mark, to the type of out
+            raise SigmaError(f"the noise takes {self._table.first.dtype} integers, got room for {out.dtype}.")
         if not self._started:
             self._generators.seek(self._key)
             self._started = True

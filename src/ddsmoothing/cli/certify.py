@@ -190,8 +190,13 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
     shipped = {"model": models.SHIPPED, "data": data.SHIPPED}
     for key, value in header.config.items():
         text = str(value)
-        if value is None or (key in shipped and text not in shipped[key]):
-            continue  # a name in a file is not run and not opened: it has to be given again
+        if key in shipped and text not in shipped[key]:
+            if options[key] is None:
+                where = f"the {key} of {options['out']} is {text!r}"
+                raise InputError(f"{where}; give it again with --{key}, since names in files are not loaded.")
+            continue
+        if value is None:
+            continue
         if key in RECALLED and context.get_parameter_source(key) is click.core.ParameterSource.DEFAULT:
             try:
                 options[key] = parameters[key].type_cast_value(context, text)

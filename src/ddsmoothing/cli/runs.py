@@ -61,7 +61,9 @@ def _line(status: Status) -> str:
     elif status.last is not None:
         parts.append(f"last event {status.last}")
     if status.state in ("stopped", "died"):
-        parts.append(f"ddsmoothing certify --out {status.path} continues it")
+        parts.append(
+            f"ddsmoothing certify --out {status.path} continues it, with --model and --data where they were not shipped"
+        )
     return "; ".join(parts)
 
 

@@ -33,6 +33,8 @@ POLL_SECONDS: Final = 1.0  # how often we look for late tasks while nothing come
 KEPT_OBJECTS: Final = 4  # models and batches that a worker keeps
 SAME: Final = ("ddsmoothing", "torch", "numpy")  # packages whose versions must agree, since counts depend on them
 
+Answer = tuple[NDArray[np.int64], float] | DdsmoothingError | None  # counts and seconds, or what the model did wrong
+
 
 class CountingWorker:
     """What runs inside a worker's process: one thread, one task at a time.
@@ -197,7 +199,7 @@ class RayWorkers:
         hand.tasks.append(task)
         self._pending[ref] = (hand, task)
 
-    def wait(self) -> Iterator[tuple[_Hand, Task, tuple[NDArray[np.int64], float] | None]]:
+    def wait(self) -> Iterator[tuple[_Hand, Task, Answer]]:
         """What comes back next: worker, task and its answer, None where the worker was lost with it."""
         waiting = list(self._pending)
         done, _ = ray_module().wait(waiting, num_returns=1, timeout=POLL_SECONDS)
@@ -213,12 +215,14 @@ class RayWorkers:
                 f"no worker was ready for {START_SECONDS:.0f} s: {free_resources()}. Ask for fewer, or add machines."
             )
 
-    def _back(self, ref: Any) -> Iterator[tuple[_Hand, Task, tuple[NDArray[np.int64], float] | None]]:
+    def _back(self, ref: Any) -> Iterator[tuple[_Hand, Task, Answer]]:
         hand, task = self._pending.pop(ref)
         try:
             answer = ray_module().get(ref)
         except ray_module().exceptions.RayTaskError as error:
-            raise _own_error(error) from None
+            if task is None:
+                raise _own_error(error) from None
+            answer = _own_error(error)
         except ray_module().exceptions.RayError as error:
             yield from self._lose(hand, task, error)
             return
@@ -284,6 +288,8 @@ class RayExecutor:
                 if answer is None:
                     self._again(ledger, task, batch.ids)
                     continue
+                if isinstance(answer, DdsmoothingError):
+                    raise answer
                 counts, seconds = answer
                 self._pace(hand).learn(task.samples, seconds)
                 if progress is not None and not task.done:

@@ -60,11 +60,16 @@ class Risk(_Part):
 
 
 class Method(_Part):
-    """How samples were drawn and bounded; ``tv`` and ``moved`` are the largest of any input, and subtracted already."""
+    """How samples were drawn and bounded; ``tv`` and ``moved`` are the largest of any input, and subtracted already.
+
+    Inputs with grid noise are multiples of ``1 / levels``; ``snap``: others were moved there.
+    """
 
     noise: Literal["gaussian", "uniform"]
     inputs_with_grid_noise: Count
     inputs_with_float_noise: Count
+    levels: Count
+    snap: bool
     tv: Amount
     moved: Amount
     sampler: str
@@ -199,7 +204,7 @@ def card_of(run: Run) -> Card:
             moved=max(row.moved for row in rows),
             samples_per_input=up(sum(row.samples for row in rows) / len(rows), 1),
             **header.model_dump(
-                include={"sampler", "sampler_options", "bound", "randomized", "label_aware", "seed"},
+                include={"levels", "snap", "sampler", "sampler_options", "bound", "randomized", "label_aware", "seed"},
             ),
         ),
         sigma=_sigma(run),

@@ -13,6 +13,7 @@ from typing import Final
 
 from ddsmoothing.analysis import RADII, failures_at_most
 from ddsmoothing.bounds import floor_text
+from ddsmoothing.noise import LEVELS
 from ddsmoothing.runs import Header, Results, Run
 
 RHO: Final = 0.001  # failure probability of the statement about all certificates at once
@@ -148,6 +149,7 @@ def limits(run: Run) -> list[str]:
             "The memory protects what was certified before a perturbed query comes. Whoever may choose the order of "
             "queries to an open memory can place regions of their own first."
         )
+    grid = "8-bit grid" if header.levels == LEVELS else f"grid of multiples of 1/{header.levels}"
     notes = (
         (run.partial, f"Partial run: {len(run)} of {header.subset.size} inputs are finished."),
         (
@@ -160,11 +162,16 @@ def limits(run: Run) -> list[str]:
             "Sampling stopped at wanted radii: larger radii were not looked for, and there is no average radius.",
         ),
         (
-            any(row.noise == "float" for row in run.rows),
-            "Some inputs are off the 8-bit grid and got floating-point noise, whose distance to the theorem's noise is "
-            "not bounded.",
+            any(row.noise == "grid" for row in run.rows),
+            f"Where noise is of integers, the certified classifier rounds its noisy input to the {grid} first. A system "
+            "that draws such noise itself equals it at queries on that grid only.",
         ),
-        (header.snap, "Inputs were moved to the 8-bit grid first; a radius is for queries that lie on the grid."),
+        (
+            any(row.noise == "float" for row in run.rows),
+            f"Some inputs are off the {grid} and got floating-point noise, whose distance to the theorem's noise is not "
+            "bounded; nothing is rounded for them.",
+        ),
+        (header.snap, f"Inputs were moved to the {grid} first; a radius is for queries that lie on the grid."),
         (
             header.model.sha256 is None,
             "The model has no hash: which weights were certified is known by name only.",

@@ -25,7 +25,7 @@ from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
-from ddsmoothing.noise import checked_seed
+from ddsmoothing.noise import check_steps, checked_seed
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.events import EventLog, Listener
 from ddsmoothing.runs.partial import KeptCounts, Paced
@@ -97,6 +97,8 @@ def certify_run(
     if shard is not None and seed is None and before is None:
         raise InputError("the shards of a run share the seed of their noise, expected a seed with the shard.")
     batch = smoothed.prepare(data[ids[:1]][0])
+    if batch.on_grid[0]:
+        check_steps(smoothed.certificate.noise.scale(policy.largest), smoothed.levels)
     size = smoothed.block_size or (_block_size(smoothed, batch, shard) if before is None else before.block_size)
     smoothed = smoothed.with_block_size(size)
     header = Header(

@@ -80,6 +80,13 @@ class SigmaPolicy:
         elif self.sigma0 is not None:
             search_grid(smoothed.certificate, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
 
+    @property
+    def largest(self) -> float:
+        """The largest sigma that an input may get."""
+        if self.kind == "search":
+            return self.sigma_grid[-1] if self.sigma_grid else float(self.sigma_max or 0.0)
+        return float(np.max(self.sigma))  # type: ignore[arg-type]
+
     def config(self) -> dict[str, Any]:
         """The policy as a header shows it; that of a search is what ``search_sigma`` takes."""
         if self.kind == "file":

@@ -16,11 +16,27 @@ from ddsmoothing.runs import Imported, Results, Run
 
 
 def labels_of(runs: Sequence[Results]) -> list[str]:
-    """What legends and tables call runs: sigma, level, what is wrong with them, the folder where two would be alike."""
-    labels = [_label(run) for run in runs]
+    """What legends and tables call runs: sigma, level, what is wrong with them, and what tells them apart.
+
+    That is the data set where runs are of several, and the folder where two would be alike.
+    """
+    labels = [_label(run) + mark for run, mark in zip(runs, _data_marks(runs), strict=True)]
     return [
         f"{label}, {printable(run.name)}" if labels.count(label) > 1 else label
         for label, run in zip(labels, runs, strict=True)
+    ]
+
+
+def _data_marks(runs: Sequence[Results]) -> list[str]:
+    """The data set of each run, where they are not all of one; that of an import is not known."""
+    found = [run.header.data if isinstance(run, Run) else None for run in runs]
+    known = {(data.sha256, data.length): data for data in found if data is not None}
+    if len(known) < 2:
+        return [""] * len(runs)
+    names = [data.name for data in known.values()]
+    return [
+        "" if one is None else f", {printable(one.name)}" + (f" {one.sha256[:8]}" if names.count(one.name) > 1 else "")
+        for one in found
     ]
 
 

@@ -16,7 +16,7 @@ _CIFAR: Final = {
 }
 _CIFAR_MACER: Final = {
     **_CIFAR,
-    **{"objective": "macer", "copies": 64, "batch": 64, "epochs": 440, "step_epochs": 200},
+    **{"objective": "macer", "copies": 16, "batch": 64, "epochs": 440, "step_epochs": 200},
     "macer": {"weight": 12.0, "gamma": 8.0, "beta": 16.0},
 }
 _IMAGENET: Final = {
@@ -45,6 +45,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "cifar10-macer": _CIFAR_MACER,
     "cifar10-macer-dds": {
         **_CIFAR_MACER,
+        "copies": 64,
         "data_dependent": {"switch_epoch": 0, "steps": 10, "step": 1e-4, "samples": 64},
     },
     "imagenet-gaussian": _IMAGENET,
