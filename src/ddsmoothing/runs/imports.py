@@ -11,17 +11,15 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.errors import InputError, RunError, printable
 from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.models import first_error
+from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.schema import Digest, Length
 from ddsmoothing.runs.store import IMPORTED, Run, load_run, write_durably
 
@@ -70,7 +68,7 @@ class ImportHeader(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Imported:
+class Imported(Columns):
     """Others' results, with the arrays of a ``Run`` that analysis needs; there are no counts and no bounds.
 
     Attributes:
@@ -84,52 +82,6 @@ class Imported:
     rounded = True
     partial = False
     stops_at_radius = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
-
-    @property
-    def level(self) -> str:
-        """What the certificates hold for, if they hold."""
-        return self.header.level
-
-    def _column(self, name: str, dtype: Any) -> NDArray[Any]:
-        return np.array([getattr(row, name) for row in self.rows], dtype=dtype)
-
-    @cached_property
-    def ids(self) -> NDArray[np.uint64]:
-        """``(B,)``."""
-        return self._column("id", np.uint64)
-
-    @cached_property
-    def prediction(self) -> NDArray[np.int64]:
-        """``(B,)``, -1 where abstained."""
-        return self._column("prediction", np.int64)
-
-    @cached_property
-    def radius(self) -> NDArray[np.float64]:
-        """``(B,)``, as rounded in the file; 0 where abstained."""
-        return self._column("radius", np.float64)
-
-    @cached_property
-    def sigma(self) -> NDArray[np.float64]:
-        """``(B,)``, NaN where unknown."""
-        return self._column("sigma", np.float64)
-
-    @cached_property
-    def label(self) -> NDArray[np.int64]:
-        """``(B,)``."""
-        return self._column("label", np.int64)
-
-    @cached_property
-    def correct(self) -> NDArray[np.bool_]:
-        """``(B,)``."""
-        return self._column("correct", np.bool_)
 
 
 Results = Run | Imported

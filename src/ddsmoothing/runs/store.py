@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from ddsmoothing.errors import RunError
 from ddsmoothing.models import first_error
 from ddsmoothing.plan import SAMPLERS
+from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.lock import LOCK, Lock
 from ddsmoothing.runs.schema import SCHEMA_VERSION, Header, ResultRow
 
@@ -27,7 +27,7 @@ IMPORTED = "imported.json"  # marks a folder of others' results
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class Run(Columns):
     """A finished or partial run, read back.
 
     Attributes:
@@ -37,19 +37,6 @@ class Run:
     path: Path
     header: Header
     rows: tuple[ResultRow, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
-
-    @property
-    def level(self) -> str:
-        """What the certificates hold for."""
-        return self.header.level
 
     @property
     def partial(self) -> bool:
@@ -63,50 +50,10 @@ class Run:
 
     rounded = False  # imported results are
 
-    def _column(self, name: str, dtype: Any) -> NDArray[Any]:
-        return np.array([getattr(row, name) for row in self.rows], dtype=dtype)
-
-    @cached_property
-    def ids(self) -> NDArray[np.uint64]:
-        """``(B,)``."""
-        return self._column("id", np.uint64)
-
-    @cached_property
-    def prediction(self) -> NDArray[np.int64]:
-        """``(B,)``, -1 where abstained."""
-        return self._column("prediction", np.int64)
-
-    @cached_property
-    def radius(self) -> NDArray[np.float64]:
-        """``(B,)`` certified radius, 0 where abstained."""
-        return self._column("radius", np.float64)
-
-    @cached_property
-    def sigma(self) -> NDArray[np.float64]:
-        """``(B,)`` standard deviation of the noise."""
-        return self._column("sigma", np.float64)
-
     @cached_property
     def p_lower(self) -> NDArray[np.float64]:
         """``(B,)`` lower bound on the top class's probability."""
-        return self._column("p_lower", np.float64)
-
-    @cached_property
-    def label(self) -> NDArray[np.int64]:
-        """``(B,)``; RunError where the run had no labels."""
-        self.need_labels()
-        return self._column("label", np.int64)
-
-    @cached_property
-    def correct(self) -> NDArray[np.bool_]:
-        """``(B,)`` True where a certificate names the right class; RunError where the run had no labels."""
-        self.need_labels()
-        return self._column("correct", np.bool_)
-
-    def need_labels(self) -> None:
-        """Raise RunError if the run had no labels."""
-        if any(row.label is None for row in self.rows):
-            raise RunError(f"{self.path} was made without labels, so nothing can be said about its accuracy.")
+        return self.column("p_lower", np.float64)
 
 
 class RunWriter:
