@@ -233,3 +233,15 @@ def test_an_unwritable_card(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> None:
 def test_helpers_make_many_rows(run_l2: dds.Run) -> None:
     run = many(run_l2, 1000)
     assert (len(run), run.partial, len(np.unique(run.radius))) == (1000, False, 1000)
+
+
+def test_a_card_names_the_grid_and_what_it_rounds(run_l2: dds.Run) -> None:
+    usual = card_of(run_l2)
+    assert usual.method.levels == 255
+    assert any("rounds its noisy input to the 8-bit grid first" in limit for limit in usual.limits)
+    other = card_of(altered(run_l2, {"levels": 100, "snap": True}))
+    assert (other.method.levels, other.method.snap) == (100, True)
+    assert sum("grid of multiples of 1/100" in limit for limit in other.limits) == 2
+    assert not any("8-bit" in limit for limit in other.limits)
+    floating = card_of(altered(run_l2, row={"noise": "float", "tv": 0.0}))
+    assert not any("rounds its noisy input" in limit for limit in floating.limits)

@@ -16,6 +16,7 @@ from ddsmoothing.errors import InputError, ShapeError
 from ddsmoothing.inputs import check_levels, prepare
 from ddsmoothing.memory.smoothing import binding_of
 from ddsmoothing.noise import grid_table
+from ddsmoothing.runs.resample import resample_run
 from ddsmoothing.verify import verify_run
 from ddsmoothing.verify.arithmetic import grid_distance
 from reference import Half, is_valid
@@ -70,6 +71,33 @@ def test_snapping_moves_to_the_nearest_step_and_says_how_far(norm: str) -> None:
     assert batch.moved[1] == 0.0
     with pytest.raises(InputError, match=r"only inputs in \[-83886.1, 83886.1\]"):
         prepare(torch.full((1, 2), 1e6), None, CPU, snap=norm, levels=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_coarse_types_count_as_on_the_grid_only_where_they_tell_its_points_apart(dtype: torch.dtype) -> None:
+    pixels = torch.arange(256)[None]
+    batch = prepare(pixels.to(dtype) / 255, None, CPU)
+    assert batch.on_grid.all()
+    np.testing.assert_array_equal(batch.grid, pixels.numpy())
+    x = torch.rand(1, 4000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for levels in (3000, 65535, 2**20):  # many points are one number of this type, the nearest of them is not the input
+        assert not prepare(x, None, CPU, levels=levels).on_grid.any()
+        with pytest.raises(InputError, match="give the inputs as float32"):
+            prepare(x, None, CPU, snap="l1", levels=levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [100, 1000])
+def test_an_input_is_never_farther_from_its_grid_point_than_is_said(dtype: torch.dtype, levels: int) -> None:
+    x = torch.rand(1, 1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    try:
+        batch = prepare(x, None, CPU, snap="l1", levels=levels)
+    except InputError:
+        assert dtype == torch.bfloat16
+        return
+    far = np.abs(x.double().numpy() - batch.grid / levels).sum()
+    assert batch.on_grid.all()
+    assert far <= batch.moved[0] <= far + 1e-9
 
 
 class Multiples(torch.nn.Module):
@@ -150,6 +178,16 @@ def test_a_run_keeps_its_levels_and_is_verified_with_them(cli: Callable[..., Ans
     assert any("tv is" in finding.message for finding in verify_run(out).findings)
 
 
+def test_a_sigma_too_wide_for_the_grid_is_refused_before_anything_is_written(
+    cli: Callable[..., Answer], tmp_path: Path
+) -> None:
+    command = ["certify", "--model", "test_grids:columns", "--data", tabular(tmp_path), "--n", "200", "--no-preflight"]
+    answer = cli(*command, "--levels", "100000", "--data-dependent", "--sigma0", "0.25", "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert "noise of scale 1 spans 100,000 grid steps" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("options", [["--levels", "20"], ["--snap"], ["--levels", "7", "--snap"]])
 def test_samples_of_such_a_run_are_drawn_again_as_they_were(
     cli: Callable[..., Answer], tmp_path: Path, options: list[str]
@@ -162,6 +200,31 @@ def test_samples_of_such_a_run_are_drawn_again_as_they_were(
     again = cli("verify", out, "--resample", "3", *named)
     assert again.code == 0, again.out + again.err
     assert "3 of 3 inputs drawn again have the same counts" in again.out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("moved", 0.0, "was moved by"), ("noise", "float", "its noise is grid"), ("tv", None, "for 3 numbers")],
+)
+def test_what_a_row_keeps_back_of_its_input_is_found_when_it_is_drawn_again(
+    cli: Callable[..., Answer], tmp_path: Path, field: str, value: object, said: str
+) -> None:
+    """A forger who hides how far an input was moved, or the size of the input, with all that follows from it."""
+    named = ["--model", "test_grids:columns", "--data", tabular(tmp_path)]
+    out = tmp_path / "run"
+    cli("certify", *named, "--sigma", "0.25", "--n", "200", "--levels", "7", "--snap", "--no-preflight", "--out", out)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        row[field] = row["tv"] / 3 if value is None else value
+        row["tv"] = 0.0 if value == "float" else row["tv"]
+    (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, smoothed = (
+        dds.load_run(out),
+        dds.SmoothedClassifier(columns(), dds.L2Certificate(), num_classes=2, block_size=1024, levels=7, snap=True),
+    )
+    messages = [one.message for one in resample_run(run, smoothed, dds.load_data(named[3]), 12)]
+    assert all(message is None or said in message for message in messages)
+    assert any(messages)
 
 
 def test_a_memory_takes_the_grid_of_eight_bit_images_only(half: Half) -> None:

@@ -397,6 +397,11 @@ def test_eight_bit_tables_are_16_bit_integers_up_to_the_largest_sigma() -> None:
         assert reach + LEVELS < 2**15
 
 
+def test_noise_is_never_cut_to_a_narrower_type() -> None:
+    with pytest.raises(SigmaError, match="more than the int16"):
+        GridBlock(grid_table("gaussian", 16.0), (SEED, 1, 1, 0), 8).fill(np.empty((2, 8), dtype=np.int16))
+
+
 @pytest.mark.parametrize(("scale", "levels"), [(1.2, 65535), (0.1, 0), (0.1, -255), (12.0, 10**9)])
 def test_grids_that_are_too_fine_are_refused(scale: float, levels: int) -> None:
     with pytest.raises(SigmaError, match="coarser grid or float noise"):

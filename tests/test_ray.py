@@ -255,120 +255,7 @@ def classifier(model: torch.nn.Module, **options: object) -> dds.SmoothedClassif
     return dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10, **options)  # type: ignore[arg-type]
 
 
-def test_a_run_on_two_workers_has_the_rows_of_a_local_one(
-    pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
-) -> None:
-    done = []
-    options = {"model_name": "m", "maximum": 6, "skip": 90, "seed": 5, "radii": [0.25, 0.5]}
-    for name, workers in (("local", None), ("ray", pool)):
-        certify_run(
-            smoothed.with_workers(workers),
-            data,
-            SigmaPolicy.search(0.25),
-            tmp_path / name,
-            progress=done.append if workers else None,
-            **options,
-        )
-    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
-    drawn = sum(row["samples"] + row["choice"]["samples"] for row in rows(tmp_path / "ray"))
-    assert sum(done) == drawn
-    assert pool.lost == pool.retries == 0
-
-
-def test_a_worker_that_dies_is_replaced_and_its_work_is_sent_again(
-    pool: object, data: dds.Dataset, tmp_path: Path
-) -> None:
-    marker, events, (x, _) = tmp_path / "marker", [], data[:3]
-    fragile = classifier(Fragile(marker), block_size=64)
-    pool.listener = lambda event, **details: events.append((event, details))
-    lost = pool.lost
-    there = fragile.with_workers(pool).certify(x, 0.5, n0=50, n=1500, seed=0, ids=[4, 5, 6])
-    pool.listener = None
-    assert marker.exists()
-    here = fragile.certify(x, 0.5, n0=50, n=1500, seed=0, ids=[4, 5, 6])
-    np.testing.assert_array_equal(there.counts, here.counts)
-    np.testing.assert_array_equal(there.n0_counts, here.n0_counts)
-    assert pool.lost == lost + 1
-    assert [event for event, _ in events].count("worker lost") == 1
-    retried = [details for event, details in events if event == "retry"]
-    assert retried
-    assert all(set(details["inputs"]) <= {4, 5, 6} and details["samples"] for details in retried)
-
-
-def test_what_a_model_does_wrong_is_said_at_once(pool: object, data: dds.Dataset) -> None:
-    x, _ = data[:1]
-    before = pool.retries
-    with pytest.raises(ModelError, match="NaN or infinite"):
-        classifier(Broken(error=False)).with_workers(pool).predict(x, 0.5, n=100, seed=0)
-    with pytest.raises(ModelError, match="ZeroDivisionError: by the model"):
-        classifier(Broken(error=True)).with_workers(pool).predict(x, 0.5, n=100, seed=0)
-    with pytest.raises(ModelError, match=r"cannot be sent to workers.*lock"):
-        classifier(Locked()).with_workers(pool).predict(x, 0.5, n=100, seed=0)
-    assert pool.retries == before
-
-
-def test_bare_callables_work_and_a_broken_off_call_leaves_the_workers_usable(
-    pool: object, data: dds.Dataset, model: torch.nn.Module
-) -> None:
-    x, _ = data[:2]
-    scale = 3.0
-    bare = dds.SmoothedClassifier(lambda x: scale * x.flatten(1)[:, :10], dds.L2Certificate(), num_classes=10)
-
-    def stop(samples: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bare.with_workers(pool).predict(x, 0.5, n=5000, seed=0, progress=stop)
-    there = bare.with_workers(pool).predict(x, 0.5, n=5000, seed=0)
-    np.testing.assert_array_equal(there.counts, bare.predict(x, 0.5, n=5000, seed=0).counts)
-
-
-def test_a_worker_uses_one_thread_and_keeps_what_it_used_last(
-    pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset
-) -> None:
-    requests = [Request(row=0, sigma=0.5, stream=1, n=300)]
-    threads, path = torch.get_num_threads(), list(sys.path)
-    try:
-        worker = on_ray.CountingWorker(["/not/there"])
-        assert torch.get_num_threads() == 1
-        assert sys.path == [*path, "/not/there"]
-        smoothed.with_workers(pool).count(smoothed.prepare(data[:1][0]), requests, 0)
-        model = smoothed.with_workers(pool).counter(D)._counter
-        for i in range(6):
-            batch = smoothed.prepare(data[i : i + 1][0])
-            counts, seconds = worker.count([model], [pool.place(batch)], requests, 0)
-            np.testing.assert_array_equal(counts, smoothed.count(batch, requests, 0))
-            assert seconds > 0
-        assert len(worker._kept) == on_ray.KEPT_OBJECTS
-        assert model.hex() in worker._kept
-    finally:
-        torch.set_num_threads(threads)
-        sys.path[:] = path
-    on_ray._check_versions(worker.versions())
-    with pytest.raises(RunError, match=r"a worker has torch 0\.1"):
-        on_ray._check_versions(worker.versions() | {"torch": "0.1"})
-
-
-def test_workers_that_cannot_start_end_the_run(pool: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dead:
-        def remote(self, *args: object) -> object:
-            return ray.remote(Deadly).remote()
-
-    monkeypatch.setattr(pool, "_actor", Dead())
-    before = list(pool._hands)
-    pool._start()
-    with pytest.raises(RunError, match="3 workers in a row could not start"):
-        for _ in range(1000):
-            list(pool.wait())
-    assert [hand for hand in pool._hands if hand in before] == before
-    for hand in set(pool._hands) - set(before):
-        pool._hands.remove(hand)
-    pool._failed = 0
-
-
-class Deadly:
-    def versions(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+# Each of these starts its own Ray. They stand before the tests that share one: its workers hold all its CPUs.
 
 
 @pytest.mark.slow
@@ -448,3 +335,130 @@ def test_a_killed_driver_is_resumed_with_the_same_rows(cli: Callable, tmp_path: 
     assert [event["kept"] > 0 for event in events if event["event"] == "start"] == [False, True]
     assert cli("certify", *DEMO, *long, "--out", tmp_path / "local").code == 0
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+
+
+def test_a_run_on_two_workers_has_the_rows_of_a_local_one(
+    pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
+) -> None:
+    done = []
+    options = {"model_name": "m", "maximum": 6, "skip": 90, "seed": 5, "radii": [0.25, 0.5]}
+    for name, workers in (("local", None), ("ray", pool)):
+        certify_run(
+            smoothed.with_workers(workers),
+            data,
+            SigmaPolicy.search(0.25),
+            tmp_path / name,
+            progress=done.append if workers else None,
+            **options,
+        )
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+    drawn = sum(row["samples"] + row["choice"]["samples"] for row in rows(tmp_path / "ray"))
+    assert sum(done) == drawn
+    assert pool.lost == pool.retries == 0
+
+
+def test_a_worker_that_dies_is_replaced_and_its_work_is_sent_again(
+    pool: object, data: dds.Dataset, tmp_path: Path
+) -> None:
+    marker, events, (x, _) = tmp_path / "marker", [], data[:3]
+    fragile = classifier(Fragile(marker), block_size=64)
+    pool.listener = lambda event, **details: events.append((event, details))
+    lost = pool.lost
+    there = fragile.with_workers(pool).certify(x, 0.5, n0=50, n=1500, seed=0, ids=[4, 5, 6])
+    pool.listener = None
+    assert marker.exists()
+    here = fragile.certify(x, 0.5, n0=50, n=1500, seed=0, ids=[4, 5, 6])
+    np.testing.assert_array_equal(there.counts, here.counts)
+    np.testing.assert_array_equal(there.n0_counts, here.n0_counts)
+    assert pool.lost == lost + 1
+    assert [event for event, _ in events].count("worker lost") == 1
+    retried = [details for event, details in events if event == "retry"]
+    assert retried
+    assert all(set(details["inputs"]) <= {4, 5, 6} and details["samples"] for details in retried)
+
+
+def test_what_a_model_does_wrong_is_said_at_once(pool: object, data: dds.Dataset) -> None:
+    x, _ = data[:1]
+    before = pool.retries
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        classifier(Broken(error=False)).with_workers(pool).predict(x, 0.5, n=100, seed=0)
+    with pytest.raises(ModelError, match="ZeroDivisionError: by the model"):
+        classifier(Broken(error=True)).with_workers(pool).predict(x, 0.5, n=100, seed=0)
+    with pytest.raises(ModelError, match=r"cannot be sent to workers.*lock"):
+        classifier(Locked()).with_workers(pool).predict(x, 0.5, n=100, seed=0)
+    assert pool.retries == before
+
+
+def test_a_model_that_failed_leaves_the_workers_to_the_next_call(
+    pool: object, data: dds.Dataset, smoothed: dds.SmoothedClassifier
+) -> None:
+    x, _ = data[:4]
+    for _ in range(3):
+        with pytest.raises(ModelError, match="ZeroDivisionError"):
+            classifier(Broken(error=True), block_size=64).with_workers(pool).predict(x, 0.5, n=1000, seed=0)
+    there = smoothed.with_workers(pool).predict(x, 0.5, n=2000, seed=0)
+    np.testing.assert_array_equal(there.counts, smoothed.predict(x, 0.5, n=2000, seed=0).counts)
+
+
+def test_bare_callables_work_and_a_broken_off_call_leaves_the_workers_usable(
+    pool: object, data: dds.Dataset, model: torch.nn.Module
+) -> None:
+    x, _ = data[:2]
+    scale = 3.0
+    bare = dds.SmoothedClassifier(lambda x: scale * x.flatten(1)[:, :10], dds.L2Certificate(), num_classes=10)
+
+    def stop(samples: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bare.with_workers(pool).predict(x, 0.5, n=5000, seed=0, progress=stop)
+    there = bare.with_workers(pool).predict(x, 0.5, n=5000, seed=0)
+    np.testing.assert_array_equal(there.counts, bare.predict(x, 0.5, n=5000, seed=0).counts)
+
+
+def test_a_worker_uses_one_thread_and_keeps_what_it_used_last(
+    pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset
+) -> None:
+    requests = [Request(row=0, sigma=0.5, stream=1, n=300)]
+    threads, path = torch.get_num_threads(), list(sys.path)
+    try:
+        worker = on_ray.CountingWorker(["/not/there"])
+        assert torch.get_num_threads() == 1
+        assert sys.path == [*path, "/not/there"]
+        smoothed.with_workers(pool).count(smoothed.prepare(data[:1][0]), requests, 0)
+        model = smoothed.with_workers(pool).counter(D)._counter
+        for i in range(6):
+            batch = smoothed.prepare(data[i : i + 1][0])
+            counts, seconds = worker.count([model], [pool.place(batch)], requests, 0)
+            np.testing.assert_array_equal(counts, smoothed.count(batch, requests, 0))
+            assert seconds > 0
+        assert len(worker._kept) == on_ray.KEPT_OBJECTS
+        assert model.hex() in worker._kept
+    finally:
+        torch.set_num_threads(threads)
+        sys.path[:] = path
+    on_ray._check_versions(worker.versions())
+    with pytest.raises(RunError, match=r"a worker has torch 0\.1"):
+        on_ray._check_versions(worker.versions() | {"torch": "0.1"})
+
+
+def test_workers_that_cannot_start_end_the_run(pool: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        def remote(self, *args: object) -> object:
+            return ray.remote(Deadly).remote()
+
+    monkeypatch.setattr(pool, "_actor", Dead())
+    before = list(pool._hands)
+    pool._start()
+    with pytest.raises(RunError, match="3 workers in a row could not start"):
+        for _ in range(1000):
+            list(pool.wait())
+    assert [hand for hand in pool._hands if hand in before] == before
+    for hand in set(pool._hands) - set(before):
+        pool._hands.remove(hand)
+    pool._failed = 0
+
+
+class Deadly:
+    def versions(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)

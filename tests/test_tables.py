@@ -278,3 +278,14 @@ def test_text_of_classes_and_losers(cli: Cli, four: list[dds.Run]) -> None:
     out = " ".join(cli("analyze", four[2].path, "--against", four[1].path).out.split())
     assert "against fixed sigma 0.5, input by input" in out
     assert "150 2 0.000 0.900 -0.901" in out
+
+
+def test_runs_of_different_data_sets_are_named_by_them(run_l2: dds.Run, tmp_path: Path) -> None:
+    first = planted(run_l2, tmp_path / "first", [0.4, 0.4], sigma=1.0)
+    assert tables.labels_of([first, first])[0] == "fixed sigma 1, first"
+    for name, mark in ((run_l2.header.data.name, f"{run_l2.header.data.name} 00000000"), ("elsewhere", "elsewhere")):
+        data = run_l2.header.data.model_copy(update={"name": name, "sha256": "0" * 64})
+        other = planted(run_l2, tmp_path / name, [0.4, 0.4], sigma=0.5, data=data)
+        assert tables.labels_of([first, other])[1] == f"fixed sigma 0.5, {mark}"
+        (table,) = tables.accuracy_tables([first, other])
+        assert run_l2.header.data.name in table.rows[0][0]

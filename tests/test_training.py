@@ -546,7 +546,8 @@ def test_options_come_from_a_preset_a_file_and_settings_in_this_order(tmp_path: 
     )
     assert config.data_dependent is not None
     assert (config.copies, config.data_dependent.steps, config.data_dependent.samples) == (64, 10, 64)
-    assert resolve(preset="cifar10-macer").data_dependent is None
+    plain = resolve(preset="cifar10-macer")
+    assert (plain.copies, plain.data_dependent) == (16, None)
     assert isinstance(TrainConfig.model_validate_json(config.model_dump_json()), TrainConfig)
 
 

@@ -295,7 +295,10 @@ class GridBlock:
     def fill(self, out: NDArray[np.int16] | NDArray[np.int32]) -> None:
         """Write the next ``len(out)`` rows ``(rows, d)`` into a contiguous array of the table's type."""
         if out.dtype != self._table.first.dtype:  # take would cut integers, and the mark, to the type of out
-            raise SigmaError(f"the noise takes {self._table.first.dtype} integers, got room for {out.dtype}.")
+            raise SigmaError(
+                f"the noise takes {self._table.first.dtype} integers, more than the {out.dtype} of the inputs' grid; "
+                f"expected a sigma of at most {LARGEST_SIGMA:g} on the 8-bit grid."
+            )
         if not self._started:
             self._generators.seek(self._key)
             self._started = True

@@ -334,8 +334,6 @@ class Smooth:
             self.base_classifier, self.certificate, num_classes=self.num_classes, block_size=batch_size
         )
         batch = prepare(x[None], None, place)
-        if batch.on_grid[0]:
-            check_sigma(std, 1)  # the integers of more noise do not fit
         requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
         counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
         tv = float(total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0)

@@ -163,13 +163,13 @@ def limits(run: Run) -> list[str]:
         ),
         (
             any(row.noise == "grid" for row in run.rows),
-            f"Where noise is of integers, the certified classifier rounds its noisy input to the {grid} first. A system "
-            "that draws such noise itself equals it at queries on that grid only.",
+            f"Where noise is of integers, the certified classifier rounds its noisy input to the {grid} first. A "
+            "system that draws such noise itself equals it at queries on that grid only.",
         ),
         (
             any(row.noise == "float" for row in run.rows),
-            f"Some inputs are off the {grid} and got floating-point noise, whose distance to the theorem's noise is not "
-            "bounded; nothing is rounded for them.",
+            f"Some inputs are off the {grid} and got floating-point noise, whose distance to the theorem's noise is "
+            "not bounded; nothing is rounded for them.",
         ),
         (header.snap, f"Inputs were moved to the {grid} first; a radius is for queries that lie on the grid."),
         (

@@ -206,6 +206,7 @@ def _facts_of(run: Results) -> dict[str, str]:
         "inputs": provenance(run),
         "norm, level": f"{header.norm}, {header.level}",
         "sigma": f"{header.sigma_policy}, {header.sigma or _pairs(options)}",
+        "grid": f"multiples of 1/{header.levels}",
         "sampler": f"{header.sampler}, {_pairs(header.sampler_options)}",
         "bound": header.bound,
         "alpha": _together(risk),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddsmoothing.certificate import certificate_for
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
+from ddsmoothing.evidence import total_variation
 from ddsmoothing.inputs import Batch
 from ddsmoothing.models import model_identity
 from ddsmoothing.noise import Stream, rows_per_block
@@ -24,7 +26,7 @@ class Redrawn:
 
     Attributes:
         moved: samples whose class is another one now (half the L1 distance of the counts); 0 where all agree.
-        message: what differs, None where nothing does.
+        message: what differs, in the counts or in what was subtracted for noise and grid; None where nothing does.
     """
 
     id: int
@@ -55,9 +57,24 @@ def resample_run(
         wanted = [np.array(row.n0_counts), np.array(row.n_counts)]
         drawn = [counts[0], counts[1:].sum(0)]
         moved = sum(int(np.abs(a - b).sum()) for a, b in zip(wanted, drawn, strict=True)) // 2
-        text = None if moved == 0 else f"{moved} of {row.samples} samples have another class than the run says"
-        found.append(Redrawn(id=row.id, moved=moved, message=text))
+        text = (
+            f"{moved} of {row.samples} samples have another class than the run says" if moved else _claimed(row, batch)
+        )
+        found.append(Redrawn(id=row.id, moved=moved, message=text if moved else _claimed(row, batch)))
     return found
+
+
+def _claimed(row: ResultRow, batch: Batch) -> str | None:
+    """What a row says of its noise and its input that they do not bear out; a row alone cannot show these."""
+    kind = "grid" if batch.on_grid[0] else "float"
+    tv = total_variation(certificate_for(row.norm), row.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
+    if row.noise != kind:
+        return f"its noise is {kind}, the run says {row.noise}"
+    if row.tv < tv * (1.0 - 1e-6):
+        return f"tv is {tv:.6g} for {batch.d} numbers, the run says {row.tv:.6g}"
+    if row.moved < float(batch.moved[0]) * (1.0 - 1e-12):
+        return f"the input was moved by {batch.moved[0]:.6g}, the run says {row.moved:.6g}"
+    return None
 
 
 def requests_of(row: ResultRow, batch: Batch) -> list[Request]:

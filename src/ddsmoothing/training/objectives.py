@@ -71,7 +71,8 @@ def smoothadv(
     Args:
         attacked: the model without wrappers, used in eval mode.   epsilon: radius of the L2 ball.
         steps: of the attack; 0: none.
-    References: Salman et al. 2019, arXiv:1906.04584, eq. 6 and SmoothAdv-PGD; the point is clamped to [0, 1] as there.
+    References: Salman et al. 2019, arXiv:1906.04584, SmoothAdv-PGD; the point is clamped to [0, 1], there after every
+        step.
     """
     if steps > 0 and epsilon > 0.0:
         attack = Attack(steps=steps, samples=noise.shape[1], step=2.0, restarts=1, keep="last")
