@@ -136,7 +136,7 @@ class TestData:
         ("arrays", "message"),
         [
             ({"y": Y}, "no array x"),
-            ({"x": X.astype(np.int64), "y": Y}, "expected uint8 or floating point"),
+            ({"x": X.astype(np.int64), "y": Y}, "expected uint8, uint16 or floating point"),
             ({"x": np.array([[0.5, 1.01]]), "y": Y[:1]}, "divide by 255"),
             ({"x": np.array([[-0.01, 1.0]]), "y": Y[:1]}, "expected \\[0, 1\\]"),
             ({"x": np.array([[np.nan, 1.0]]), "y": Y[:1]}, "NaN or infinity"),

@@ -227,6 +227,33 @@ def test_what_a_row_keeps_back_of_its_input_is_found_when_it_is_drawn_again(
     assert any(messages)
 
 
+def test_columns_outside_the_unit_interval_want_levels(cli: Callable[..., Answer], tmp_path: Path) -> None:
+    x = (np.random.default_rng(0).integers(-60, 60, (8, 3)) / 20).astype(np.float32)
+    np.savez(tmp_path / "z.npz", x=x, y=(x[:, 0] > 0.525).astype(np.int64))
+    command = ["certify", "--model", "test_grids:columns", "--data", str(tmp_path / "z.npz"), "--sigma", "0.5"]
+    command += ["--n", "200", "--no-preflight", "--out", str(tmp_path / "run")]
+    refused = cli(*command)
+    assert (refused.code, "give --levels" in refused.err) == (1, True)
+    assert not (tmp_path / "run").exists()
+    answer = cli(*command, "--levels", "20")
+    assert answer.code == 0, answer.err
+    run = dds.load_run(tmp_path / "run")
+    assert {row.noise for row in run.rows} == {"grid"}
+    assert not verify_run(tmp_path / "run").findings
+
+
+def test_sixteen_bit_files_are_read_and_certified_exactly(cli: Callable[..., Answer], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 65536, (4, 3)).astype(np.uint16)
+    np.savez(tmp_path / "deep.npz", x=x, y=(x[:, 0] > 34406).astype(np.int64))
+    named = ["--model", "test_grids:columns", "--data", str(tmp_path / "deep.npz")]
+    data = dds.load_data(str(tmp_path / "deep.npz"))
+    assert data.transform == "x/65535"
+    assert prepare(data[:][0], None, CPU, levels=65535).grid.tolist() == x.astype(int).tolist()
+    answer = cli("certify", *named, "--sigma", "0.01", "--n", "100", "--levels", "65535", "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert {row.noise for row in dds.load_run(tmp_path / "run").rows} == {"grid"}
+
+
 def test_a_memory_takes_the_grid_of_eight_bit_images_only(half: Half) -> None:
     smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, levels=20)
     with pytest.raises(InputError, match="no other levels"):

@@ -90,7 +90,13 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
         if not options[key]:
             raise InputError(f"expected --{key}; see --help for what may stand there.")
     download = options.get("download", False)
-    data = load_data(options["data"], split=options["split"], labels=not options["no_labels"], download=download)
+    data = load_data(
+        options["data"],
+        split=options["split"],
+        labels=not options["no_labels"],
+        download=download,
+        any_range=options.get("levels", 255) != 255,
+    )
     return load_smoothed(options, data[:1][0]), data
 
 

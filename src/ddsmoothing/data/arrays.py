@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.data.dataset import Dataset, MissingError
+from ddsmoothing.data.dataset import LEVELS, Dataset, MissingError
 from ddsmoothing.errors import DataError
 
 IDX_FILES: Final = {"test": "t10k", "train": "train"}
 
 
-def read_npz(path: Path, name: str, split: str, labels: bool) -> Dataset:
-    """Inputs x and labels y of an npz file; without y only if labels is False.
+def read_npz(path: Path, name: str, split: str, labels: bool, any_range: bool) -> Dataset:
+    """Inputs x and labels y of an npz file; without y only if labels is False, outside [0, 1] only with any_range.
 
     Raises: DataError.
     """
@@ -33,23 +33,23 @@ def read_npz(path: Path, name: str, split: str, labels: bool) -> Dataset:
         raise DataError(f"{path} has no array x; expected x (inputs) and y (labels).")
     if "y" not in arrays and labels:
         raise DataError(f"{path} has no labels y. Add them, or say that there are none (--no-labels).")
-    x = _checked_inputs(arrays["x"], path)
+    x = _checked_inputs(arrays["x"], path, any_range)
     return Dataset(name=name, split=split, x=x, y=_checked_labels(arrays["y"], x, path) if "y" in arrays else None)
 
 
-def _checked_inputs(x: NDArray[Any], path: Path) -> NDArray[Any]:
+def _checked_inputs(x: NDArray[Any], path: Path, any_range: bool) -> NDArray[Any]:
     if x.ndim < 2 or 0 in x.shape:
         raise DataError(f"{path}: x has shape {x.shape}, expected (B, C, H, W) or (B, d), not empty.")
-    if x.dtype == np.uint8:
+    if x.dtype in LEVELS:
         return x
     if x.dtype.kind != "f":
-        raise DataError(f"{path}: x is {x.dtype}, expected uint8 or floating point in [0, 1].")
+        raise DataError(f"{path}: x is {x.dtype}, expected uint8, uint16 or floating point in [0, 1].")
     if not np.isfinite(x).all():
         raise DataError(f"{path}: x contains NaN or infinity.")
-    if x.min() < 0.0 or x.max() > 1.0:
+    if not any_range and (x.min() < 0.0 or x.max() > 1.0):
         raise DataError(
             f"{path}: x lies in [{x.min():g}, {x.max():g}], expected [0, 1]; store uint8 or divide by 255, and put the "
-            "normalisation into the model."
+            "normalisation into the model. For columns that are no pixels give --levels, their steps to the unit."
         )
     return x.astype(np.float32, copy=False)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ddsmoothing.errors import DataError
 
 FINGERPRINT_INPUTS: Final = 64
+LEVELS: Final = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # stored integers X stand for X / levels
 
 
 class MissingError(DataError):
@@ -59,20 +60,25 @@ class Dataset:
     def __getitem__(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs, float32 in [0, 1], and labels, int64 (-1 where there are none)."""
         x = torch.from_numpy(np.array(self.x[index]))
-        if x.dtype == torch.uint8:
-            x = x.to(torch.float32) / 255
+        if (levels := LEVELS.get(self.x.dtype)) is not None:
+            x = x.to(torch.float32) / levels
         y = np.full(len(self), -1) if self.y is None else self.y
         return x, torch.from_numpy(np.array(y[index]))
 
     @property
     def transform(self) -> str:
         """How stored numbers become inputs."""
-        return self.prepared + ("x/255" if self.x.dtype == np.uint8 else "none")
+        levels = LEVELS.get(self.x.dtype)
+        return self.prepared + ("none" if levels is None else f"x/{levels}")
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What tells this data set from another: name, split, length, transform, SHA-256 of its first 64 inputs."""
-        head = np.ascontiguousarray(self.x[:FINGERPRINT_INPUTS])
-        digest = hashlib.sha256(f"{head.dtype.str}{head.shape}".encode() + head.tobytes())
+        """What tells this data set from another: name, split, length, transform, SHA-256 of some inputs.
+
+        They are the first, the last, and others at even distances between, in all at most 64.
+        """
+        places = np.unique(np.linspace(0, len(self) - 1, min(len(self), FINGERPRINT_INPUTS)).astype(np.int64))
+        some = np.ascontiguousarray(self.x[places])
+        digest = hashlib.sha256(f"{some.dtype.str}{some.shape}".encode() + some.tobytes())
         return {
             "name": self.name,
             "split": self.split,

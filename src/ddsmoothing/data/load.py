@@ -28,16 +28,20 @@ FOLDERS: Final[dict[str, Callable[[Path, str], Dataset]]] = {
 }
 
 
-def load_data(name: str, *, split: str = "test", labels: bool = True, download: bool = False) -> Dataset:
+def load_data(
+    name: str, *, split: str = "test", labels: bool = True, download: bool = False, any_range: bool = False
+) -> Dataset:
     """A data set by name.
 
     Args:
-        name: ``fashion-mnist-sample`` (1,000 test images, shipped); ``FILE.npz`` with x (uint8, or float in [0, 1])
-            and y; ``mnist:DIR`` or ``fashion-mnist:DIR``, a folder of idx files, gzipped or not; ``cifar10:DIR``, its
-            binary or Python files; ``imagenet:DIR`` or ``folder:DIR``, folders of images, one a class, read when they
-            are asked for. Those of ImageNet are resized and cropped; of ``imagenet`` alone IMAGENET_DIR is the folder.
+        name: ``fashion-mnist-sample`` (1,000 test images, shipped); ``FILE.npz`` with x (uint8, uint16, or float in
+            [0, 1]) and y; ``mnist:DIR`` or ``fashion-mnist:DIR``, a folder of idx files, gzipped or not;
+            ``cifar10:DIR``, its binary or Python files; ``imagenet:DIR`` or ``folder:DIR``, folders of images, one a
+            class, read when they are asked for. Those of ImageNet are resized and cropped; of ``imagenet`` alone
+            IMAGENET_DIR is the folder.
         split: ``test`` or ``train``, where the source has both.   labels: False accepts a file without y.
-        download: fetch mnist, fashion-mnist or cifar10 into DIR if it is not there.
+        download: fetch mnist, fashion-mnist or cifar10 into DIR if it is not there.   any_range: take floats of a file
+            that lie outside [0, 1], such as standardised columns; sigma and radii are then in their units.
     Raises: DataError, InputError.
     """
     if split not in SPLITS:
@@ -45,7 +49,7 @@ def load_data(name: str, *, split: str = "test", labels: bool = True, download: 
     kind, _, place = name.partition(":")
     if name in SHIPPED:
         with as_file(files("ddsmoothing") / "assets" / SHIPPED[name]) as path:
-            return read_npz(path, name, split, labels)
+            return read_npz(path, name, split, labels, any_range)
     if name == "imagenet":
         place = os.environ.get(IMAGENET_DIR, "")
         if not place:
@@ -53,7 +57,7 @@ def load_data(name: str, *, split: str = "test", labels: bool = True, download: 
     if place and kind in FOLDERS:
         return _folder(kind, Path(place), split, download)
     if Path(name).suffix == ".npz":
-        return read_npz(Path(name), Path(name).name, split, labels)
+        return read_npz(Path(name), Path(name).name, split, labels, any_range)
     known = [*SHIPPED, *(f"{key}:DIR" for key in FOLDERS), "FILE.npz"]
     raise InputError(unknown("data set", name, known))
 

@@ -25,7 +25,7 @@ class _Strict(BaseModel):
 
 
 class DataIdentity(_Strict):
-    """Fingerprint of a data set; ``sha256`` is of its first 64 inputs."""
+    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances."""
 
     name: str
     split: str
