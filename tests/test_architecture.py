@@ -24,6 +24,7 @@ ROOMS = (
         "evidence",
         "inputs",
         "sampling",
+        "classifier",
         "smooth",
         "executors",
     ),
@@ -40,6 +41,7 @@ WITHOUT_FILES = (
     "certificate",
     "evidence",
     "sampling",
+    "classifier",
     "smooth",
     "analysis",
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddsmoothing.analysis import acr, certified_accuracy
     from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
     from ddsmoothing.evidence import ABSTAIN, Certification, Prediction
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         optimize_isotropic_dds,
         search_sigma,
     )
-    from ddsmoothing.smooth import Smooth, SmoothedClassifier
+    from ddsmoothing.smooth import Smooth
 
 __version__ = _version("ddsmoothing")
 
@@ -48,7 +49,7 @@ _ROOMS = {
     "SigmaPolicy": "runs",
     "SigmaSearch": "sigma",
     "Smooth": "smooth",
-    "SmoothedClassifier": "smooth",
+    "SmoothedClassifier": "classifier",
     "acr": "analysis",
     "ascend_sigma": "sigma",
     "certified_accuracy": "analysis",

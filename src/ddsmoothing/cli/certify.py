@@ -16,9 +16,9 @@ from ddsmoothing.cli.loading import PLAUSIBLE_SIGMA, add, data_options, load
 from ddsmoothing.errors import InputError, SigmaError
 
 if TYPE_CHECKING:
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
     from ddsmoothing.runs import SigmaPolicy
-    from ddsmoothing.smooth import SmoothedClassifier
 
 RUN_OPTIONS = (
     *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed"),

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
     from ddsmoothing.doctor import Check
     from ddsmoothing.runs import Run
     from ddsmoothing.runs.attack import AttackReport
     from ddsmoothing.runs.resample import Redrawn
-    from ddsmoothing.smooth import SmoothedClassifier
     from ddsmoothing.verify import Verification
 
 SHOWN = 20  # findings and violations in a text

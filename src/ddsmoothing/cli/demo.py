@@ -29,6 +29,7 @@ def demo(out: Path, seed: int) -> None:
     """Certify 200 real images at fixed sigmas and at a sigma chosen for each: table, plot, report and run folders."""
     from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
     from ddsmoothing.certificate import L2Certificate
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.cli.results import print_table
     from ddsmoothing.data import load_data
@@ -36,7 +37,6 @@ def demo(out: Path, seed: int) -> None:
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.report import write_report
     from ddsmoothing.runs import SigmaPolicy, certify_run
-    from ddsmoothing.smooth import SmoothedClassifier
 
     start, out = time.monotonic(), _free(out)
     model, data = load_model(MODEL), load_data(DATA)

@@ -11,7 +11,7 @@ import click
 from ddsmoothing.cli.loading import Command, add
 
 if TYPE_CHECKING:
-    from ddsmoothing.smooth import SmoothedClassifier
+    from ddsmoothing.classifier import SmoothedClassifier
 
 
 def executor_options(function: Command) -> Command:

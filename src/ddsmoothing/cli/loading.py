@@ -13,8 +13,8 @@ from ddsmoothing.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
-    from ddsmoothing.smooth import SmoothedClassifier
 
 PLAUSIBLE_SIGMA = 4.0
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, cifar-resnet110, .., or pkg.module:function."
@@ -105,9 +105,9 @@ def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifie
     import torch
 
     from ddsmoothing.certificate import certificate_for
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.devices import named_device
     from ddsmoothing.models import load_model, probe_classes
-    from ddsmoothing.smooth import SmoothedClassifier
 
     asked = {key: options[key] for key in OF_MODEL if key in options}
     model = load_model(options["model"], input_shape=tuple(x.shape[1:]), **asked)

@@ -15,9 +15,9 @@ from ddsmoothing.errors import InputError, StoreError, printable
 if TYPE_CHECKING:
     import torch
 
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.memory import CertifiedMemory, Risk
     from ddsmoothing.runs import SigmaPolicy
-    from ddsmoothing.smooth import SmoothedClassifier
 
 STORE = click.option("--store", required=True, type=click.Path(path_type=Path), help="The memory's file.")
 FILE = click.argument("store", type=click.Path(path_type=Path))

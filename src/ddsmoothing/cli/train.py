@@ -166,10 +166,10 @@ def train(
 def preflight(config: TrainConfig, data: Dataset, out: Path) -> None:
     """Stop on what would waste hours: a model that is no function or does not take the data, a folder not writable."""
     from ddsmoothing.certificate import L2Certificate
+    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.doctor import FAIL, INPUTS, WARN, stop_on_failure
     from ddsmoothing.doctor.machine import machine_checks
     from ddsmoothing.doctor.model import input_checks, model_checks
-    from ddsmoothing.smooth import SmoothedClassifier
     from ddsmoothing.training.init import classes_of, new_model
 
     classes = classes_of(config, data)

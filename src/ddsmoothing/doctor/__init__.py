@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.doctor.check import FAIL, NOTE, OK, WARN, Check
 from ddsmoothing.doctor.machine import machine_checks, number_checks, speed_check
 from ddsmoothing.doctor.model import accuracy_checks, input_checks, model_checks
 from ddsmoothing.errors import ModelError
-from ddsmoothing.smooth import SmoothedClassifier
 
 __all__ = ["FAIL", "NOTE", "OK", "WARN", "Check", "examine", "quick_check", "stop_on_failure"]
 

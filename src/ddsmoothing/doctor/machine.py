@@ -14,10 +14,10 @@ import torch
 
 from ddsmoothing.bounds import alpha_of_top, check_alpha, check_bound, check_feasible, floor_text, largest_lower_bound
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.devices import untouched
 from ddsmoothing.doctor.check import FAIL, NOTE, OK, WARN, Check
 from ddsmoothing.errors import DdsmoothingError
-from ddsmoothing.smooth import SmoothedClassifier
 
 EXTRAS: Final = ("torchvision", "timm", "ray", "pyarrow")
 

@@ -8,11 +8,11 @@ from typing import Any, Final
 import torch
 from scipy.stats import binom
 
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.devices import untouched
 from ddsmoothing.doctor.check import FAIL, NOTE, OK, WARN, Check
 from ddsmoothing.errors import ModelError
 from ddsmoothing.models import Normalize, spec_of
-from ddsmoothing.smooth import SmoothedClassifier
 
 COPIES: Final = 8  # noisy copies of each input for the accuracy under noise
 ENOUGH: Final = 32  # inputs, fewer say too little about accuracy to stop anything

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError, ShapeError
 from ddsmoothing.inputs import Batch, prepare
 from ddsmoothing.memory.records import Binding
@@ -24,7 +25,6 @@ from ddsmoothing.memory.smoothing import SmoothedCertifier, binding_of
 from ddsmoothing.memory.store import Store
 from ddsmoothing.plan import sampler_for
 from ddsmoothing.runs.policy import SigmaPolicy
-from ddsmoothing.smooth import SmoothedClassifier
 
 
 class Certifier(Protocol):

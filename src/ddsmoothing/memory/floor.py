@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsmoothing.bounds import check_alpha, check_feasible, clopper_pearson_lower, top_two_bounds
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.evidence import ABSTAIN, total_variation
@@ -18,7 +19,6 @@ from ddsmoothing.models import model_identity
 from ddsmoothing.noise import Stream, checked_seed
 from ddsmoothing.runs import Run
 from ddsmoothing.sampling import Progress, Request
-from ddsmoothing.smooth import SmoothedClassifier
 
 SIGMA_BLOCKS = 2**32  # noise blocks set aside for each sigma, so that no two share noise
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ddsmoothing.bounds import check_bound
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
 from ddsmoothing.memory.records import Binding, run_mode
@@ -15,7 +16,6 @@ from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import Sampler
 from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.sigma.search import search_sigma
-from ddsmoothing.smooth import SmoothedClassifier
 
 PREDICT_SAMPLES, PREDICT_ALPHA = 1000, 0.001
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ddsmoothing.bounds import check_alpha, check_bound
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch, check_sigma
@@ -34,7 +35,6 @@ from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, ResultR
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
 from ddsmoothing.sampling import Progress, Workers
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
-from ddsmoothing.smooth import SmoothedClassifier
 
 GROUP_SECONDS = 10.0  # about the time between two moments at which rows reach the disk
 FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddsmoothing.bounds import alpha_of_top
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.inputs import check_sigma
 from ddsmoothing.plan import Plan, Sampler, Target, planned_samples
 from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.sigma.search import search_sigma
-from ddsmoothing.smooth import SmoothedClassifier
 
 PROBE_SECONDS = 2.0
 PROBE_SAMPLES = 2000

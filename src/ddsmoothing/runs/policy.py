@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
 from ddsmoothing.sigma.search import SearchPlan, search_grid
-from ddsmoothing.smooth import SmoothedClassifier
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddsmoothing.certificate import certificate_for
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.evidence import total_variation
@@ -17,7 +18,6 @@ from ddsmoothing.noise import Stream, rows_per_block
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
 from ddsmoothing.sampling import Progress, Request
-from ddsmoothing.smooth import SmoothedClassifier
 
 
 @dataclass(frozen=True, kw_only=True)

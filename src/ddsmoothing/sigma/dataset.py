@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, named_device
 from ddsmoothing.errors import InputError, ShapeError, unknown
@@ -23,7 +24,6 @@ from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_sigma, ascend_theta
 from ddsmoothing.sigma.files import SigmaFile
 from ddsmoothing.sigma.search import search_sigma
-from ddsmoothing.smooth import SmoothedClassifier
 
 METHODS = ("search", "ascent")
 GROUP = 32  # inputs at once

@@ -1,0 +1,269 @@
+"""The smoothed classifier: predict and certify, one noise scale for each input. It knows no files."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ddsmoothing.bounds import (
+    check_alpha,
+    check_bound,
+    check_count,
+)
+from ddsmoothing.certificate import Certificate
+from ddsmoothing.devices import device_of
+from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
+from ddsmoothing.evidence import Certification, Prediction
+from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.noise import LEVELS, Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
+from ddsmoothing.sampling import (
+    BaseClassifier,
+    ClassCounter,
+    Engine,
+    Executor,
+    Progress,
+    Request,
+    Workers,
+    default_block_size,
+    probe_block_size,
+)
+
+
+class SmoothedClassifier:
+    """``g_sigma(x)`` = the class that the base classifier gives most often to x plus noise.
+
+    Args:
+        model: base classifier, from inputs ``(B, ...)`` to logits ``(B, K)``. A module is used in eval mode and given
+            back in the mode it came in.
+        certificate: ``L2Certificate()`` or ``L1Certificate()``.   num_classes: K, at least 2.
+        block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
+        precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
+            what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
+        snap: move inputs to the grid first and subtract the distance from radii, so that inputs off the grid get exact
+            noise too.
+        levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
+            of 0.01. Inputs on it get exact noise.
+    """
+
+    def __init__(
+        self,
+        model: BaseClassifier,
+        certificate: Certificate,
+        *,
+        num_classes: int,
+        block_size: int | None = None,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        compiled: bool = False,
+        snap: bool = False,
+        levels: int = LEVELS,
+    ) -> None:
+        if not callable(model):
+            raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
+        if not isinstance(certificate, Certificate):
+            raise InputError(f"certificate is {certificate!r}, expected L2Certificate() or L1Certificate().")
+        if num_classes < 2:
+            raise InputError(f"num_classes is {num_classes}, expected at least 2.")
+        if block_size is not None and block_size < 1:
+            raise InputError(f"block_size is {block_size}, expected at least 1.")
+        self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
+        self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
+        self.levels = check_levels(levels)
+        self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
+        self.executor: Executor | None = None  # None: the workers, or this process
+        self.workers: Workers | None = None  # None: this process
+
+    def certify(
+        self,
+        x: torch.Tensor,
+        sigma: ArrayLike,
+        *,
+        n0: int | None = None,
+        n: int | None = None,
+        n_max: int | None = None,
+        radii: Sequence[float] | None = None,
+        sampler: Sampler | None = None,
+        alpha: float = 0.001,
+        bound: str = "one-class",
+        randomized: bool = False,
+        labels: ArrayLike | None = None,
+        seed: int | None = None,
+        ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Certification:
+        """Certify every input at its own sigma.
+
+        The class is chosen on a pilot; its probability is bounded on fresh samples.
+
+        Args:
+            x: ``(B, ...)``, uint8 or floating point in [0, 1] (normalisation belongs into the model).
+            sigma: one number or ``(B,)``, standard deviation in the units of x.
+            n0, n: samples for selection (100) and estimation (100,000); giving either selects the sampler ``exact``,
+                giving neither ``plan``, which takes at most n_max (100,000); radii select ``target``. See ``plan``.
+            sampler: in place of these numbers.   alpha: failure probability of each certificate.
+            bound: ``one-class`` (as in papers' tables) or ``two-class``; fixed before any sample is seen.
+            randomized: use the randomised bound; it depends on a coin, drawn once and kept.
+            labels: ``(B,)``: stop an input whose pilot class is another (reason ``wrong``).
+            seed: None takes one from the operating system; a published seed lets an adversary look for failures.
+            ids: noise keys; None takes them from the inputs' bytes.   progress: called with samples done.
+        Raises: ShapeError, SigmaError, InfeasibleError, ModelError.
+        References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
+        """
+        sampler = sampler or sampler_for(n0, n, n_max, radii)
+        sampler.check(check_alpha(alpha), check_bound(bound))
+        if randomized and bound != "one-class":
+            raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
+        batch, sigmas = self._prepare(x, sigma, ids)
+        seed, start = checked_seed(seed), time.perf_counter()
+        truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
+        if len(truth) != len(batch):
+            raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+        questions = [
+            Question(alpha, bound, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
+            for s, label in zip(sigmas, truth, strict=True)
+        ]
+        if isinstance(sampler, Target) and len(set(sigmas.tolist())) == 1:
+            sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
+        found = self._converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
+        return Certification(
+            **self._evidence(batch, sigmas, alpha, seed, start),
+            n0_counts=np.array([one.n0_counts for one in found]),
+            counts=np.array([one.counts for one in found]),
+            looks=tuple(one.looks for one in found),
+            stopped=tuple(one.stopped for one in found),
+            sampler=sampler.name,
+            bound=bound,
+            coin=np.array([coin(seed, i) for i in batch.ids]) if randomized else None,
+        )
+
+    def _gap(self, sigma: float, p: float) -> float:
+        return float(self.certificate.estimate(np.array(sigma), np.array(p)))
+
+    def _converse(
+        self,
+        batch: Batch,
+        sigma: NDArray[np.float64],
+        talks: list[Conversation],
+        seed: int,
+        progress: Progress | None,
+    ) -> list[Found]:
+        """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
+        found: dict[int, Found] = {}
+        blocks: Counter[tuple[int, int]] = Counter()  # noise blocks of (row, stream) already used
+        wishes = {row: next(talk) for row, talk in enumerate(talks)}
+        while wishes:
+            requests = []
+            for row, draws in wishes.items():
+                for stream, n in draws:
+                    first = blocks[row, stream]
+                    requests.append(Request(row=row, sigma=float(sigma[row]), stream=stream, n=n, first_block=first))
+                    blocks[row, stream] += -(-n // rows_per_block(batch.d))
+            counts = iter(self.count(batch, requests, seed, progress))
+            following = {}
+            for row, draws in wishes.items():
+                try:
+                    following[row] = talks[row].send([next(counts) for _ in draws])
+                except StopIteration as end:
+                    found[row] = end.value
+            wishes = following
+        return [found[row] for row in range(len(talks))]
+
+    def predict(
+        self,
+        x: torch.Tensor,
+        sigma: ArrayLike,
+        *,
+        n: int = 1_000,
+        alpha: float = 0.001,
+        seed: int | None = None,
+        ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``."""
+        check_count(n, "n")
+        if 2.0 * 0.5 ** min(n, 1000) > check_alpha(alpha):
+            needed = math.ceil(1.0 - math.log2(alpha))
+            raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
+        batch, sigmas = self._prepare(x, sigma, ids)
+        seed, start = checked_seed(seed), time.perf_counter()
+        requests = [Request(row=row, sigma=float(s), stream=Stream.PREDICT, n=n) for row, s in enumerate(sigmas)]
+        counts = self.count(batch, requests, seed, progress)
+        return Prediction(**self._evidence(batch, sigmas, alpha, seed, start), counts=counts)
+
+    def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
+        """Inputs made ready for ``count``."""
+        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None, self.levels)
+
+    def count(
+        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
+    ) -> NDArray[np.int64]:
+        """Class counts ``(len(requests), K)``, each row the sum over its request's n samples."""
+        executor = self.executor or self.counter(batch.d)
+        counts = np.zeros((len(requests), self.num_classes), dtype=np.int64)
+        for i, found in executor.run(batch, requests, seed, progress):
+            counts[i] = found
+        return counts
+
+    def counter(self, d: int) -> Executor:
+        """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
+        make = ClassCounter if self.workers is None else self.workers.executor
+        return make(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
+
+    def with_workers(self, workers: Workers | None) -> SmoothedClassifier:
+        """The same classifier, its forward passes run by these workers; None: by this process."""
+        return self._with(workers=workers)
+
+    def with_executor(self, executor: Executor) -> SmoothedClassifier:
+        """The same classifier, its forward passes run by another executor."""
+        return self._with(executor=executor)
+
+    def with_block_size(self, block_size: int) -> SmoothedClassifier:
+        """The same classifier with another number of rows in one forward pass."""
+        return self._with(block_size=block_size)
+
+    def _with(self, **attributes: Any) -> SmoothedClassifier:
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
+
+    def probe_block_size(self, batch: Batch) -> int:
+        """The fastest rows of one forward pass here, found by a short timed probe; the noise it uses is thrown away."""
+        return probe_block_size(self._engine, self.certificate.noise, self.num_classes, batch)
+
+    def block_rows(self, d: int) -> int:
+        """Rows of one forward pass for d-dimensional inputs."""
+        return self.block_size or default_block_size(d)
+
+    def _prepare(
+        self, x: torch.Tensor, sigma: ArrayLike, ids: Sequence[int] | None
+    ) -> tuple[Batch, NDArray[np.float64]]:
+        batch = self.prepare(x, ids)
+        return batch, check_sigma(sigma, len(batch))
+
+    def _evidence(
+        self, batch: Batch, sigma: NDArray[np.float64], alpha: float, seed: int, start: float
+    ) -> dict[str, Any]:
+        return {
+            "ids": batch.ids,
+            "input_sha256": batch.sha256,
+            "d": batch.d,
+            "sigma": sigma,
+            "norm": self.certificate.norm,
+            "levels": batch.levels,
+            "moved": batch.moved,
+            "noise": tuple("grid" if on else "float" for on in batch.on_grid),
+            "alpha": alpha,
+            "seed": seed,
+            "block_size": self.block_rows(batch.d),
+            "seconds": time.perf_counter() - start,
+        }
