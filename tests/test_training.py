@@ -117,8 +117,9 @@ def test_every_objective_learns(objective: str, moving: bool, tmp_path: Path) ->
         {"objective": "smoothadv", "data_dependent": MOVING | {"switch_epoch": 1}, "copies": 2},
         {"objective": "macer", "data_dependent": MOVING | {"steps_test": 1}, "copies": 3, "keep": "best"},
         {"objective": "gaussian", "sigma": (0.1, 0.4), "precision": "bf16"},
+        {"objective": "gaussian", "data_dependent": MOVING, "precision": "bf16"},
     ],
-    ids=["gaussian", "smoothadv", "macer", "range"],
+    ids=["gaussian", "smoothadv", "macer", "range", "half precision"],
 )
 def test_a_run_stopped_anywhere_gives_what_an_uninterrupted_one_gives(options: dict[str, Any], tmp_path: Path) -> None:
     def run(out: Path, stop: Callable[[], bool] | None = None) -> trainer_module.Trained:

@@ -210,6 +210,7 @@ class _Walk:
         out = self.model(copies + self.certificate.sample_noise(copies, thetas, **extra))
         if out.ndim != 2 or len(out) != len(copies):
             raise ModelError(f"the base classifier returned {tuple(out.shape)} for {len(copies)} inputs.")
+        out = out if out.dtype == torch.float64 else out.float()  # under autocast a model answers in half precision
         probs = out.softmax(1) if self.softmax else out
         if not bool(torch.isfinite(probs).all()):
             raise ModelError("the base classifier gave NaN or infinite outputs on noisy inputs.")
