@@ -331,6 +331,9 @@ def test_a_tampered_row_is_named(
         (lambda h: h["subset"].update(skip=0), "not usable"),
         (lambda h: h["model"].update(sha256="x"), r"model\.sha256"),
         (put(sampler_options={"n0": 20, "n": 100}), "the header says"),
+        (put(shape=[1, 14, 14]), "tv implies inputs of 784 numbers, the header's shape 196"),
+        (put(shape=[1, -784]), "expected whole numbers from 1 on"),
+        (put(shape="784"), "expected whole numbers from 1 on"),
     ],
 )
 def test_a_tampered_header_is_found(change: Change, message: str, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def certify_run(
         label_aware=label_aware,
         alpha=alpha,
         seed=before.seed if before is not None and seed is None else checked_seed(seed),
+        shape=batch.shape,
         dtype=str(batch.dtype).removeprefix("torch."),
         precision=smoothed.precision,
         channels_last=smoothed.channels_last,

@@ -60,7 +60,8 @@ class Header(_Strict):
 
     Attributes:
         sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
-            stopped.   dtype: of the inputs; precision, channels_last, compiled, device, block_size: of the model's run.
+            stopped.   shape, dtype: of an input; precision, channels_last, compiled, device, block_size: of the model's
+            run.
         snap, levels: inputs were moved to the grid; its steps to the unit, 255 for 8-bit images.
         sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
         policy: options of the search.   config: options of the command that made it.
@@ -86,6 +87,7 @@ class Header(_Strict):
     label_aware: bool
     alpha: Probability
     seed: Annotated[int, Field(ge=0, lt=2**64)]
+    shape: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     dtype: str
     precision: str
     channels_last: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
     seen: dict[int, int] = {}
     sizes: dict[int, int] = {}  # d implied -> rows
+    shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
         try:
             row = _parse(line)
@@ -83,7 +85,9 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
             seen[key] = number
         if not texts and (d := implied_size(row, levels_of(header))) is not None:
             sizes[d] = sizes.get(d, 0) + 1
-            if d != next(iter(sizes)):
+            if shape is not None and d != math.prod(shape):
+                texts.append(f"tv implies inputs of {d} numbers, the header's shape {math.prod(shape)}")
+            elif d != next(iter(sizes)):
                 texts.append(f"tv implies inputs of {d} numbers, that of earlier rows {next(iter(sizes))}")
         findings += [Finding(line=number, id=key, message=text) for text in texts]
         if progress is not None:
@@ -150,6 +154,9 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
     if (header["sigma"] is None) == (header["sigma_policy"] == "fixed"):
         yield "sigma must be a number for the policy fixed and null otherwise"
+    shape = header.get("shape")
+    if shape is not None and not (type(shape) is list and all(type(size) is int and size > 0 for size in shape)):
+        yield f"shape is {shape!r}, expected whole numbers from 1 on"
     for name in ("model", "data"):
         digest = header[name]["sha256"]
         if digest is not None and (len(digest) != 64 or not set(digest) <= SHA_DIGITS):
