@@ -110,6 +110,14 @@ def check(path: Path, log: Path, seed: int) -> int:
     return len(store)
 
 
+def wait_for(log: Path, answers: int) -> None:
+    """Wait until so many answers were given: a moment that no machine's speed decides."""
+    end = time.monotonic() + 60.0
+    while (log.read_bytes().count(b"\n") if log.exists() else 0) < answers:
+        assert time.monotonic() < end, f"{log}: no {answers} answers in a minute"
+        time.sleep(0.0005)
+
+
 def kill(folder: Path, rounds: int, injected: int) -> dict[str, int]:
     rng, deaths, regions, attempts = random.Random(0), 0, 0, 0
     path = folder / "kill.memory"
@@ -123,7 +131,8 @@ def kill(folder: Path, rounds: int, injected: int) -> dict[str, int]:
         die_at = number if number < injected else None
         pid = child(lambda p=path, log=log, n=number, d=die_at: ask(p, log, n, 0.002, d))
         if die_at is None:
-            time.sleep(rng.uniform(0.0, 0.2))
+            wait_for(log, rng.randrange(INPUTS - 10))
+            time.sleep(rng.uniform(0.0, 0.004))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         deaths += os.WIFSIGNALED(status)
