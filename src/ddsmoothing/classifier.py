@@ -49,6 +49,7 @@ class SmoothedClassifier:
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
+            Copies, and workers, keep the weights of the moment they were made: after a change make a new one.
         snap: move inputs to the grid first and subtract the distance from radii, so that inputs off the grid get exact
             noise too.
         levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
