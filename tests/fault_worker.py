@@ -22,6 +22,7 @@ from ddsmoothing.errors import RunError
 from ddsmoothing.runs import load_run, partial
 from ddsmoothing.runs.partial import read_counts
 from ddsmoothing.runs.status import status_of
+from forks import forked
 from run_helpers import INPUTS, N, rows_of, small_run
 
 SAMPLES = INPUTS * (N + 20)
@@ -30,20 +31,8 @@ MOMENTS = ("half a write", "before a write", "before fsync", "after fsync")
 
 def child(work: Any) -> int:
     """Run ``work`` in a forked process, which ends without any clean-up; its exit code, negative if killed."""
-    pid = start(work)
+    pid = forked(work)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def start(work: Any) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    return pid
 
 
 def certify(out: Path, seconds: float = 0.0, **options: Any) -> Any:
@@ -83,7 +72,7 @@ def durable(out: Path) -> bool:
 
 
 def kill_at_some_moment(out: Path, rng: random.Random, early: bool) -> None:
-    pid = start(lambda: certify(out, 0.003))
+    pid = forked(lambda: certify(out, 0.003))
     while not early and not durable(out):
         time.sleep(0.001)
     time.sleep(rng.uniform(0.0, 0.05 if early else 0.25))

@@ -21,6 +21,7 @@ import torch
 from ddsmoothing.memory import CertifiedMemory, Risk, Store
 from ddsmoothing.memory.database import Database
 from ddsmoothing.memory.verify import verify_store
+from forks import forked
 from memory_helpers import Planted, binding, check_disjoint
 
 INPUTS = 60
@@ -40,19 +41,6 @@ def planted(seconds: float) -> Planted:
 
 def inputs(seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random((INPUTS, 2)))
-
-
-def child(work) -> int:
-    """Run ``work`` in a forked process, which ends without any clean-up."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    return pid
 
 
 def ask(path: Path, log: Path, seed: int, seconds: float, die_at: int | None) -> None:
@@ -129,7 +117,7 @@ def kill(folder: Path, rounds: int, injected: int) -> dict[str, int]:
             Store.create(path, binding(), RISK, seed=number).close()
             regions = attempts = 0
         die_at = number if number < injected else None
-        pid = child(lambda p=path, log=log, n=number, d=die_at: ask(p, log, n, 0.002, d))
+        pid = forked(lambda p=path, log=log, n=number, d=die_at: ask(p, log, n, 0.002, d))
         if die_at is None:
             wait_for(log, rng.randrange(INPUTS - 10))
             time.sleep(rng.uniform(0.0, 0.004))
@@ -171,7 +159,7 @@ def race(folder: Path, rounds: int) -> dict[str, int]:
                 )
             )
 
-        pids = [child(lambda who=who, run=run: run(who)) for who in (0, 1)]
+        pids = [forked(lambda who=who, run=run: run(who)) for who in (0, 1)]
         time.sleep(0.05)
         gate.touch()
         for pid in pids:

@@ -15,6 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = (
     *(
         "errors",
+        "files",
         "bounds",
         "devices",
         "lattice",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -20,6 +20,7 @@ from torch import nn
 import ddsmoothing as dds
 from ddsmoothing.errors import DdsmoothingError, InputError, ModelError
 from ddsmoothing.models import Normalize, build_model, load_model, model_hash, spec_of
+from fuzzing import cases, damaged
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 X = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -319,29 +320,7 @@ def test_a_folder_or_nothing_in_place_of_a_file(tmp_path: Path) -> None:
 TINY = {"arch": "small-cnn", "num_classes": 2, "input_shape": (1, 4, 4)}
 
 
-@st.composite
-def damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes that are cut, flipped, repeated or overwritten, most of them where the structure is."""
-    if draw(st.integers(0, 19)) == 0:
-        return draw(st.binary(max_size=200))
-    out = bytearray(data)
-    structure = [m.start() for m in re.finditer(rb"PK|data\.pkl|\x80\x02|ctorch|ccollections|X.\x00\x00\x00", data)]
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(out) - 1)))
-        if structure and draw(st.booleans()):
-            at = min(max(0, len(out) - 1), draw(st.sampled_from(structure)) + draw(st.integers(0, 40)))
-        what = draw(st.integers(0, 5))
-        if what == 0 and draw(st.integers(0, 3)) == 0:
-            del out[at:]
-        elif what == 1:
-            del out[at : at + draw(st.integers(1, 16))]
-        elif what == 2:
-            out[at:at] = draw(st.binary(min_size=1, max_size=16))
-        elif what == 3:
-            out[at:at] = out[at : at + 64]
-        elif out:
-            out[min(at, len(out) - 1)] = draw(st.integers(0, 255))
-    return bytes(out)
+STRUCTURE = re.compile(rb"PK|data\.pkl|\x80\x02|ctorch|ccollections|X.\x00\x00\x00")  # of a file of torch.save
 
 
 @pytest.fixture(scope="module")
@@ -356,14 +335,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files
 
 
-@settings(
-    max_examples=300 * int(os.environ.get("FUZZ_TIMES", "1")),
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)
+@cases(300)
 @given(data=st.data())
 def test_damaged_checkpoints(
     sound: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -371,7 +343,8 @@ def test_damaged_checkpoints(
     """A network, or an error of ours in one line; never anything else."""
     name = data.draw(st.sampled_from(sorted(sound)))
     path = tmp_path_factory.getbasetemp() / f"fuzz-{name}"
-    path.write_bytes(data.draw(damaged(sound[name])))
+    structure = [match.start() for match in STRUCTURE.finditer(sound[name])]
+    path.write_bytes(data.draw(damaged(sound[name], structure)))
     with contextlib.suppress(DdsmoothingError):
         try:
             loaded = load_model(str(path), **TINY)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,6 +28,7 @@ from ddsmoothing.data import FOLDERS, augmentation
 from ddsmoothing.data import download as download_module
 from ddsmoothing.data.download import SOURCES, Source
 from ddsmoothing.errors import DataError, InputError
+from fuzzing import cases
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
@@ -313,14 +314,7 @@ def test_a_run_on_a_folder_of_images(imagenet: Path, cli: Callable[..., Any], tm
 # damage
 
 
-@settings(
-    max_examples=200 * int(os.environ.get("FUZZ_TIMES", "1")),
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)
+@cases(200)
 @given(data=st.data())
 def test_damaged_files(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """CIFAR-10 files and images: inputs, or an error of ours in one line; never anything else."""

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
 import shutil
 import time
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
 from ddsmoothing.cli import main
 from ddsmoothing.models import ARCHITECTURES, ModelSpec, save_model
 from ddsmoothing.runs import SigmaPolicy, certify_run
+from fuzzing import cases, damaged
 from reference import Half
 
 LONGEST = 20.0  # seconds of one case, even on a busy machine: nothing hangs
@@ -34,19 +34,11 @@ CASES = {
     **{"safetensors": 320, "tensor": 130, "memory": 100, "continued": 100},
 }
 assert sum(CASES.values()) >= 2000
-TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # more cases, by hand
 
 
 def fuzzed(kind: str) -> Callable[[Any], Any]:
-    """So many cases, the same ones every time."""
-    return settings(
-        max_examples=TIMES * CASES[kind],
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=(Phase.generate,),  # shrinking a failure would take minutes
-        suppress_health_check=list(HealthCheck),
-    )
+    """So many cases of damaged files of this kind."""
+    return cases(CASES[kind])
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -137,27 +129,6 @@ def spoiled(value: Any) -> st.SearchStrategy[bytes]:
             return False
 
     return damaged_json(value).filter(parses)
-
-
-@st.composite
-def damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes that are cut, flipped, repeated or overwritten, or quite other ones."""
-    if draw(st.integers(0, 19)) == 0:
-        return draw(st.binary(max_size=200))
-    out = bytearray(data)
-    for _ in range(draw(st.integers(1, 4))):
-        at, what = draw(st.integers(0, max(0, len(out) - 1))), draw(st.integers(0, 5))
-        if what == 0:
-            del out[at:]
-        elif what == 1:
-            del out[at : at + draw(st.integers(1, 16))]
-        elif what == 2:
-            out[at:at] = draw(st.binary(min_size=1, max_size=16))
-        elif what == 3:
-            out[at:at] = out[at : at + 64]
-        elif out:
-            out[min(at, len(out) - 1)] = draw(st.integers(0, 255))
-    return bytes(out)
 
 
 def near_the_front(data: bytes, head: int) -> st.SearchStrategy[bytes]:

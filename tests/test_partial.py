@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddsmoothing.cli import main
@@ -21,8 +21,9 @@ from ddsmoothing.noise import rows_per_block
 from ddsmoothing.runs import partial
 from ddsmoothing.runs.partial import KeptCounts, Paced, read_counts
 from ddsmoothing.sampling import Request
+from fuzzing import cases, damaged
 from run_helpers import INPUTS, POLICIES, N, rows_of, small_data, small_run, small_smoothed
-from test_fuzz import damaged, damaged_json, snapshot
+from test_fuzz import damaged_json, snapshot
 
 ROWS = 56
 
@@ -258,14 +259,7 @@ def test_any_damage_is_an_error_in_one_line_or_none(tmp_path: Path) -> None:
     whole = (out / "partial.jsonl").read_bytes()
     first, *rest = whole.splitlines(keepends=True)
 
-    @settings(
-        max_examples=200,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
+    @cases(200)
     @given(st.one_of(damaged(whole), damaged_json(json.loads(first)).map(lambda line: line + b"\n" + b"".join(rest))))
     def check(data: bytes) -> None:
         (out / "partial.jsonl").write_bytes(data)

@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from ddsmoothing.cli import main
-from ddsmoothing.cli.train import PLACES, asked_to_stop
+from ddsmoothing.cli.interrupts import asked_to_stop
+from ddsmoothing.cli.train import PLACES
 from ddsmoothing.errors import DdsmoothingError
 from ddsmoothing.models import load_model
 from ddsmoothing.training import PRESETS, TrainConfig, resolve, train
 from ddsmoothing.training.checkpoint import is_checkpoint, load_checkpoint
 from ddsmoothing.training.log import METRICS, read_metrics
 from ddsmoothing.training.loop import CHECKPOINT
+from fuzzing import cases
 from training_helpers import contents, same, toy_config, toy_data, toy_model
 
 Cli = Callable[..., Any]
@@ -250,14 +252,7 @@ def test_sigterm_finishes_the_batch_saves_the_place_and_exits_75(images: Path, t
 
 # damaged files
 
-FUZZ = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)
+FUZZ = cases(150)
 TOML = b"""epochs = 2
 sigma = [0.1, 0.5]
 objective = "macer"

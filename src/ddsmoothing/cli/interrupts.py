@@ -40,6 +40,24 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Has SIGTERM or SIGINT come? The handlers are put back afterwards; a second SIGINT interrupts at once."""
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, remember) for number in _SIGNALS}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def advising(advice: Callable[[], str]) -> Iterator[None]:
     """Say how to go on if the work inside is interrupted."""
     try:

@@ -147,7 +147,7 @@ def _write(
     out: Path | None,
 ) -> None:
     from ddsmoothing import tables as t
-    from ddsmoothing.runs.store import write_durably
+    from ddsmoothing.files import write_durably
 
     if form == "parquet" and out is not None:
         t.write_parquet(records(), out)
@@ -247,8 +247,8 @@ Examples:
 )
 def export(run: Path, file: Path, format_name: str) -> None:
     """Write a run as a table of the field, radii rounded down, or as all its rows with their counts."""
+    from ddsmoothing.files import write_durably
     from ddsmoothing.runs import export_run, load_run
-    from ddsmoothing.runs.store import write_durably
     from ddsmoothing.tables import csv_text, row_records, write_parquet
 
     if format_name == "parquet":

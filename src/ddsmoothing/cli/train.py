@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ddsmoothing.cli.certify import numbers
-from ddsmoothing.cli.interrupts import INTERRUPTED
+from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
 from ddsmoothing.cli.loading import add
 
 if TYPE_CHECKING:
@@ -195,24 +192,6 @@ def _left(config: TrainConfig, data: Dataset, test: Dataset | None, out: Path) -
         position = load_checkpoint(out / CHECKPOINT).position
         total -= position.epoch * config.samples(len(data)) + position.step * config.batch
     return max(1, total)
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Has SIGTERM or SIGINT come? The handlers are put back afterwards; a second SIGINT interrupts at once."""
-    came: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def report(done: Trained) -> None:

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.errors import DataError
+from ddsmoothing.inputs import INTEGERS
 
 FINGERPRINT_INPUTS: Final = 64
-LEVELS: Final = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # stored integers X stand for X / levels
+LEVELS: Final = {np.dtype(str(kind).removeprefix("torch.")): levels for kind, levels in INTEGERS.items()}
 
 
 class MissingError(DataError):

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ddsmoothing import analysis
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.errors import RunError, printable
+from ddsmoothing.files import write_durably
 from ddsmoothing.report.claims import down, limits, radii_for, set_risk, share_down, statement, up
 from ddsmoothing.report.render import render_markdown
 from ddsmoothing.runs import Run
 from ddsmoothing.runs.schema import Count, DataIdentity, Digest, Level, ModelIdentity, Probability, Subset
-from ddsmoothing.runs.store import RESULTS, write_durably
+from ddsmoothing.runs.store import RESULTS
 
 SCHEMA: Final = "certificate.schema.json"
 Amount = Annotated[float, Field(ge=0.0)]

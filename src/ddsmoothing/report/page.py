@@ -11,13 +11,13 @@ from typing import Any, Final
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import RunError, printable
+from ddsmoothing.files import write_durably
 from ddsmoothing.plots import FIGURES, Picture, images_figure, images_table, images_text, svg_text
 from ddsmoothing.report.claims import SetRisk, limits, radii_for, set_risk, statement
 from ddsmoothing.report.render import render_page
 from ddsmoothing.report.rows import COLUMNS, rows_data
 from ddsmoothing.report.thumbnails import INPUTS, Pictures, datasets_of, is_images, pictures_of
 from ddsmoothing.runs import Imported, Results, Run
-from ddsmoothing.runs.store import write_durably
 from ddsmoothing.tables import Table, accuracy_tables, labelled, labels_of, noise_tables, provenance
 
 LARGEST_PAGE: Final = 20_000_000  # bytes

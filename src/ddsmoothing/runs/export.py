@@ -9,8 +9,9 @@ from typing import Final
 
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.errors import InputError, RunError, unknown
+from ddsmoothing.files import write_durably
 from ddsmoothing.runs.schema import ResultRow
-from ddsmoothing.runs.store import Run, write_durably
+from ddsmoothing.runs.store import Run
 
 _COLUMNS: Final[dict[str, Callable[[ResultRow], str]]] = {
     "idx": lambda row: str(row.id),

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.errors import InputError, RunError, printable
 from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.files import write_durably
 from ddsmoothing.models import first_error
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.schema import Digest, Length
-from ddsmoothing.runs.store import IMPORTED, Run, load_run, write_durably
+from ddsmoothing.runs.store import IMPORTED, Run, load_run
 
 TABLE: Final = "imported.tsv"
 NEEDED: Final = ("idx", "label", "predict", "radius", "correct")
@@ -125,7 +126,7 @@ def import_file(file: Path, out: Path, *, sigma: float | None = None, norm: str 
         if out.exists() and any(out.iterdir()):
             raise RunError(f"{out} exists and is not empty; give another --out, or remove it.")
         out.mkdir(parents=True, exist_ok=True)
-        write_durably(out / TABLE, data.decode())
+        write_durably(out / TABLE, data)
         write_durably(out / IMPORTED, header.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}. Choose another --out.") from error

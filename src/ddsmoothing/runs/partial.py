@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ddsmoothing.errors import RunError
+from ddsmoothing.files import write_durably
 from ddsmoothing.inputs import Batch
 from ddsmoothing.models import first_error
 from ddsmoothing.noise import rows_per_block
 from ddsmoothing.runs.schema import CountsLine
-from ddsmoothing.runs.store import PARTIAL, append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
+from ddsmoothing.runs.store import PARTIAL, append_durably, drop_torn_line, open_to_append, whole_lines
 from ddsmoothing.sampling import Executor, Progress, Request, cut_request
 
 PACE_SECONDS: Final = 2.0  # about the time between two moments at which counts reach the disk

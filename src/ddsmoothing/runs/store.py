@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ddsmoothing.errors import RunError
+from ddsmoothing.files import TEMPORARY, sync_folder, write_durably
 from ddsmoothing.models import first_error
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.columns import Columns
@@ -22,7 +23,6 @@ from ddsmoothing.runs.lock import LOCK, Lock
 from ddsmoothing.runs.schema import SCHEMA_VERSION, Header, ResultRow
 
 HEADER, RESULTS, PARTIAL, EVENTS = "header.json", "results.jsonl", "partial.jsonl", "events.jsonl"
-TEMPORARY = ".tmp"  # ending of a file that is not whole yet
 IMPORTED = "imported.json"  # marks a folder of others' results
 
 
@@ -113,13 +113,13 @@ class RunWriter:
         lines = whole_lines(self.path / RESULTS)
         ordered = sorted(lines, key=lambda line: int(json.loads(line)["id"]))
         if ordered != lines:
-            write_durably(self.path / RESULTS, "".join(line.decode() + "\n" for line in ordered))
+            write_durably(self.path / RESULTS, b"".join(line + b"\n" for line in ordered))
 
 
 def open_to_append(path: Path) -> int:
     """The descriptor of a file, made if it is not there."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return descriptor
 
 
@@ -158,30 +158,6 @@ def whole_lines(path: Path) -> list[bytes]:
 def finished_rows(folder: Path) -> int:
     """How many inputs a folder holds results of; 0 where it holds none."""
     return len(whole_lines(folder / RESULTS)) if (folder / RESULTS).exists() else 0
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a whole file so that either the old or the new text is there after a crash."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_header(folder: Path) -> Header:

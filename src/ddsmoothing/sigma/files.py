@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.errors import DataError, InputError
+from ddsmoothing.files import write_durably
 from ddsmoothing.inputs import check_sigma
 from ddsmoothing.models import first_error
 
@@ -72,7 +73,7 @@ def load_sigmas(path: str | Path) -> SigmaFile:
 def save_sigmas(file: SigmaFile, path: str | Path) -> None:
     """Write a sigma file; DataError where that is not possible."""
     try:
-        Path(path).write_text(file.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_durably(Path(path), file.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise DataError(f"cannot write the sigma file {path}: {error.strerror}.") from error
 

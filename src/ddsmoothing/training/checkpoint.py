@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ddsmoothing.errors import DataError, RunError
+from ddsmoothing.files import write_durably
 from ddsmoothing.models import first_error
 
 FIELD: Final = "ddsmoothing-training"
@@ -69,14 +69,9 @@ def save_checkpoint(state: Checkpoint, path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file by these bytes, durably."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Replace a file by these bytes, durably; RunError where impossible."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_durably(path, data)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}. What was there before is still there.") from error
 
