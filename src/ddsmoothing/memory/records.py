@@ -80,12 +80,6 @@ def point_bytes(point: Point) -> bytes:
     return point.tobytes() if point.dtype == np.uint8 else point.astype("<f8").tobytes()
 
 
-def check_point(point: Point, binding: Binding) -> None:
-    """Raise ShapeError unless a point has the memory's number of coordinates."""
-    if point.shape != (binding.d,):
-        raise ShapeError(f"got a point of shape {point.shape}, expected ({binding.d},): inputs {binding.shape}.")
-
-
 def run_mode(precision: str, channels_last: bool, compiled: bool) -> str:
     """Precision, memory format and compilation in one word, such as ``bf16+compiled``: another one rounds otherwise."""
     return "+".join([precision, *["channels_last"] * channels_last, *["compiled"] * compiled])
