@@ -174,7 +174,8 @@ def half_run(linear: dds.SmoothedClassifier, pixels: torch.Tensor, tmp_path: Pat
     half: Any = linear.model
     x = pixels.numpy()
     data = dds.Dataset(name="pixels", split="test", x=x, y=half(pixels.float() / 255).argmax(1).numpy())
-    run = certify_run(linear, data, SigmaPolicy.fixed(0.5), tmp_path / "run", model_name="half", n0=100, n=20_000)
+    named = {"model_name": "half", "n0": 100, "n": 20_000, "seed": 7}
+    run = certify_run(linear, data, SigmaPolicy.fixed(0.5), tmp_path / "run", **named)
     return run, data
 
 
