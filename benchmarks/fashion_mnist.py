@@ -25,12 +25,12 @@ from typing import Any
 
 import paper_table
 from ddsmoothing import L2Certificate, SmoothedClassifier
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
 from ddsmoothing.data import Dataset, load_data
 from ddsmoothing.errors import DdsmoothingError, RunError
-from ddsmoothing.runs import SigmaPolicy, certify_run
 from ddsmoothing.runs.lock import Lock
 from ddsmoothing.runs.store import finished_rows
 from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, train

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.memory import Binding, Risk, Store
 from ddsmoothing.memory.apply import apply_memory, open_store
 from ddsmoothing.memory.regions import Regions
-from ddsmoothing.runs import Run, SigmaPolicy, certify_run
+from ddsmoothing.runs import Run
 
 SHAPE = (3, 32, 32)
 BATCH = 1000

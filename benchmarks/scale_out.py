@@ -23,10 +23,10 @@ import torch
 import torchvision
 
 import ddsmoothing as dds
-from ddsmoothing.executors import ledger as policy
-from ddsmoothing.executors.ledger import IN_HAND, Ledger, Pace, Task
-from ddsmoothing.executors.on_ray import RayWorkers
-from ddsmoothing.sampling import Request
+from ddsmoothing.counting import ledger as policy
+from ddsmoothing.counting.contract import Request
+from ddsmoothing.counting.ledger import IN_HAND, Ledger, Pace, Task
+from ddsmoothing.counting.on_ray import RayWorkers
 from ddsmoothing.sigma.search import SearchPlan
 
 BLOCK = 42  # rows of one forward pass: one noise block of 3,072 numbers, so that tasks can be small

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 import ddsmoothing as dds
-from ddsmoothing.noise import Stream
-from ddsmoothing.sampling import Request
+from ddsmoothing.counting.contract import Request
 from ddsmoothing.sigma.score import certified_scores
 from ddsmoothing.sigma.search import SearchPlan
+from ddsmoothing.streams import Stream
 
 LOW, HIGH, SIGMA0 = 0.0625, 1.5, 0.346
 N, ALPHA = 10_000, 0.001

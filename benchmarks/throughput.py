@@ -24,9 +24,9 @@ import torch
 
 import ddsmoothing as dds
 import official_2021
+from ddsmoothing.counting.engine import Engine
 from ddsmoothing.devices import torch_threads, untouched
 from ddsmoothing.noise import GridBlock, grid_table
-from ddsmoothing.sampling import Engine
 
 BLOCKS = (64, 128, 256, 512)
 Run = Callable[[], int]

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.plots import plot_certified_accuracy
-from ddsmoothing.runs import SigmaPolicy, certify_run
 
 
 def main(out: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import ddsmoothing as dds
-from ddsmoothing.runs import SigmaPolicy
+from ddsmoothing.campaigns import SigmaPolicy
 
 SIGMAS = (0.05, 0.6)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.cli import main
-from ddsmoothing.runs import SigmaPolicy, certify_run
 from reference import Half
 
 THRESHOLD = 100.5 / 255  # between two grid points, so that rounding to the grid does not move the boundary

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import ddsmoothing as dds
-from ddsmoothing.runs import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from reference import Half
 
 SIDE, INPUTS, N = 48, 8, 400  # 56 samples in a noise block

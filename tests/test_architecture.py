@@ -13,24 +13,9 @@ SOURCE = ROOT / "src" / "ddsmoothing"
 FILES = sorted(SOURCE.rglob("*.py"))
 # An import only points to the left; a room may import from itself.
 ROOMS = (
-    *(
-        "errors",
-        "files",
-        "bounds",
-        "devices",
-        "lattice",
-        "noise",
-        "plan",
-        "certificate",
-        "evidence",
-        "inputs",
-        "sampling",
-        "classifier",
-        "smooth",
-        "executors",
-    ),
-    *("data", "models", "attacks", "sigma", "runs", "training", "memory", "verify", "doctor"),
-    *("analysis", "tables", "plots", "report", "cli"),
+    *("errors", "files", "streams", "lattice", "noise", "bounds", "devices", "plan", "certificate", "evidence"),
+    *("inputs", "counting", "classifier", "compat2021", "smooth", "data", "models", "attacks", "sigma", "runs"),
+    *("campaigns", "training", "memory", "verify", "doctor", "analysis", "tables", "plots", "report", "cli"),
 )
 WITHOUT_TORCH = ("errors", "bounds", "plan", "lattice", "noise", "verify", "analysis", "tables", "plots", "report")
 WITHOUT_FILES = (
@@ -41,9 +26,9 @@ WITHOUT_FILES = (
     "noise",
     "certificate",
     "evidence",
-    "sampling",
+    "streams",
     "classifier",
-    "smooth",
+    "compat2021",
     "analysis",
 )
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -13,9 +13,10 @@ import torch
 import ddsmoothing as dds
 from conftest import Answer
 from ddsmoothing.attacks import Attack, _project, draw_noise, eot_pgd, first_rounded, smoothed_gradient
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.errors import InputError, ModelError, RunError, ShapeError
-from ddsmoothing.runs import SigmaPolicy, certify_run, load_run
-from ddsmoothing.runs.attack import attack_run
+from ddsmoothing.runs import load_run
 from reference import Half
 
 CERTIFICATES = {"l2": dds.L2Certificate(), "l1": dds.L1Certificate()}

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import ddsmoothing as dds
+from ddsmoothing.counting.contract import Request
+from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.local import ClassCounter
 from ddsmoothing.errors import InputError
 from ddsmoothing.noise import Gaussian
-from ddsmoothing.sampling import ClassCounter, Engine, Request
 
 
 def certify(model: torch.nn.Module, x: torch.Tensor, **options: object) -> dds.Certification:
@@ -165,7 +167,8 @@ def test_images_of_224_pixels_need_less_than_two_gigabytes() -> None:
 FAULTS = """
 import platform, resource, sys, torch
 import ddsmoothing as dds
-from ddsmoothing import devices, sampling
+from ddsmoothing import devices
+from ddsmoothing.counting import local as sampling
 if sys.argv[1] == "without":
     sampling.keep_freed_memory = lambda: False
 elif not devices.keep_freed_memory():

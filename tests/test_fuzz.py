@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.cli import main
 from ddsmoothing.models import ARCHITECTURES, ModelSpec, save_model
-from ddsmoothing.runs import SigmaPolicy, certify_run
 from fuzzing import cases, damaged
 from reference import Half
 

@@ -12,11 +12,11 @@ import torch
 
 import ddsmoothing as dds
 from conftest import Answer
+from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.errors import InputError, ShapeError
 from ddsmoothing.inputs import check_levels, prepare
 from ddsmoothing.memory.smoothing import binding_of
 from ddsmoothing.noise import grid_table
-from ddsmoothing.runs.resample import resample_run
 from ddsmoothing.verify import verify_run
 from ddsmoothing.verify.arithmetic import grid_distance
 from reference import Half, is_valid

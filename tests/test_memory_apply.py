@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.errors import InputError, RunError, StoreError
 from ddsmoothing.memory import Risk, Store
 from ddsmoothing.memory.apply import Applied, apply_memory, open_store
@@ -21,7 +22,7 @@ from ddsmoothing.memory.floor import order_proof_floor
 from ddsmoothing.memory.inputs import found_at, inputs_of
 from ddsmoothing.memory.study import order_study
 from ddsmoothing.memory.verify import verify_store
-from ddsmoothing.runs import Run, SigmaPolicy, certify_run, load_run
+from ddsmoothing.runs import Run, load_run
 from memory_helpers import balls, check_disjoint
 from reference import Half
 

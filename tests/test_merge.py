@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns.policy import subset_ids
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs.merge import merge_runs
-from ddsmoothing.runs.policy import subset_ids
 from ddsmoothing.verify import verify_run
 from run_helpers import INPUTS, rows_of, small_data, small_run
 
@@ -179,13 +179,13 @@ class dds_policy:  # noqa: N801
         self.sigma, self.sha256 = sigma, sha256
 
     def __getitem__(self, part: slice) -> Any:
-        from ddsmoothing.runs import SigmaPolicy
+        from ddsmoothing.campaigns import SigmaPolicy
 
         return SigmaPolicy.given(self.sigma[part], self.sha256)
 
 
 def certify(out: Path, policy: Any, **options: Any) -> dds.Run:
-    from ddsmoothing.runs import certify_run
+    from ddsmoothing.campaigns import certify_run
     from run_helpers import small_smoothed
 
     settings = {"seed": 5, "model_name": "half"} | QUICK | options

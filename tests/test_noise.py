@@ -21,15 +21,11 @@ from ddsmoothing.noise import (
     GridBlock,
     GridTable,
     Noise,
-    Stream,
     Uniform,
-    check_word,
     grid_table,
-    noise_blocks,
-    philox,
-    rows_per_block,
     snap_to_grid,
 )
+from ddsmoothing.streams import Stream, check_word, noise_blocks, philox, rows_per_block
 from reference import PRECISION, normal_cdf
 
 SEED = 20240229  # fixed: every statistical test here is a fixed computation

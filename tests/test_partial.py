@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddsmoothing.cli import main
+from ddsmoothing.counting import kept as partial
+from ddsmoothing.counting.contract import Request
+from ddsmoothing.counting.kept import KeptCounts, Paced, read_counts
 from ddsmoothing.errors import DdsmoothingError, RunError
 from ddsmoothing.inputs import Batch
-from ddsmoothing.noise import rows_per_block
-from ddsmoothing.runs import partial
-from ddsmoothing.runs.partial import KeptCounts, Paced, read_counts
-from ddsmoothing.sampling import Request
+from ddsmoothing.streams import rows_per_block
 from fuzzing import cases, damaged
 from run_helpers import INPUTS, POLICIES, N, rows_of, small_data, small_run, small_smoothed
 from test_fuzz import damaged_json, snapshot

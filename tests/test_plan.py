@@ -13,7 +13,6 @@ from scipy.stats import binom
 
 from ddsmoothing.bounds import clopper_pearson_lower, lower_of_looks, randomized_lower
 from ddsmoothing.errors import InfeasibleError, InputError
-from ddsmoothing.noise import Stream, coin
 from ddsmoothing.plan import (
     LOOKS,
     SAMPLERS,
@@ -28,6 +27,7 @@ from ddsmoothing.plan import (
     planned_samples,
     sampler_for,
 )
+from ddsmoothing.streams import Stream, coin
 
 ALPHA = 0.05
 RUNS = 5_000  # at each of four p: 20,000 simulated certifications a sampler

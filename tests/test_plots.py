@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.plots import FIGURES, images_figure, images_table, images_text, save, svg_text
 from ddsmoothing.plots.images import noisy_copies
-from ddsmoothing.runs import Results, SigmaPolicy, import_file
+from ddsmoothing.runs import Results, import_file
 from results_helpers import planted
 
 Cli = Callable[..., object]

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.counting import cluster, on_ray
+from ddsmoothing.counting.contract import Request, cut_request
+from ddsmoothing.counting.ledger import IN_HAND, MOST_LOSSES, TASK_SECONDS, Ledger, Pace, Task
+from ddsmoothing.counting.workers import workers_of
 from ddsmoothing.errors import InputError, ModelError, RunError
-from ddsmoothing.executors import cluster, on_ray, workers_of
-from ddsmoothing.executors.ledger import IN_HAND, MOST_LOSSES, TASK_SECONDS, Ledger, Pace, Task
-from ddsmoothing.noise import rows_per_block
-from ddsmoothing.runs import SigmaPolicy, certify_run
-from ddsmoothing.sampling import Request, cut_request
+from ddsmoothing.streams import rows_per_block
 
 DEMO = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
 CLI = "import sys; from ddsmoothing.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.report import page, thumbnails, write_report
 from ddsmoothing.report.thumbnails import datasets_of, pictures_of
-from ddsmoothing.runs import SigmaPolicy, import_file
+from ddsmoothing.runs import import_file
 from report_helpers import HOSTILE, altered, hostile, written
 
 Cli = Callable[..., object]

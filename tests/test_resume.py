@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.errors import RunError
-from ddsmoothing.runs import SigmaPolicy, certify_run
 from ddsmoothing.runs.store import RunWriter
 from run_helpers import small_run
 
@@ -175,9 +175,9 @@ def test_sigma_files_are_known_again(cli: Callable, tmp_path: Path) -> None:
 
 
 def test_a_budget_keeps_the_counts_of_the_first_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddsmoothing.runs.partial.PACE_SECONDS", 0.0)
+    monkeypatch.setattr("ddsmoothing.counting.kept.PACE_SECONDS", 0.0)
     now = [0.0]
-    monkeypatch.setattr("ddsmoothing.runs.certify.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ddsmoothing.campaigns.certify.time.monotonic", lambda: now[0])
 
     def tick(samples: int) -> None:
         now[0] += 1.0
@@ -253,7 +253,7 @@ def test_a_bad_budget_is_named(cli: Callable, tmp_path: Path, text: str) -> None
 
 def test_a_forecast_writes_nothing(cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ddsmoothing.runs.forecast.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("ddsmoothing.campaigns.forecast.PROBE_SECONDS", 0.1)
     for options in (("--n", "1000"), (), ("--radius", "0.5")):
         answer = cli(*BASE, "--sigma", "0.5", "--forecast", *options)
         assert answer.code == 0, answer.err

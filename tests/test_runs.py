@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from scipy.stats import beta, norm
 
 import ddsmoothing as dds
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.errors import DataError, DdsmoothingError, InputError, ModelError, RunError
 from ddsmoothing.inputs import prepare
 from ddsmoothing.models import model_hash
-from ddsmoothing.runs import ResultRow, SigmaPolicy, certify_run, export_run
+from ddsmoothing.runs import ResultRow, export_run
 from ddsmoothing.sigma.files import load_sigmas
 
 MakeRun = Callable[..., dds.Run]

@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
+from ddsmoothing.counting.contract import Request
+from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
 from ddsmoothing.inputs import prepare
-from ddsmoothing.noise import Gaussian, Stream
-from ddsmoothing.sampling import ClassCounter, Engine, Request, default_block_size
+from ddsmoothing.noise import Gaussian
+from ddsmoothing.streams import Stream
 from reference import Half
 
 GRID = torch.arange(256, dtype=torch.uint8)

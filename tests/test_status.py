@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from ddsmoothing.counting import kept as partial
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.runs import lock, partial
+from ddsmoothing.runs import lock
 from ddsmoothing.runs.events import EventLog, Scalars
 from ddsmoothing.runs.lock import Lock, Owner, owner_of
 from ddsmoothing.runs.status import status_of
@@ -152,7 +153,7 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path: Path) -> None:
 
 
 def test_workers_are_listened_to(tmp_path: Path) -> None:
-    from ddsmoothing.runs.certify import _heard
+    from ddsmoothing.campaigns.certify import _heard
 
     class Workers:
         listener = None

@@ -27,11 +27,12 @@ from ddsmoothing.bounds import (
     normal_quantile_below,
     randomized_lower,
 )
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.cli import main
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.noise import grid_table
-from ddsmoothing.runs import SigmaPolicy, certify_run, load_run
-from ddsmoothing.runs.resample import resample_run
+from ddsmoothing.runs import load_run
 from ddsmoothing.verify import verify_run
 from ddsmoothing.verify.arithmetic import (
     LARGEST_N,

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddsmoothing.analysis import acr, certified_accuracy
+    from ddsmoothing.campaigns import SigmaPolicy, certify_run
     from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
     from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.compat2021 import Smooth
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
     from ddsmoothing.evidence import ABSTAIN, Certification, Prediction
     from ddsmoothing.memory import CertifiedMemory
     from ddsmoothing.models import load_model
     from ddsmoothing.plots import plot_certified_accuracy
-    from ddsmoothing.runs import Run, SigmaPolicy, certify_run, load_run
+    from ddsmoothing.runs import Run, load_run
     from ddsmoothing.sigma import (
         OptimizeIsotropicSmoothingParameters,
         OptimizeSmoothingParameters,
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
         optimize_isotropic_dds,
         search_sigma,
     )
-    from ddsmoothing.smooth import Smooth
 
 __version__ = _version("ddsmoothing")
 
@@ -46,14 +47,14 @@ _ROOMS = {
     "OptimizeSmoothingParameters": "sigma",
     "Prediction": "evidence",
     "Run": "runs",
-    "SigmaPolicy": "runs",
+    "SigmaPolicy": "campaigns",
     "SigmaSearch": "sigma",
-    "Smooth": "smooth",
+    "Smooth": "compat2021",
     "SmoothedClassifier": "classifier",
     "acr": "analysis",
     "ascend_sigma": "sigma",
     "certified_accuracy": "analysis",
-    "certify_run": "runs",
+    "certify_run": "campaigns",
     "load_data": "data",
     "load_model": "models",
     "load_run": "runs",

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 from torch.nn.functional import log_softmax
 
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.counting.contract import BaseClassifier
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.sampling import BaseClassifier
 
 INSIDE: Final = 1.0 - 1e-6  # of the radius: float32 rounding must not carry a point out of the ball
 ROWS: Final = 2048  # noisy copies in one forward and backward pass

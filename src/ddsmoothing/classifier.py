@@ -20,23 +20,17 @@ from ddsmoothing.bounds import (
     check_count,
 )
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
+from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.local import ClassCounter, default_block_size
+from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
 from ddsmoothing.evidence import Certification, Prediction
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
-from ddsmoothing.noise import LEVELS, Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.sampling import (
-    BaseClassifier,
-    ClassCounter,
-    Engine,
-    Executor,
-    Progress,
-    Request,
-    Workers,
-    default_block_size,
-    probe_block_size,
-)
+from ddsmoothing.streams import Stream, checked_seed, coin, rows_per_block
 
 
 class SmoothedClassifier:

@@ -17,6 +17,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class DdsmoothingError(Exception):
@@ -70,3 +74,10 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Text from a file or a name, safe to show in one line: control and invisible characters become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing a validation found, in one line."""
+    entry = error.errors()[0]
+    place = ".".join(str(part) for part in entry["loc"])
+    return f"{place}: {entry['msg']}" if place else str(entry["msg"])

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.errors import InputError, ShapeError, SigmaError
-from ddsmoothing.noise import LARGEST_SIGMA, LEVELS, check_word, snap_to_grid
+from ddsmoothing.noise import LARGEST_LEVELS, LARGEST_SIGMA, LEVELS, snap_to_grid
+from ddsmoothing.streams import check_word
 
-LARGEST_LEVELS: Final = 2**20
 INTEGERS: Final = {torch.uint8: LEVELS, torch.uint16: 65535}  # pixels as they are stored, and their grid's levels
 
 

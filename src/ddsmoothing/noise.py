@@ -8,12 +8,9 @@ noisy input rounded to the grid: nothing of x leaks through low-order bits. All 
 from __future__ import annotations
 
 import math
-import secrets
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from fractions import Fraction
 from functools import lru_cache
 from typing import ClassVar, Final
@@ -23,60 +20,16 @@ from numpy.typing import NDArray
 
 from ddsmoothing.errors import InputError, SigmaError, unknown
 from ddsmoothing.lattice import FIXED, gaussian_cdf, uniform_cdf
+from ddsmoothing.streams import Generators, philox
 
 LEVELS: Final = 255  # the 8-bit grid is X / LEVELS; other grids have other levels, steps to the unit
+LARGEST_LEVELS: Final = 2**20
 LARGEST_STEPS: Final = 70_000  # scale of the noise in grid steps: more would take seconds and memory
 LARGEST_SIGMA: Final = 12.0  # its integer noise still fits 16 bits, as that of lambda = sqrt(3) sigma does
-BLOCK_CELLS: Final = 2**17  # coordinates in one noise block: a constant, since blocks define the noise
 
 _DRAWN = 63  # bits that decide one integer
 _FIRST = 16  # bits of them looked up in a table
 _UNDECIDED = np.int16(-32768)
-_WORD = 2**64
-
-
-class Stream(IntEnum):
-    """What noise is drawn for. No two of these ever share a random number."""
-
-    PILOT = 0
-    CERTIFY = 1
-    SEARCH = 2
-    COIN = 3
-    PREDICT = 4
-
-
-def check_word(value: int, name: str) -> int:
-    """Return value if it is an integer in [0, 2^64), else raise InputError."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= int(value) < _WORD:
-        raise InputError(f"{name} is {value!r}, expected an integer from 0 to 2^64 - 1.")
-    return int(value)
-
-
-def checked_seed(seed: int | None) -> int:
-    """The seed given, or one from the operating system."""
-    return secrets.randbits(63) if seed is None else check_word(seed, "seed")
-
-
-def philox(seed: int, input_id: int, stream: int, block: int, part: int = 0) -> np.random.Philox:
-    """The generator of one noise block: counter-based, so any block can be drawn on its own.
-
-    Args:
-        seed, input_id: the key.   stream, block: words 2 and 1 of the counter.   part: word 3, 1 for refinement bits.
-    References: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3.
-    """
-    key = np.array([check_word(seed, "seed"), check_word(input_id, "input id")], dtype=np.uint64)
-    counter = np.array([0, check_word(block, "block"), check_word(stream, "stream"), part], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter)
-
-
-def coin(seed: int, input_id: int) -> float:
-    """The one coin of an input, uniform on (0, 1] in steps of 2^-53."""
-    return (int(philox(seed, input_id, Stream.COIN, 0).random_raw() >> 11) + 1) * 2.0**-53
-
-
-def rows_per_block(d: int) -> int:
-    """Samples in one noise block of a d-dimensional input."""
-    return max(1, BLOCK_CELLS // d)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -242,39 +195,6 @@ def snap_to_grid(
     moved += 2.0**-50 * (np.abs(x) + 1.0)  # what three rounded operations are off by, and more
     size = moved.sum(1) if norm == "l1" else np.sqrt((moved**2).sum(1))
     return nearest.astype(np.int64), size * (1.0 + (x.shape[1] + 8) * 2.0**-52)
-
-
-def noise_blocks(d: int, first_block: int, n: int) -> Iterator[tuple[int, int]]:
-    """Cut n samples into noise blocks from ``first_block`` on: pairs (block, rows wanted of it)."""
-    size = rows_per_block(d)
-    for index in range(-(-n // size)):
-        yield first_block + index, min(size, n - index * size)
-
-
-class Generators:
-    """Two Philox generators, for bits and for refinement bits, that are set to one noise block after another.
-
-    Setting the state of a generator costs a tenth of making one; a worker keeps one pair.
-    """
-
-    def __init__(self) -> None:
-        self.bits, self.more = np.random.Philox(0), np.random.Philox(0)
-
-    def seek(self, key: tuple[int, int, int, int]) -> None:
-        """Stand at the start of the block ``(seed, input id, stream, block)``, as ``philox`` does."""
-        seed, input_id, stream, block = (check_word(word, "key") for word in key)
-        for part, generator in enumerate((self.bits, self.more)):
-            generator.state = {
-                "bit_generator": "Philox",
-                "state": {
-                    "counter": np.array([0, block, stream, part], dtype=np.uint64),
-                    "key": np.array([seed, input_id], dtype=np.uint64),
-                },
-                "buffer": np.zeros(4, dtype=np.uint64),
-                "buffer_pos": 4,
-                "has_uint32": 0,
-                "uinteger": 0,
-            }
 
 
 class GridBlock:

@@ -19,7 +19,7 @@ from scipy.special import betaincinv, ndtr, ndtri
 
 from ddsmoothing.bounds import alpha_of_top, check_count, check_feasible, clopper_pearson_lower, largest_lower_bound
 from ddsmoothing.errors import InfeasibleError, InputError
-from ddsmoothing.noise import Stream
+from ddsmoothing.streams import Stream
 
 N0: Final = 100
 N: Final = 100_000

@@ -16,9 +16,9 @@ from ddsmoothing.cli.loading import PLAUSIBLE_SIGMA, add, data_options, load
 from ddsmoothing.errors import InputError, SigmaError
 
 if TYPE_CHECKING:
+    from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
-    from ddsmoothing.runs import SigmaPolicy
 
 RUN_OPTIONS = (
     *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed"),
@@ -98,8 +98,8 @@ def advice(out: Path | None) -> str:
 
 
 def _certify(context: click.Context, options: dict[str, Any]) -> None:
+    from ddsmoothing.campaigns.policy import check_labels, subset_ids
     from ddsmoothing.plan import sampler_for
-    from ddsmoothing.runs.policy import check_labels, subset_ids
 
     if options["out"] is None and not options["forecast"]:
         raise InputError("expected --out, the run folder to write (or --forecast).")
@@ -112,7 +112,7 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
     ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
     sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
     if options["forecast"]:
-        from ddsmoothing.runs.forecast import forecast
+        from ddsmoothing.campaigns.forecast import forecast
 
         click.echo(forecast(smoothed, data, ids, policy, sampler, options["alpha"], options["bound"]).text())
         return
@@ -128,9 +128,9 @@ def _run(
     smoothed: SmoothedClassifier, data: Dataset, policy: SigmaPolicy, options: dict[str, Any], inputs: int, each: int
 ) -> None:
     """Certify so many inputs, of at most so many samples each, and show what came out."""
+    from ddsmoothing.campaigns import certify_run
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.cli.results import print_table
-    from ddsmoothing.runs import certify_run
     from ddsmoothing.runs.events import Scalars
     from ddsmoothing.runs.store import finished_rows
 
@@ -250,8 +250,8 @@ def predict(**options: Any) -> None:
     """Answers of the smoothed classifier (-1: abstained). Nothing is said about robustness."""
     import json
 
+    from ddsmoothing.campaigns.policy import check_labels, subset_ids
     from ddsmoothing.cli.progress import SampleProgress
-    from ddsmoothing.runs.policy import check_labels, subset_ids
 
     smoothed, data = load(options)
     ids = subset_ids(data, options["skip"], options["maximum"])
@@ -301,9 +301,9 @@ def fixed_sigma(options: dict[str, Any]) -> float:
 
 def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Dataset) -> SigmaPolicy:
     """Where the options say that sigma comes from."""
+    from ddsmoothing.campaigns import SigmaPolicy
+    from ddsmoothing.campaigns.policy import subset_ids
     from ddsmoothing.models import model_identity
-    from ddsmoothing.runs import SigmaPolicy
-    from ddsmoothing.runs.policy import subset_ids
     from ddsmoothing.sigma.files import load_sigmas
 
     fixed = options["sigma"] is not None or options["lambda_"] is not None

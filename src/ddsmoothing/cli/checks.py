@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from ddsmoothing.campaigns.attack import AttackReport
+    from ddsmoothing.campaigns.resample import Redrawn
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
     from ddsmoothing.doctor import Check
     from ddsmoothing.runs import Run
-    from ddsmoothing.runs.attack import AttackReport
-    from ddsmoothing.runs.resample import Redrawn
     from ddsmoothing.verify import Verification
 
 SHOWN = 20  # findings and violations in a text
@@ -67,7 +67,7 @@ def verify(run: Path, resample: int | None, as_json: bool, **options: Any) -> in
     found = verify_run(run)
     drawn: list[Redrawn] = []
     if resample is not None:
-        from ddsmoothing.runs.resample import resample_run
+        from ddsmoothing.campaigns.resample import resample_run
 
         loaded = load_run(run)
         smoothed, dataset = _again(loaded, options)
@@ -203,9 +203,9 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
     level `memory` is attacked at its memory (--store), inside its radii only.
     """
     from ddsmoothing.attacks import Attack
+    from ddsmoothing.campaigns.attack import FACTORS, attack_run
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.runs import load_run
-    from ddsmoothing.runs.attack import FACTORS, attack_run
 
     memory = None if options["store"] is None else _memory(options["store"])
     try:

@@ -28,6 +28,7 @@ Example:
 def demo(out: Path, seed: int) -> None:
     """Certify 200 real images at fixed sigmas and at a sigma chosen for each: table, plot, report and run folders."""
     from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
+    from ddsmoothing.campaigns import SigmaPolicy, certify_run
     from ddsmoothing.certificate import L2Certificate
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.cli.progress import SampleProgress
@@ -36,7 +37,6 @@ def demo(out: Path, seed: int) -> None:
     from ddsmoothing.models import load_model, spec_of
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.report import write_report
-    from ddsmoothing.runs import SigmaPolicy, certify_run
 
     start, out = time.monotonic(), _free(out)
     model, data = load_model(MODEL), load_data(DATA)

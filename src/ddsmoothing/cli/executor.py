@@ -35,8 +35,8 @@ def executor_options(function: Command) -> Command:
 @contextmanager
 def executing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> Iterator[SmoothedClassifier]:
     """The classifier on the workers that the options ask for; they are stopped afterwards."""
+    from ddsmoothing.counting.workers import workers_of
     from ddsmoothing.devices import named_device
-    from ddsmoothing.executors import workers_of
 
     place = {"address": options["address"], "workers": options["workers"]}
     with workers_of(options["executor"], **place, device=named_device(options["device"]).type) as workers:

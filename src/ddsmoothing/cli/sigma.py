@@ -44,9 +44,9 @@ def optimize(**options: Any) -> None:
 
     `search` needs forward passes only; `ascent` is the paper's gradient ascent. No label is used.
     """
+    from ddsmoothing.campaigns.policy import subset_ids
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.errors import DataError, InputError
-    from ddsmoothing.runs.policy import subset_ids
     from ddsmoothing.sigma import choose_sigmas, save_sigmas
     from ddsmoothing.sigma.search import SearchPlan
 
@@ -108,8 +108,8 @@ def import_(old: Path, **options: Any) -> None:
 
     With --norm l1 its numbers are half-widths lambda, as in 2021; the file holds standard deviations.
     """
+    from ddsmoothing.campaigns.policy import subset_ids
     from ddsmoothing.models import model_identity
-    from ddsmoothing.runs.policy import subset_ids
     from ddsmoothing.sigma import SigmaFile, save_sigmas
     from ddsmoothing.sigma.files import import_tensor
 

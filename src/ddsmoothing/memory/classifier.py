@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError, ShapeError
 from ddsmoothing.inputs import Batch, prepare
@@ -24,7 +25,6 @@ from ddsmoothing.memory.rules import Point
 from ddsmoothing.memory.smoothing import SmoothedCertifier, binding_of
 from ddsmoothing.memory.store import Store
 from ddsmoothing.plan import sampler_for
-from ddsmoothing.runs.policy import SigmaPolicy
 
 
 class Certifier(Protocol):

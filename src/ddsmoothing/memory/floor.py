@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from ddsmoothing.bounds import check_alpha, check_feasible, clopper_pearson_lower, top_two_bounds
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.evidence import ABSTAIN, total_variation
 from ddsmoothing.memory.store import Store
 from ddsmoothing.models import model_identity
-from ddsmoothing.noise import Stream, checked_seed
 from ddsmoothing.runs import Run
-from ddsmoothing.sampling import Progress, Request
+from ddsmoothing.streams import Stream, checked_seed
 
 SIGMA_BLOCKS = 2**32  # noise blocks set aside for each sigma, so that no two share noise
 

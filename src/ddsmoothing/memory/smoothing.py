@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ddsmoothing.bounds import check_bound
+from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
@@ -14,7 +15,6 @@ from ddsmoothing.memory.regions import Found
 from ddsmoothing.models import model_identity
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import Sampler
-from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.sigma.search import search_sigma
 
 PREDICT_SAMPLES, PREDICT_ALPHA = 1000, 0.001

@@ -26,7 +26,7 @@ from ddsmoothing.memory.index import Index, Sketch, sketch_for
 from ddsmoothing.memory.records import Binding, Region, point_bytes
 from ddsmoothing.memory.risk import Risk
 from ddsmoothing.memory.rules import Point
-from ddsmoothing.noise import check_word
+from ddsmoothing.streams import check_word
 
 SCHEMA: Final = 1
 APPLICATION: Final = 0x44445343  # SQLite's application_id: "DDSC"

@@ -8,7 +8,6 @@ from ddsmoothing.models.load import SHIPPED, build_model, load_model
 from ddsmoothing.models.spec import (
     NORMALIZATIONS,
     ModelSpec,
-    first_error,
     model_hash,
     model_identity,
     probe_classes,
@@ -23,7 +22,6 @@ __all__ = [
     "ModelSpec",
     "Normalize",
     "build_model",
-    "first_error",
     "load_model",
     "model_hash",
     "model_identity",

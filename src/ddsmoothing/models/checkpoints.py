@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ddsmoothing.errors import ModelError
-from ddsmoothing.models.spec import ModelSpec, first_error
+from ddsmoothing.errors import ModelError, first_error
+from ddsmoothing.models.spec import ModelSpec
 
 WRAPPERS: Final = ("module.", "model.", "_orig_mod.")  # DataParallel, wrapping classes, torch.compile
 PLACES: Final = (

@@ -13,9 +13,9 @@ from typing import Final
 from pydantic import ValidationError
 from torch import nn
 
-from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.errors import InputError, ModelError, first_error, unknown
 from ddsmoothing.models.checkpoints import Checkpoint, State, load_state, read_checkpoint, split
-from ddsmoothing.models.spec import ModelSpec, Statistics, first_error, normalized, statistics
+from ddsmoothing.models.spec import ModelSpec, Statistics, normalized, statistics
 from ddsmoothing.models.zoo import ARCHITECTURES, architecture, from_library, in_library, library, published
 
 SHIPPED: Final[dict[str, str]] = {"fashion-mnist-cnn": "fashion-mnist-cnn.safetensors"}

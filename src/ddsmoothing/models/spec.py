@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ddsmoothing.errors import InputError, ModelError, unknown
@@ -142,10 +142,3 @@ def model_identity(model: Any, model_id: str | None = None) -> str:
     if digest is None and not model_id:
         raise InputError("this model is a bare callable and has no hash; name it with --model-id (model_id=).")
     return f"sha256:{digest}" if digest is not None else f"id:{model_id}"
-
-
-def first_error(error: ValidationError) -> str:
-    """The first thing a validation found, in one line."""
-    entry = error.errors()[0]
-    place = ".".join(str(part) for part in entry["loc"])
-    return f"{place}: {entry['msg']}" if place else str(entry["msg"])

@@ -15,9 +15,10 @@ from ddsmoothing.certificate import certificate_for
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.evidence import ABSTAIN
-from ddsmoothing.noise import FloatBlock, Stream
+from ddsmoothing.noise import FloatBlock
 from ddsmoothing.plots.style import canvas, styled
 from ddsmoothing.runs import ResultRow, Run
+from ddsmoothing.streams import Stream
 from ddsmoothing.tables import Table
 
 SHOWN: Final = 6

@@ -1,9 +1,7 @@
 """Run folders: what was asked (header.json) and what was found (results.jsonl, one self-contained row an input)."""
 
-from ddsmoothing.runs.certify import certify_run
 from ddsmoothing.runs.export import FORMATS, export_run
 from ddsmoothing.runs.imports import Imported, Results, import_file, load_results
-from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run, load_run
 
@@ -14,8 +12,6 @@ __all__ = [
     "ResultRow",
     "Results",
     "Run",
-    "SigmaPolicy",
-    "certify_run",
     "export_run",
     "import_file",
     "load_results",

@@ -16,10 +16,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddsmoothing.errors import InputError, RunError, printable
+from ddsmoothing.errors import InputError, RunError, first_error, printable
 from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.files import write_durably
-from ddsmoothing.models import first_error
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.schema import Digest, Length
 from ddsmoothing.runs.store import IMPORTED, Run, load_run

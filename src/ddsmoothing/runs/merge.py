@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.runs.certify import NOT_COMPARED
-from ddsmoothing.runs.schema import Header, Subset
+from ddsmoothing.runs.schema import NOT_COMPARED, Header, Subset
 from ddsmoothing.runs.store import Run, RunWriter, load_run
 
 MAY_DIFFER: Final = NOT_COMPARED | {"device", "subset"}

@@ -6,12 +6,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddsmoothing.evidence import Certification
-from ddsmoothing.inputs import LARGEST_LEVELS
-from ddsmoothing.noise import LEVELS
-from ddsmoothing.sigma.search import SigmaSearch
+from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 
 SCHEMA_VERSION: Final = 1
+NOT_COMPARED: Final = {"created", "versions", "config"}  # what may differ when a run is continued
 
 Level = Literal["pointwise", "memory", "stateless"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -175,65 +173,3 @@ class ResultRow(_Strict):
     samples: Count
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     memory: MemoryNote | None = None
-
-
-class CountsLine(_Strict):
-    """One line of ``partial.jsonl``: class counts of some noise blocks of an input that is not finished.
-
-    Attributes:
-        input: the first digits of the input's SHA-256.   stream, block: which noise: its first block.
-        n: samples, the sum of ``counts``.
-    """
-
-    id: Annotated[int, Field(ge=0, lt=2**64)]
-    input: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-    stream: Annotated[int, Field(ge=0, lt=2**64)]
-    sigma: Annotated[Length, Field(gt=0.0)]
-    block: Annotated[int, Field(ge=0, lt=2**64)]
-    n: Annotated[Count, Field(ge=1)]
-    counts: tuple[Count, ...]
-
-
-def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch | None = None) -> list[ResultRow]:
-    """One row for each input of a certification; labels None where there are none, found where sigma was searched."""
-    share = (result.seconds + (0.0 if found is None else found.seconds)) / len(result)
-    return [
-        ResultRow(
-            id=result.ids[i],
-            input_sha256=result.input_sha256[i],
-            label=None if labels is None else labels[i],
-            prediction=int(result.prediction[i]),
-            correct=None if labels is None else bool(result.prediction[i] == labels[i]),
-            reason=result.reason[i],
-            radius=float(result.radius[i]),
-            p_lower=float(result.p_lower[i]),
-            p_upper=float(result.p_upper[i]),
-            sigma=float(result.sigma[i]),
-            lambda_=float(result.scale[i]) if result.norm == "l1" else None,
-            norm=result.norm,
-            noise=result.noise[i],
-            tv=float(result.tv[i]),
-            moved=float(result.moved[i]),
-            sampler=result.sampler,
-            bound=result.bound,
-            alpha=result.alpha,
-            level=result.level,
-            choice=None if found is None else _choice(found, i),
-            n0_counts=tuple(result.n0_counts[i].tolist()),
-            n_counts=tuple(result.counts[i].tolist()),
-            looks=result.looks[i],
-            coin=None if result.coin is None else float(result.coin[i]),
-            samples=int(result.samples[i]),
-            seconds=share,
-        )
-        for i in range(len(result))
-    ]
-
-
-def _choice(found: SigmaSearch, i: int) -> SigmaChoice:
-    return SigmaChoice(
-        anchor=int(found.anchor[i]),
-        score=float(found.score[i]),
-        at_border=bool(found.at_border[i]),
-        samples=found.forwards,
-    )

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ddsmoothing.errors import RunError
-from ddsmoothing.files import TEMPORARY, sync_folder, write_durably
-from ddsmoothing.models import first_error
+from ddsmoothing.counting.kept import PARTIAL
+from ddsmoothing.errors import RunError, first_error
+from ddsmoothing.files import TEMPORARY, append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.lock import LOCK, Lock
 from ddsmoothing.runs.schema import SCHEMA_VERSION, Header, ResultRow
 
-HEADER, RESULTS, PARTIAL, EVENTS = "header.json", "results.jsonl", "partial.jsonl", "events.jsonl"
+HEADER, RESULTS, EVENTS = "header.json", "results.jsonl", "events.jsonl"
 IMPORTED = "imported.json"  # marks a folder of others' results
 
 
@@ -114,45 +114,6 @@ class RunWriter:
         ordered = sorted(lines, key=lambda line: int(json.loads(line)["id"]))
         if ordered != lines:
             write_durably(self.path / RESULTS, b"".join(line + b"\n" for line in ordered))
-
-
-def open_to_append(path: Path) -> int:
-    """The descriptor of a file, made if it is not there."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    sync_folder(path.parent)
-    return descriptor
-
-
-def append_durably(descriptor: int, path: Path, text: str) -> None:
-    """Append to an open file and wait until it is on disk; on failure cut off what was written, and raise RunError."""
-    size = os.fstat(descriptor).st_size
-    data = memoryview(text.encode())
-    try:
-        while data:
-            data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, size)
-        raise RunError(
-            f"cannot append to {path}: {error.strerror}. What was written before is safe; the same command continues."
-        ) from error
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off what a crash left of a last line without its end."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
-
-
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file that have an end; a last one without it is being written, or was torn by a crash."""
-    data = path.read_bytes()
-    return data[: data.rfind(b"\n") + 1].splitlines()
 
 
 def finished_rows(folder: Path) -> int:

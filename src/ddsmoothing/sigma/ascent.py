@@ -15,12 +15,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ddsmoothing.certificate import Certificate, L2Certificate
+from ddsmoothing.counting.local import BLOCK_ELEMENTS
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.inputs import check_sigma
-from ddsmoothing.noise import check_word
-from ddsmoothing.sampling import BLOCK_ELEMENTS
 from ddsmoothing.sigma.score import certified_scores
+from ddsmoothing.streams import check_word
 
 OUTPUTS: Final = ("logits", "probs")
 

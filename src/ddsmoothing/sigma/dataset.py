@@ -15,15 +15,15 @@ from rich.progress import track
 
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, named_device
 from ddsmoothing.errors import InputError, ShapeError, unknown
 from ddsmoothing.models import model_identity
-from ddsmoothing.noise import checked_seed
-from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_sigma, ascend_theta
 from ddsmoothing.sigma.files import SigmaFile
 from ddsmoothing.sigma.search import search_sigma
+from ddsmoothing.streams import checked_seed
 
 METHODS = ("search", "ascent")
 GROUP = 32  # inputs at once

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddsmoothing.errors import DataError, InputError
+from ddsmoothing.errors import DataError, InputError, first_error
 from ddsmoothing.files import write_durably
 from ddsmoothing.inputs import check_sigma
-from ddsmoothing.models import first_error
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 KIND: Final = "ddsmoothing-sigmas"

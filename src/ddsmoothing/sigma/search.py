@@ -18,11 +18,11 @@ from scipy.special import betaincinv
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.errors import InputError, SigmaError
 from ddsmoothing.inputs import Batch, check_sigma
-from ddsmoothing.noise import Stream, checked_seed
-from ddsmoothing.sampling import Progress, Request
 from ddsmoothing.sigma.score import certified_scores
+from ddsmoothing.streams import Stream, checked_seed
 
 LEVEL_BLOCKS = 2**32  # noise blocks set aside for each round, so that rounds never share noise
 SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0

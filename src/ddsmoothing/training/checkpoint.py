@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ddsmoothing.errors import DataError, RunError
+from ddsmoothing.errors import DataError, RunError, first_error
 from ddsmoothing.files import write_durably
-from ddsmoothing.models import first_error
 
 FIELD: Final = "ddsmoothing-training"
 

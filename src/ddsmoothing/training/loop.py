@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset, augmentation
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import DataError, ModelError, RunError
-from ddsmoothing.sampling import Progress
 from ddsmoothing.training.checkpoint import Checkpoint, Position, save_checkpoint
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.distributed import World

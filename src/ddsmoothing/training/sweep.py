@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.models import model_identity
-from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.files import SigmaFile, load_sigmas, save_sigmas
 from ddsmoothing.training.config import DataDependent, TrainConfig
 from ddsmoothing.training.init import sigmas_from

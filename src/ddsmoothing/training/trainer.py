@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset, load_data
 from ddsmoothing.devices import named_device
 from ddsmoothing.errors import RunError
 from ddsmoothing.models import save_model, spec_of
-from ddsmoothing.noise import checked_seed
 from ddsmoothing.runs.lock import LOCK, Lock
-from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.files import save_sigmas
+from ddsmoothing.streams import checked_seed
 from ddsmoothing.training.checkpoint import Checkpoint, load_checkpoint, write_whole
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.distributed import World, joined

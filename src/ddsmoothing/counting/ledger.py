@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.counting.contract import Request, cut_request
 from ddsmoothing.errors import RunError
-from ddsmoothing.noise import rows_per_block
-from ddsmoothing.sampling import Request, cut_request
+from ddsmoothing.streams import rows_per_block
 
 TASK_SECONDS: Final = 1.0  # of work in one task, about
 IN_HAND: Final = 2  # tasks with one worker: one in work, one waiting

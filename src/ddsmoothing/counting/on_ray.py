@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddsmoothing.counting.cluster import connect, free_resources, ray_module
+from ddsmoothing.counting.contract import Executor, Progress, Request
+from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.ledger import IN_HAND, Ledger, Pace, Task
+from ddsmoothing.counting.local import ClassCounter
 from ddsmoothing.errors import DdsmoothingError, InputError, ModelError, RunError
-from ddsmoothing.executors.cluster import connect, free_resources, ray_module
-from ddsmoothing.executors.ledger import IN_HAND, Ledger, Pace, Task
 from ddsmoothing.inputs import Batch
 from ddsmoothing.noise import Noise
-from ddsmoothing.sampling import ClassCounter, Engine, Executor, Progress, Request
 
 START_SECONDS: Final = 300.0  # without any worker, after which we give up
 MOST_FAILED_STARTS: Final = 3  # in a row

@@ -9,15 +9,15 @@ import numpy as np
 
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.evidence import total_variation
 from ddsmoothing.inputs import Batch
 from ddsmoothing.models import model_identity
-from ddsmoothing.noise import Stream, rows_per_block
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
-from ddsmoothing.sampling import Progress, Request
+from ddsmoothing.streams import Stream, rows_per_block
 
 
 @dataclass(frozen=True, kw_only=True)

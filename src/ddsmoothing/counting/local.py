@@ -1,154 +1,34 @@
-"""Class counts under noise: the only caller of the base classifier without gradients.
-
-It knows no bounds and no radii. Requests of many inputs are packed into forward passes of one fixed shape, so memory
-does not grow with the number of samples, and the counts do not depend on how the work is cut.
-"""
+"""Class counts under noise, by this process. It knows no bounds and no radii."""
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from itertools import groupby
 from threading import Event, Lock
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddsmoothing.counting.contract import Progress, Request
+from ddsmoothing.counting.engine import Engine, check_logits
 from ddsmoothing.devices import keep_freed_memory, torch_threads, untouched
-from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.errors import ModelError
 from ddsmoothing.inputs import Batch
-from ddsmoothing.noise import (
-    FloatBlock,
-    Generators,
-    GridBlock,
-    Noise,
-    Stream,
-    grid_table,
-    noise_blocks,
-    rows_per_block,
-)
+from ddsmoothing.noise import FloatBlock, GridBlock, Noise, grid_table
+from ddsmoothing.streams import Generators, noise_blocks
 
 LARGEST_BLOCK = 256
 BLOCK_ELEMENTS = 2**21  # input numbers in one forward pass, at most
 LARGEST_WORKERS = 8  # forward passes side by side
-PRECISIONS: Final[dict[str, torch.dtype | None]] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SMALLEST_PROBE, LARGEST_PROBE = 32, 1024  # rows of a forward pass that the probe tries
 SHARE_PASSES = 8  # forward passes in one share of the work, where there is enough of it: only the last is padded
-
-Progress = Callable[[int], None]
-
-
-class BaseClassifier(Protocol):
-    """Anything that maps inputs ``(B, ...)`` to logits ``(B, K)``; a ``torch.nn.Module`` is one."""
-
-    def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """So many noisy samples of one input at one noise scale.
-
-    Attributes:
-        row: index into the batch.   sigma: standard deviation.   stream, first_block: which noise.   n: samples.
-    """
-
-    row: int
-    sigma: float
-    stream: int
-    n: int
-    first_block: int = 0
-
-
-class Executor(Protocol):
-    """Who runs forward passes: this process (``ClassCounter``), workers elsewhere, or a file of kept counts."""
-
-    def run(
-        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
-    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield ``(i, counts (K,))`` once for every request i, in any order, each as soon as it is known.
-
-        The counts are a function of the input, the request and the seed, whoever draws them and however often.
-        """
-
-
-class Workers(Protocol):
-    """Processes that run forward passes in place of this one.
-
-    Attributes:
-        listener: told ``worker lost`` and ``retry`` with details, where it is set.   size: how many workers there are.
-        lost, retries: how often a worker was lost and a task sent again.
-    """
-
-    listener: Callable[..., None] | None
-    size: int
-    lost: int
-    retries: int
-
-    def executor(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> Executor:
-        """The executor of one model; arguments as for ``ClassCounter``."""
-
-
-def cut_request(d: int, request: Request, samples: int) -> tuple[Request, Request | None]:
-    """A request cut at a noise block after at most so many samples, but at least one block, and what is left of it.
-
-    Its counts are the sum of both parts' counts, bit for bit.
-    """
-    rows = rows_per_block(d)
-    blocks = max(1, samples // rows)
-    if blocks * rows >= request.n:
-        return request, None
-    rest = replace(request, first_block=request.first_block + blocks, n=request.n - blocks * rows)
-    return replace(request, n=blocks * rows), rest
 
 
 def default_block_size(d: int) -> int:
     """Rows of one forward pass for d-dimensional inputs."""
     return max(1, min(LARGEST_BLOCK, BLOCK_ELEMENTS // d))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """In which form noisy inputs reach the model: number type and memory format."""
-
-    dtype: torch.dtype | None
-    channels_last: bool
-
-
-class Engine:
-    """A base classifier made ready to run: cast, laid out and compiled copies of a module, or the model itself.
-
-    Args:
-        model: a module or callable; only modules can be cast, laid out or compiled.
-    """
-
-    def __init__(
-        self,
-        model: BaseClassifier,
-        *,
-        precision: str = "fp32",
-        channels_last: bool = False,
-        compiled: bool = False,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(unknown("precision", precision, PRECISIONS))
-        dtype = PRECISIONS[precision]
-        changed = dtype is not None or channels_last or compiled
-        if changed and not isinstance(model, torch.nn.Module):
-            raise InputError("precision, channels_last and compiled need a torch.nn.Module, got a bare callable.")
-        self.form = Form(dtype=dtype, channels_last=channels_last)
-        self.side_by_side = isinstance(model, torch.nn.Module) and not compiled
-        self.model = model
-        if changed:
-            assert isinstance(model, torch.nn.Module)
-            copied = copy.deepcopy(model).to(dtype=dtype)
-            if channels_last:
-                copied = copied.to(memory_format=torch.channels_last)
-            self.model = torch.compile(copied.eval()) if compiled else copied
 
 
 class ClassCounter:
@@ -292,40 +172,6 @@ class ClassCounter:
                     parts, free = [], self._rows
         if parts:
             yield parts
-
-
-def check_logits(logits: object, rows: int, num_classes: int) -> torch.Tensor:
-    """Return what a base classifier gave if it is ``(rows, num_classes)``, else raise ModelError."""
-    if not isinstance(logits, torch.Tensor) or logits.shape != (rows, num_classes):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(
-            f"the base classifier returned {got} for {rows} inputs, expected logits of shape ({rows}, {num_classes}); "
-            f"is num_classes={num_classes} right?"
-        )
-    return logits
-
-
-def probe_block_size(engine: Engine, noise: Noise, num_classes: int, batch: Batch) -> int:
-    """The rows of one forward pass with the highest rate on this machine, among powers of two.
-
-    Larger blocks are tried until two in a row bring nothing; each is timed on the best of two runs.
-    """
-    largest = max(1, 4 * BLOCK_ELEMENTS // batch.d)
-    best, best_rate, worse = 1, 0.0, 0
-    size = min(largest, SMALLEST_PROBE)
-    while size <= min(largest, LARGEST_PROBE) and worse < 2:
-        counter = ClassCounter(engine, noise, num_classes, size)
-        request = Request(
-            row=0, sigma=0.25, stream=Stream.PILOT, n=2 * size * min(torch.get_num_threads(), LARGEST_WORKERS)
-        )
-        rate = 0.0
-        for seed in range(3):  # the first run only warms up
-            start = time.perf_counter()
-            counter.count(batch, [request], seed)
-            rate = max(rate, request.n / (time.perf_counter() - start)) if seed else 0.0
-        best, best_rate, worse = (size, rate, 0) if rate > best_rate else (best, best_rate, worse + 1)
-        size *= 2
-    return best
 
 
 class _StoppedError(Exception):

@@ -21,25 +21,26 @@ import torch
 from numpy.typing import ArrayLike
 
 from ddsmoothing.bounds import check_alpha, check_bound
+from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, subset_ids
+from ddsmoothing.campaigns.rows import rows_of
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress, Workers
+from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
-from ddsmoothing.noise import check_steps, checked_seed
+from ddsmoothing.noise import check_steps
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.events import EventLog, Listener
-from ddsmoothing.runs.partial import KeptCounts, Paced
-from ddsmoothing.runs.policy import SigmaPolicy, check_labels, subset_ids
-from ddsmoothing.runs.schema import DataIdentity, Header, ModelIdentity, ResultRow, Subset, rows_of
+from ddsmoothing.runs.schema import NOT_COMPARED, DataIdentity, Header, ModelIdentity, ResultRow, Subset
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
-from ddsmoothing.sampling import Progress, Workers
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
+from ddsmoothing.streams import checked_seed
 
 GROUP_SECONDS = 10.0  # about the time between two moments at which rows reach the disk
 FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs
 GROUP_NUMBERS = 2**26  # in the inputs of a group made large for many workers, at most
-NOT_COMPARED = {"created", "versions", "config"}  # what may differ when a run is continued
 
 
 class BudgetSpentError(Exception):

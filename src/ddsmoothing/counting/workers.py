@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ddsmoothing.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from ddsmoothing.sampling import Workers
+    from ddsmoothing.counting.contract import Workers
 
 __all__ = ["EXECUTORS", "workers_of"]
 
@@ -27,7 +27,7 @@ def _local(address: str | None, workers: int | None, device: str) -> Iterator[No
 
 @contextmanager
 def _ray(address: str | None, workers: int | None, device: str) -> Iterator[Workers]:
-    from ddsmoothing.executors.on_ray import RayWorkers
+    from ddsmoothing.counting.on_ray import RayWorkers
 
     with RayWorkers(address, workers, device=device) as started:
         yield started

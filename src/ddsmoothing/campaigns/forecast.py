@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddsmoothing.bounds import alpha_of_top
+from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.inputs import check_sigma
 from ddsmoothing.plan import Plan, Sampler, Target, planned_samples
-from ddsmoothing.runs.policy import SigmaPolicy
 from ddsmoothing.sigma.search import search_sigma
 
 PROBE_SECONDS = 2.0

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
+from ddsmoothing.campaigns.resample import check_same
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.evidence import ABSTAIN
-from ddsmoothing.noise import checked_seed
 from ddsmoothing.plan import SAMPLERS
-from ddsmoothing.runs.resample import check_same
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
-from ddsmoothing.sampling import Progress
 from ddsmoothing.sigma.search import search_sigma
+from ddsmoothing.streams import checked_seed
 
 FACTORS: Final = (0.5, 0.9, 0.999, 1.5, 2.0)
 SIGNIFICANT: Final = 1e-3  # so improbable if the certificates held: they are contradicted

@@ -12,27 +12,46 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddsmoothing.errors import RunError
-from ddsmoothing.files import write_durably
-from ddsmoothing.inputs import Batch
-from ddsmoothing.models import first_error
-from ddsmoothing.noise import rows_per_block
-from ddsmoothing.runs.schema import CountsLine
-from ddsmoothing.runs.store import PARTIAL, append_durably, drop_torn_line, open_to_append, whole_lines
-from ddsmoothing.sampling import Executor, Progress, Request, cut_request
+from ddsmoothing.counting.contract import Executor, Progress, Request, cut_request
+from ddsmoothing.errors import RunError, first_error
+from ddsmoothing.files import append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
+from ddsmoothing.streams import rows_per_block
 
+if TYPE_CHECKING:
+    from ddsmoothing.inputs import Batch
+
+PARTIAL: Final = "partial.jsonl"
 PACE_SECONDS: Final = 2.0  # about the time between two moments at which counts reach the disk
 UNIT_PASSES: Final = 2  # forward passes in one unit of work, at least
 _GROWTH = 4
 
 Counts = NDArray[np.int64]
 _Key = tuple[int, str, int, float]  # id, input, stream, sigma
+
+
+class CountsLine(BaseModel):
+    """One line of ``partial.jsonl``: class counts of some noise blocks of an input that is not finished.
+
+    Attributes:
+        input: the first digits of the input's SHA-256.   stream, block: which noise: its first block.
+        n: samples, the sum of ``counts``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: Annotated[int, Field(ge=0, lt=2**64)]
+    input: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    stream: Annotated[int, Field(ge=0, lt=2**64)]
+    sigma: Annotated[float, Field(gt=0.0, le=1e6)]
+    block: Annotated[int, Field(ge=0, lt=2**64)]
+    n: Annotated[int, Field(ge=1, lt=2**63)]
+    counts: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
 
 
 class Paced:

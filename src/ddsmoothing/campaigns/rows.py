@@ -1,0 +1,52 @@
+"""A certification as rows of a run folder."""
+
+from __future__ import annotations
+
+from ddsmoothing.evidence import Certification
+from ddsmoothing.runs.schema import ResultRow, SigmaChoice
+from ddsmoothing.sigma.search import SigmaSearch
+
+
+def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch | None = None) -> list[ResultRow]:
+    """One row for each input of a certification; labels None where there are none, found where sigma was searched."""
+    share = (result.seconds + (0.0 if found is None else found.seconds)) / len(result)
+    return [
+        ResultRow(
+            id=result.ids[i],
+            input_sha256=result.input_sha256[i],
+            label=None if labels is None else labels[i],
+            prediction=int(result.prediction[i]),
+            correct=None if labels is None else bool(result.prediction[i] == labels[i]),
+            reason=result.reason[i],
+            radius=float(result.radius[i]),
+            p_lower=float(result.p_lower[i]),
+            p_upper=float(result.p_upper[i]),
+            sigma=float(result.sigma[i]),
+            lambda_=float(result.scale[i]) if result.norm == "l1" else None,
+            norm=result.norm,
+            noise=result.noise[i],
+            tv=float(result.tv[i]),
+            moved=float(result.moved[i]),
+            sampler=result.sampler,
+            bound=result.bound,
+            alpha=result.alpha,
+            level=result.level,
+            choice=None if found is None else _choice(found, i),
+            n0_counts=tuple(result.n0_counts[i].tolist()),
+            n_counts=tuple(result.counts[i].tolist()),
+            looks=result.looks[i],
+            coin=None if result.coin is None else float(result.coin[i]),
+            samples=int(result.samples[i]),
+            seconds=share,
+        )
+        for i in range(len(result))
+    ]
+
+
+def _choice(found: SigmaSearch, i: int) -> SigmaChoice:
+    return SigmaChoice(
+        anchor=int(found.anchor[i]),
+        score=float(found.score[i]),
+        at_border=bool(found.at_border[i]),
+        samples=found.forwards,
+    )

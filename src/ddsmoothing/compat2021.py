@@ -1,0 +1,94 @@
+"""The 2021 package's smoothed classifier: its calls and its answers, on the same counts. It knows no files."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddsmoothing.bounds import check_alpha, check_count, check_feasible, clopper_pearson_lower, top_two_bounds
+from ddsmoothing.certificate import Certificate
+from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Request
+from ddsmoothing.counting.engine import check_logits
+from ddsmoothing.devices import device_of, named_device, untouched
+from ddsmoothing.evidence import ABSTAIN, top_if_clear, total_variation
+from ddsmoothing.inputs import prepare
+from ddsmoothing.streams import Stream
+
+
+class Smooth:
+    """The smoothed classifier of the 2021 package: one input at a time, its calls and its answers.
+
+    Args:
+        base_classifier: ``(B, ...)`` to ``(B, K)``.   num_classes: K.
+        sigma: the noise's own parameter, sigma for L2 and the half-width lambda for L1: one number, or a tensor that
+            fits one input. A single number with a certificate of ours gets the exact noise of ``SmoothedClassifier``,
+            anything else the certificate's own ``sample_noise``.
+        certificate: one of ours, or a subclass with ``sample_noise`` and ``compute_gap``.
+    """
+
+    ABSTAIN = ABSTAIN
+
+    def __init__(
+        self, base_classifier: torch.nn.Module, num_classes: int, sigma: float | torch.Tensor, certificate: Certificate
+    ) -> None:
+        self.base_classifier, self.num_classes = base_classifier, num_classes
+        self.sigma, self.certificate = sigma, certificate
+
+    def certify(
+        self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int, device: str | torch.device | None = None
+    ) -> tuple[int, float]:
+        """``(class, gap)``, the certified radius being ``sigma * gap``; ``(ABSTAIN, 0.0)`` where there is none.
+
+        Args:
+            x: one input, without batch dimension.   n0, n, alpha: as for ``SmoothedClassifier.certify``.
+            batch_size: rows of one forward pass.   device: default the model's.
+        """
+        check_count(n0, "n0")
+        check_feasible(n, alpha)
+        (pilot, _), (counts, tv) = self._counts(x, {Stream.PILOT: n0, Stream.CERTIFY: n}, batch_size, device)
+        top = int(pilot.argmax())
+        lower = clopper_pearson_lower(int(counts[top]), n, alpha)
+        p_lower, p_upper = top_two_bounds(lower, 0, n, alpha, "one-class", tv)
+        return (ABSTAIN, 0.0) if p_lower <= p_upper else (top, self.certificate.compute_gap(p_lower))
+
+    def predict(
+        self, x: torch.Tensor, n: int, alpha: float, batch_size: int, device: str | torch.device | None = None
+    ) -> int:
+        """The smoothed classifier's class or ABSTAIN; wrong with probability at most alpha."""
+        check_count(n, "n")
+        check_alpha(alpha)
+        ((counts, _),) = self._counts(x, {Stream.PREDICT: n}, batch_size, device)
+        return top_if_clear(counts, alpha)
+
+    def _counts(
+        self, x: torch.Tensor, wanted: dict[Stream, int], batch_size: int, device: str | torch.device | None
+    ) -> list[tuple[NDArray[np.int64], float]]:
+        """Class counts ``(K,)`` for each stream, and the total-variation distance of the noise drawn.
+
+        The seed comes from torch's global generator, so that ``torch.manual_seed`` repeats results as it did.
+        """
+        place = device_of(self.base_classifier) or x.device if device is None else named_device(device)
+        sigma = torch.as_tensor(self.sigma, dtype=torch.float64)
+        if sigma.numel() != 1 or not hasattr(self.certificate, "noise"):
+            return [(self._float_counts(x.to(place), n, batch_size), 0.0) for n in wanted.values()]
+        std = self.certificate.noise.sigma(float(sigma))
+        smoothed = SmoothedClassifier(
+            self.base_classifier, self.certificate, num_classes=self.num_classes, block_size=batch_size
+        )
+        batch = prepare(x[None], None, place)
+        requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
+        counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
+        tv = float(total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0)
+        return [(row, tv) for row in counts]
+
+    def _float_counts(self, x: torch.Tensor, n: int, batch_size: int) -> NDArray[np.int64]:
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        with untouched(self.base_classifier), torch.inference_mode():
+            for start in range(0, n, batch_size):
+                copies = x.expand(min(batch_size, n - start), *x.shape)
+                theta = torch.as_tensor(self.sigma, device=x.device, dtype=x.dtype)
+                logits = self.base_classifier(copies + self.certificate.sample_noise(copies, theta))
+                counts += torch.bincount(check_logits(logits, len(copies), self.num_classes).argmax(1)).cpu().numpy()
+        return counts

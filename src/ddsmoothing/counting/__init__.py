@@ -1,0 +1,1 @@
+"""Class counts under noise: what is asked, and who counts. It knows no bounds and no radii."""
