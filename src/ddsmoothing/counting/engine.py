@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,30 @@ from ddsmoothing.counting.contract import BaseClassifier
 from ddsmoothing.errors import InputError, ModelError, unknown
 
 PRECISIONS: Final[dict[str, torch.dtype | None]] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def takes_sigma(model: object) -> bool:
+    """Whether a base classifier is called ``model(x, sigma)``: it says so itself by ``takes_sigma = True``."""
+    return getattr(model, "takes_sigma", False) is True
+
+
+def at_sigma(model: BaseClassifier, sigma: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A base classifier as a function of its inputs alone, whatever it is called with.
+
+    Args:
+        model: one that takes sigma, or one that does not.
+        sigma: ``(B,)`` float32, the standard deviation of the noise of each row; for both norms.
+    Returns: From inputs ``(B, ...)``, or ``(B m, ...)`` with the copies of an input side by side, to logits.
+    """
+    if not takes_sigma(model):
+        return model
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        each = sigma.to(device=x.device, dtype=torch.float32).repeat_interleave(len(x) // len(sigma))
+        logits: torch.Tensor = model(x, each)  # type: ignore[call-arg]
+        return logits
+
+    return forward
 
 
 @dataclass(frozen=True, kw_only=True)
