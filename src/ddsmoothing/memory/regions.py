@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.errors import StoreError
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.memory import rules
 from ddsmoothing.memory.rules import Point
 from ddsmoothing.memory.store import Store
