@@ -357,17 +357,18 @@ def test_no_forward_pass_inside_a_region(tmp_path: Path, data: dds.Dataset, mode
 
 def test_attempts_never_share_noise(smoothed: dds.SmoothedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every noise block is keyed by the memory's seed and a new attempt; other memories have other seeds."""
-    from ddsmoothing import noise, sampling
+    from ddsmoothing import streams
+    from ddsmoothing.counting import local
 
     seen: set[tuple[object, ...]] = set()
-    original = noise.philox
+    original = streams.philox
 
     def watching(*key: int, part: int = 0) -> np.random.Philox:
         assert (*key, part) not in seen
         seen.add((*key, part))
         return original(*key, part=part)
 
-    monkeypatch.setattr(noise, "philox", watching)
+    monkeypatch.setattr("ddsmoothing.noise.philox", watching)
     x = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     policy = SigmaPolicy.search(0.25)
     memories = [CertifiedMemory.create(None, smoothed, policy, shape=(1, 28, 28), n0=10, n=100) for _ in range(2)]
@@ -379,7 +380,7 @@ def test_attempts_never_share_noise(smoothed: dds.SmoothedClassifier, monkeypatc
         assert memory.store.attempts >= 1
     assert len({key[0] for key in seen}) == 2
     assert len(seen) > 4
-    assert sampling  # the counter draws through noise.philox
+    assert local  # the counter draws through noise.philox
 
 
 def test_bound_to_model_norm_classes_shape_and_type(

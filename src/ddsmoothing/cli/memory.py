@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options
+from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options, vote_option
 from ddsmoothing.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _floors(run: Any, data: Any, options: dict[str, Any]) -> Any:
     grid = grid_of(run)
     if options["model"] is None:
         raise InputError("--floor draws fresh samples at every sigma of the grid; give the run's --model.")
-    options = options | {"norm": run.header.norm, "num_classes": run.header.num_classes}
+    options = options | {key: getattr(run.header, key) for key in ("norm", "num_classes", "vote")}
     smoothed = load_smoothed(options, data[:1][0])
     with SampleProgress(len(run) * len(grid) * options["floor_n"], "floor") as progress:
         return order_proof_floor(run, smoothed, data, n=options["floor_n"], progress=progress)
@@ -148,6 +148,7 @@ Examples:
 @click.option("--n-max", type=int, help="Most samples an input, where they are planned.  [default: 100000]")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
 @click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True)
+@vote_option
 @_risk_options
 @click.option("--grow", is_flag=True, help="Inside a region, certify all the same and store a larger ball.")
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
@@ -199,7 +200,7 @@ def _inputs(path: Path) -> torch.Tensor:
 
 def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolicy:
     from ddsmoothing.campaigns import SigmaPolicy
-    from ddsmoothing.cli.certify import check_plausible, parse_grid, start_sigma
+    from ddsmoothing.cli.parsing import check_plausible, parse_grid, start_sigma
 
     if options["sigma"] is not None:
         if any(options[key] is not None for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")):
