@@ -13,7 +13,9 @@ from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options
 from ddsmoothing.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
@@ -176,7 +178,6 @@ def _floored(radius: float) -> str:
 
 def _inputs(path: Path) -> torch.Tensor:
     """Inputs ``(B, ...)`` of an npz or png file."""
-    import numpy as np
     import torch
 
     from ddsmoothing.data import load_data
@@ -185,20 +186,25 @@ def _inputs(path: Path) -> torch.Tensor:
         return load_data(str(path), labels=False)[:][0]
     if path.suffix != ".png":
         raise InputError(f"--input is {path}, expected FILE.npz with x or FILE.png.")
-    from PIL import Image, UnidentifiedImageError
+    return torch.from_numpy(_pixels(path))[None]
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    """The pixels ``(C, H, W)`` of a PNG image of 8 bits a channel."""
+    import numpy as np
+
+    from ddsmoothing.data.images import read_image
 
     try:
         with path.open("rb") as file:
             front = file.read(25)  # the depth, in bits a channel, is the last of these bytes
-        if front[:8] != b"\x89PNG\r\n\x1a\n" or front[24:] != b"\x08":
-            raise InputError(
-                f"{path} is not a PNG image of 8 bits a channel; save it with 8, or give the numbers as FILE.npz."
-            )
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} is not a readable PNG image: {error}.") from error
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)[None].contiguous()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    if front[:8] != b"\x89PNG\r\n\x1a\n" or front[24:] != b"\x08":
+        raise InputError(f"{path} is no PNG image of 8 bits a channel; save it as one, or give numbers as FILE.npz.")
+    image = read_image(path)
+    pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolicy:

@@ -148,6 +148,11 @@ class Head:
     hash: bytes
     name: str
 
+    @property
+    def broken(self) -> str:
+        """What is wrong with a record that does not follow."""
+        return f"it does not follow from {self.name}; either was changed, or what came between"
+
     def past(self, record: Attempt | Region) -> Head:
         """The head after one more record."""
         attempts, regions = self.attempts, self.regions

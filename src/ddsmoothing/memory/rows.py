@@ -63,7 +63,7 @@ class Rows:
         """Regions number ``after + 1`` to ``last``, without their points."""
         for row in self._rows("regions", after, last):
             number, label, radius, certified, sigma, attempt, known, grid, evidence, sha256, sketch, hashed = row
-            if len(sketch) != 4 * self._terms:
+            if len(sketch) != 4 * self._terms or grid not in (0, 1):
                 raise self._database.damaged(f"region {number}", "it cannot be read")
             yield Region(
                 number=number,

@@ -50,7 +50,7 @@ class Store:
         if meta.keys() - {"sealed"} != {*_BELONGS, "start"}:
             raise database.damaged("what it belongs to", f"it holds {', '.join(sorted(map(str, meta)))}")
         try:
-            start = _start(meta)
+            start = chain_start(meta)
             if meta["start"] != start.hex():
                 raise database.damaged("what it belongs to", "binding, risk, seed or date were changed")
             belongs = {key: json.loads(meta[key]) for key in _BELONGS}
@@ -82,7 +82,7 @@ class Store:
             schema.create(database)
             values = {"binding": asdict(binding), "risk": asdict(risk), "seed": str(seed), "created": _now()}
             meta = {key: json.dumps(value) for key, value in values.items()}
-            for item in (meta | {"start": _start(meta).hex()}).items():
+            for item in (meta | {"start": chain_start(meta).hex()}).items():
                 database.execute("INSERT INTO meta VALUES (?, ?)", item)
         return cls(database)
 
@@ -143,12 +143,15 @@ class Store:
     def writing(self) -> Iterator[None]:
         """One transaction, exclusive among threads and processes: durable when this returns, or nothing is kept."""
         with self.database.lock:
+            before = self._head
             try:
                 with self.database.writing():
                     self.refresh()
                     yield
             except BaseException:
-                self._forget()  # the index may hold rows that were not kept
+                self._head = before
+                if len(self.index) != before.regions:  # it may hold regions that were not kept
+                    self.index, self._head = Index(self.sketch.terms, self.binding.d), self.start
                 raise
 
     def refresh(self) -> None:
@@ -159,7 +162,7 @@ class Store:
                 return
             for record in self.rows.records(head, end):
                 if not record.follows(head):
-                    raise self.database.damaged(record.name, f"it does not follow from {head.name}")
+                    raise self.database.damaged(record.name, head.broken)
                 head = head.past(record)
                 if isinstance(record, Region):
                     found.append(record)
@@ -266,9 +269,6 @@ class Store:
         """Close the file."""
         self.database.close()
 
-    def _forget(self) -> None:
-        self.index, self._head = Index(self.sketch.terms, self.binding.d), self.start
-
     def _extend(self, rows: Sequence[Region], head: Head) -> None:
         if rows:
             self.index.extend(
@@ -279,7 +279,7 @@ class Store:
         self._head = head
 
 
-def _start(meta: dict[str, str]) -> bytes:
+def chain_start(meta: dict[str, str]) -> bytes:
     """What the first record's hash follows on: SHA-256 over what a memory belongs to."""
     return hashlib.sha256(json.dumps([schema.SCHEMA, *(meta[key] for key in _BELONGS)]).encode()).digest()
 

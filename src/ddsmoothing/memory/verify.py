@@ -60,7 +60,7 @@ def verify_store(
     seen = head in (None, last.hash.hex(), sealed)
     for record in store.rows.records(last, end):
         if not record.follows(last):
-            found.append(f"{record.name}: it does not follow from {last.name}")
+            found.append(f"{record.name}: {last.broken}")
         last = last.past(record)
         seen = seen or head == last.hash.hex()
         if isinstance(record, Region):
