@@ -87,13 +87,16 @@ def brute_look_up(store: Store, point: np.ndarray) -> set[int]:
 def edit(path: Path, sql: str, values: Sequence[Any] = ()) -> None:
     """What other tools can do to a file: the guards are off for one statement, then on again."""
     other = sqlite3.connect(path, isolation_level=None)
-    guards = other.execute("SELECT name, sql FROM sqlite_master WHERE type='trigger'").fetchall()
+    other.execute("PRAGMA synchronous=OFF")
     other.execute("PRAGMA ignore_check_constraints=1")
-    for name, _ in guards:
-        other.execute(f"DROP TRIGGER {name}")
+    guards = other.execute("SELECT name, sql FROM sqlite_master WHERE type='trigger'").fetchall()
+    other.execute("BEGIN")
     try:
+        for name, _ in guards:
+            other.execute(f"DROP TRIGGER {name}")
         other.execute(sql, values)
-    finally:
         for _, guard in guards:
             other.execute(guard)
+        other.execute("COMMIT")
+    finally:
         other.close()
