@@ -17,11 +17,11 @@ from scipy.stats import binom
 
 from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
 from ddsmoothing.campaigns.resample import check_same
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run

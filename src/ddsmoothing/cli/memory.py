@@ -111,7 +111,9 @@ def apply(**options: Any) -> None:
     if run.header.sampler == "target":
         click.echo("The run stopped each input at a wanted radius: its regions are no larger than that.")
     if floors is not None:
-        click.echo(f"floor in any order: mean {floors.mean():.4f}, above 0 for {int((floors > 0).sum())} rows.")
+        radii = [floor.radius for floor in floors]
+        mean, held = sum(radii) / len(radii), sum(radius > 0.0 for radius in radii)
+        click.echo(f"floor in any order: mean {mean:.4f}, above 0 for {held} rows.")
     click.echo(f"{TEMPORAL}\n{len(applied.run)} results in {applied.run.path}, {len(store)} regions in {store.name}")
 
 

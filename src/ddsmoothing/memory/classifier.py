@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from ddsmoothing.campaigns.policy import SigmaPolicy
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError, ShapeError
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.inputs import Batch, prepare
 from ddsmoothing.memory.records import Binding
 from ddsmoothing.memory.regions import Answer, Answers, Found, Regions

@@ -29,7 +29,7 @@ class Binding:
     Attributes:
         model: its identity, see ``models.model_identity``.   transform: how stored numbers become inputs.
         norm, dtype: of the certificates and the inputs.   precision: how the model is run, see ``run_mode``.
-        shape: of one input.   num_classes: K.
+        shape: of one input.   num_classes: K.   vote: how noisy answers become an answer.
     """
 
     model: str
@@ -39,6 +39,7 @@ class Binding:
     precision: str
     shape: tuple[int, ...]
     num_classes: int
+    vote: str = "plurality"  # of files that say nothing of it
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS or not self.shape or min(self.shape) < 1 or self.num_classes < 2:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.memory import rules
 from ddsmoothing.memory.rules import Point
 from ddsmoothing.memory.store import Store

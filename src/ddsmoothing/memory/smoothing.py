@@ -89,4 +89,5 @@ def binding_of(
         precision=run_mode(smoothed.precision, smoothed.channels_last, smoothed.compiled),
         shape=tuple(int(size) for size in shape),
         num_classes=smoothed.num_classes,
+        vote=smoothed.vote,
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ddsmoothing.analysis import RADII, acr, certified_accuracy
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables.labels import labels_of, paired, percent, provenance
 from ddsmoothing.tables.summary import Record
