@@ -50,9 +50,15 @@ def resample_run(
     chosen = secrets.SystemRandom().sample(run.rows, min(k, len(run)))
     found = []
     for row in sorted(chosen, key=lambda row: row.id):
-        batch = smoothed.prepare(data[[row.id]][0], [row.id])
+        x, y = data[[row.id]]
+        batch = smoothed.prepare(x, [row.id])
         if batch.sha256[0] != row.input_sha256:
             found.append(Redrawn(id=row.id, moved=row.samples, message="the input is another one: its SHA-256 differs"))
+            continue
+        label = None if data.y is None else int(y[0])
+        if row.label != label:
+            said = f"its label is {label} in the data set, the run says {row.label}"
+            found.append(Redrawn(id=row.id, moved=0, message=said))
             continue
         requests = requests_of(row, batch, smoothed.num_classes, run.header.judge)
         moved = _moved(row, smoothed.count(batch, requests, run.header.seed, progress))

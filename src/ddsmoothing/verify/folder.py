@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import RunError
+from ddsmoothing.verify.memory import Memory, Points, check_binding, check_remembered
 from ddsmoothing.verify.old import is_old, new_header, new_row
 from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
 
@@ -38,12 +39,18 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked and what was found wrong; d: numbers in one input, as its total-variation budgets imply."""
+    """What was checked and what was found wrong.
+
+    Attributes:
+        d: numbers in one input, as its total-variation budgets imply.
+        unchecked: rows whose claims rest on a memory's file that was not given.
+    """
 
     path: Path
     rows: int
     findings: tuple[Finding, ...]
     d: int | None
+    unchecked: int = 0
 
     @property
     def ok(self) -> bool:
@@ -51,13 +58,23 @@ class Verification:
         return not self.findings
 
 
-def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) -> Verification:
+def verify_run(
+    path: str | Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    store: str | Path | None = None,
+    point: Points | None = None,
+) -> Verification:
     """Recompute every bound and radius of a run folder from its counts, those of schema 1 too.
 
     Args:
         progress: called with the number of rows done.
-    Raises: RunError where the folder cannot be read or its header is not a JSON object; all else is a finding.
+        store: the memory's file, for a run of level ``memory``: rows that it answered rest on it.
+        point: gives an input by its id as flat stored numbers, so that distances to regions are recomputed too.
+    Raises: RunError where the folder cannot be read or its header is not a JSON object; StoreError for the memory's
+        file; all else is a finding.
     """
+    memory = None if store is None else Memory(Path(store))
     folder = Path(path)
     if (folder / "imported.json").exists():
         raise RunError(f"{folder} holds imported results: rounded radii are never proof, and there are no counts.")
@@ -74,7 +91,9 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / 'header.json'} is not a header of schema 1: {error}.") from error
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
-    seen: dict[int, int] = {}
+    if memory is not None:
+        findings += [Finding(line=None, id=None, message=text) for text in _run(check_binding, header, memory)]
+    unchecked, seen = 0, dict[int, int]()
     sizes: dict[int, int] = {}  # d implied -> rows
     shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
@@ -84,6 +103,9 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
             findings.append(Finding(line=number, id=None, message=str(error)))
             continue
         texts = list(_run(check_row, row, header))
+        if memory is not None and not texts:
+            texts += _run(check_remembered, row, header, memory, point)
+        unchecked += memory is None and isinstance(row.get("memory"), dict) and row["memory"].get("kind") == "answered"
         key = row.get("id") if isinstance(row.get("id"), int) else None
         if key is not None and key in seen:
             texts.append(f"its id is already on line {seen[key]}")
@@ -103,7 +125,11 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     if not any(f.line is None for f in findings) and len(seen) > header["subset"]["size"]:
         findings.append(Finding(line=None, id=None, message=f"{len(seen)} results, more than the subset's size"))
     return Verification(
-        path=folder, rows=len(lines), findings=tuple(findings), d=next(iter(sizes)) if len(sizes) == 1 else None
+        path=folder,
+        rows=len(lines),
+        findings=tuple(findings),
+        d=next(iter(sizes)) if len(sizes) == 1 else None,
+        unchecked=unchecked,
     )
 
 
