@@ -220,20 +220,21 @@ def plot(runs: tuple[Path, ...], out: Path, data: str | None, split: str, ids: s
     \b
     certified_accuracy   against radius, one curve a run, and the envelope of fixed sigmas
     sigma                its histogram, and each input's radius against its sigma
-    paired_radius        a chosen against a fixed sigma, input by input
-    confidence           bounds on the top class's probability
+    paired_radius        what a chosen sigma changes, input by input
+    confidence           bounds on the probabilities behind the radii
     memory               what a certified memory cut off, in order
+    extremes_RUN         images with the smallest and the largest sigma
     images_RUN           images at their own sigma (with --data)
 
     A shipped data set need not be named.
     """
-    from ddsmoothing.plots import FIGURES, images_figure, save
-    from ddsmoothing.plots.style import norm_of
+    from ddsmoothing.plots import FIGURES, PHOTOS, images_figure, save
+    from ddsmoothing.plots.style import radius_axis
     from ddsmoothing.runs import load_results
 
     loaded = [load_results(path) for path in runs]
     chosen = None if ids is None else _whole_numbers(ids)
-    norm_of(loaded)
+    radius_axis(loaded)
     pictures = _pictures(loaded, data, split)
     if chosen is not None and not pictures:
         raise InputError("--ids names images, and none can be shown; say where they are with --data.")
@@ -241,7 +242,12 @@ def plot(runs: tuple[Path, ...], out: Path, data: str | None, split: str, ids: s
         if picture.applies(loaded):
             click.echo(str(save(picture.draw(loaded), out, name)[0]))
     for name, run, dataset in pictures:
-        click.echo(str(save(images_figure(run, dataset, chosen), out, name)[0]))
+        if chosen is not None:
+            click.echo(str(save(images_figure(run, dataset, chosen), out, f"images_{name}")[0]))
+            continue
+        for kind, photo in PHOTOS.items():
+            if photo.applies(run):
+                click.echo(str(save(photo.draw(run, dataset), out, f"{kind}_{name}")[0]))
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -252,20 +258,20 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _pictures(runs: Sequence[Results], data: str | None, split: str) -> list[tuple[str, Run, Dataset]]:
-    """Runs whose images can be shown, each with the name of its figure and its data set."""
+    """Runs whose images can be shown, each with its name and its data set; one of those that say the same."""
     from ddsmoothing.data import SHIPPED, load_data
     from ddsmoothing.runs import Run
+    from ddsmoothing.tables import same_run
 
     found: list[tuple[str, Run, Dataset]] = []
     for run in runs:
-        if not isinstance(run, Run):
+        if not isinstance(run, Run) or any(same_run(other, run) for _, other, _ in found):
             continue
         shipped = run.header.sigma is None and run.header.data.name in SHIPPED
         if data is not None or shipped:
             name, part = (data, split) if data is not None else (run.header.data.name, run.header.data.split)
             alike = [one.name for one in runs].count(run.name) > 1
-            place = f"images_{run.name}" + (f"_{len(found) + 1}" if alike else "")
-            found.append((place, run, load_data(name, split=part)))
+            found.append((f"{run.name}_{len(found) + 1}" if alike else run.name, run, load_data(name, split=part)))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.data import Dataset
 from ddsmoothing.errors import printable
 from ddsmoothing.evidence import ABSTAIN, LEVEL_POINTWISE
 from ddsmoothing.runs import ResultRow, Results, Run
@@ -65,19 +66,19 @@ def certified(run: Results) -> NDArray[np.bool_]:
     return np.asarray(~abstained(run) & (run.radius > 0.0))
 
 
-def class_names(run: Results) -> tuple[str, ...] | None:
-    """Names of the classes, where the run knows one for each."""
+def class_names(run: Results, data: Dataset | None = None) -> tuple[str, ...] | None:
+    """Names of the classes, where the run, or its data set, knows one for each."""
     if not isinstance(run, Run):
         return None
-    found = getattr(run.header, "classes", None) or run.header.config.get("classes")
-    if not isinstance(found, (list, tuple)) or len(found) != run.header.num_classes:
+    said = getattr(run.header, "classes", None) or run.header.config.get("classes") or getattr(data, "classes", None)
+    if not isinstance(said, (list, tuple)) or len(said) != run.header.num_classes:
         return None
-    return tuple(printable(str(name)) for name in found)
+    return tuple(printable(str(name)) for name in said)
 
 
-def class_text(run: Results, label: int) -> str:
+def class_text(run: Results, label: int, data: Dataset | None = None) -> str:
     """A class as tables and captions show it: ``6``, or ``6 shirt`` where classes have names."""
-    names = class_names(run)
+    names = class_names(run, data)
     return str(label) if names is None or not 0 <= label < len(names) else f"{label} {names[label]}"
 
 
