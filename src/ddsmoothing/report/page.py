@@ -69,8 +69,9 @@ def write_report(
         figures.append(figure)
         if progress is not None:
             progress(1)
-    lead = [figure for figure in figures if figure["curves"]]
+    drawn = [figure for figure in figures if figure["curves"]]
     tiles = tiles_of(runs, radius)
+    lead = next((one for one in drawn if any(run is runs[tiles["run"]] for run in one["runs"])), None)
     page = render_page(
         "page.html.j2",
         title=title_of(runs),
@@ -79,16 +80,16 @@ def write_report(
         version=version("ddsmoothing"),
         tiles=tiles,
         labels=labels_of(runs),
-        lead=lead[0] if lead else None,
+        lead=lead,
         claims=_claims(runs),
         headlines=_headlines(runs),
-        figures=[figure for figure in figures if figure not in lead[:1]],
+        figures=[figure for figure in figures if figure is not lead],
         pictures_note=_pictures_note(pictures),
         row_columns=[(n, title) for n, title in COLUMNS.items() if pictures.png or n not in ("clean", "noisy")],
         limits=_limits(runs),
         common=common_facts(runs),
         different=different_facts(runs),
-        data=rows_data(runs, datasets, pictures) | {"curves": [figure["curves"] for figure in lead], "tiles": tiles},
+        data=rows_data(runs, datasets, pictures) | {"curves": [figure["curves"] for figure in drawn], "tiles": tiles},
     )
     if (size := len(page.encode())) > LARGEST_PAGE:
         raise RunError(
@@ -147,11 +148,13 @@ def _headlines(runs: Sequence[Results]) -> list[Table]:
 
 def _figures(runs: Sequence[Results], data: Sequence[Dataset | None]) -> Iterator[dict[str, Any]]:
     """Every figure that these runs have, norm by norm, then images of a run that chose sigma for each."""
-    for number, same in enumerate(alike(runs)):
+    norms: list[str] = []
+    for same in alike(runs):
+        norms.append(same[0].header.norm)
+        number = norms.count(norms[-1])
         for name, picture in FIGURES.items():
             if picture.applies(same):
-                key = f"{same[0].header.norm}-{name}" + (f"-{number}" if number else "")
-                yield _figure(key, picture, same)
+                yield _figure("-".join([norms[-1], name, *([str(number)] if number > 1 else [])]), picture, same)
     for run, dataset in zip(runs, data, strict=True):
         if isinstance(run, Run) and run.header.sigma is None and dataset is not None and is_images(dataset):
             yield _photo(run, dataset)
@@ -179,6 +182,7 @@ def _figure(key: str, picture: Picture, runs: Sequence[Results]) -> dict[str, An
         "id": key,
         "title": picture.title,
         "photos": False,
+        "runs": runs,
         "svg": svg,
         "text": picture.text(runs),
         "table": picture.table(runs),
