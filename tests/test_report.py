@@ -179,6 +179,10 @@ def test_headers_say_common_values_once_and_differences_in_a_table(
     assert not set(common) & set(different.columns)
     assert len(different.rows) == 2
     assert different_facts([run_l2]) is None
+    (tmp_path / "t.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t9\t9\t0.33\t1\n")
+    beside = different_facts([run_l2, import_file(tmp_path / "t.tsv", tmp_path / "theirs")])
+    assert beside is not None
+    assert {"folder", "created"} <= set(beside.columns) <= {"run", "folder", "created", "level", "sigma"}
     text = Parsed(write_report([run_l2, run_dds], tmp_path / "r.html")).text
     assert text.count(str(run_l2.header.model.sha256)) == 1
 

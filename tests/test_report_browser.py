@@ -15,7 +15,7 @@ import pytest
 
 import ddsmoothing as dds
 from ddsmoothing.report import write_report
-from ddsmoothing.tables import percent
+from ddsmoothing.tables import labels_of, percent
 from report_helpers import hostile, many
 
 CHROMIUM = shutil.which("chromium")
@@ -192,10 +192,16 @@ def test_nothing_is_wider_than_the_window(
     seen.check()
 
 
-def test_print_shows_the_data_and_hides_the_controls(visit: Callable[..., Seen], small: Path) -> None:
+def test_print_shows_the_data_and_hides_the_controls(
+    visit: Callable[..., Seen], small: Path, run_l2: dds.Run, run_l1: dds.Run
+) -> None:
     seen = visit(small)
+    assert not seen.page.locator("#which").is_visible()
+    seen.page.select_option("#choose [name=run]", "1")
     seen.page.emulate_media(media="print")
-    for hidden in ("#filters", "#pager", "summary"):
+    assert "L1" in seen.page.inner_text("#trust")
+    assert seen.page.inner_text("#which") == labels_of([run_l2, run_l1])[1]
+    for hidden in ("#filters", "#pager", "summary", "#contents", "#choose"):
         assert not seen.page.locator(hidden).first.is_visible()
     assert seen.page.locator("details table").first.bounding_box()["height"] > 50
     assert seen.page.locator("#rows tbody tr").first.is_visible()

@@ -12,18 +12,18 @@ from ddsmoothing.runs import Imported, Results
 from ddsmoothing.tables import Table, labels_of, provenance
 from ddsmoothing.tables.facts import units_of, vote_of
 
+UNSAID: Final = "-"
 MODES: Final = ("randomized", "label_aware", "channels_last", "compiled", "snap")
 
 
 def common_facts(runs: Sequence[Results]) -> list[tuple[str, str]]:
-    """Names and values that are the same for all runs."""
-    found = _facts(runs)
-    return [(name, values[0]) for name, values in found.items() if len(set(values)) == 1]
+    """Names and values that are the same for all runs that say them; others' results say few."""
+    return [(name, _said(values)[0]) for name, values in _facts(runs).items() if len(set(_said(values))) == 1]
 
 
 def different_facts(runs: Sequence[Results]) -> Table | None:
     """What runs differ in, one row a run; None where that is nothing."""
-    found = {name: values for name, values in _facts(runs).items() if len(set(values)) > 1}
+    found = {name: values for name, values in _facts(runs).items() if len(set(_said(values))) > 1}
     if not found:
         return None
     return Table(
@@ -33,11 +33,15 @@ def different_facts(runs: Sequence[Results]) -> Table | None:
     )
 
 
+def _said(values: Sequence[str]) -> list[str]:
+    return [value for value in values if value != UNSAID]
+
+
 def _facts(runs: Sequence[Results]) -> dict[str, list[str]]:
-    """Each fact's value for every run, ``-`` where it has none."""
+    """Each fact's value for every run."""
     facts = [_facts_of(run) for run in runs]
     names = dict.fromkeys(name for one in facts for name in one)
-    return {name: [printable(one.get(name, "-")) for one in facts] for name in names}
+    return {name: [printable(one.get(name, UNSAID)) for one in facts] for name in names}
 
 
 def _facts_of(run: Results) -> dict[str, str]:

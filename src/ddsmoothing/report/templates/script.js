@@ -33,10 +33,12 @@
     tell("acr", chosen.acr);
     tell("abstained", chosen.abstained);
     document.getElementById("trust").textContent = chosen.trust;
+    document.getElementById("which").textContent = data.names.run[run];
   });
   choice.addEventListener("submit", (event) => event.preventDefault());
+  choice.elements.run.parentElement.hidden = tiles.runs.length === 1;
   choice.hidden = false;
-  document.getElementById("which").hidden = true;
+  document.getElementById("which").classList.add("printed");
 
   // ---- curves: a cursor that reads every curve at a drawn point -------------------------------------------------
   for (const curves of data.curves) {
