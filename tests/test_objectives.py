@@ -13,6 +13,7 @@ from ddsmoothing.errors import InputError, ModelError
 from ddsmoothing.training.objectives import gaussian, macer, scaled, smoothadv
 
 PHI = NormalDist().inv_cdf
+ONES = torch.ones(3)
 
 
 class Recorder(nn.Module):
@@ -72,7 +73,7 @@ def test_each_copy_has_the_sigma_of_its_image_and_tiling_is_rejected() -> None:
 def test_copies_go_through_the_model_in_one_pass_interleaved() -> None:
     x, y, noise = batch()
     model = Recorder()
-    gaussian(model, x, y, noise)
+    gaussian(model, x, y, noise, ONES)
     assert len(model.seen) == 1
     for i in range(3):
         for j in range(2):
@@ -85,7 +86,7 @@ def test_copies_go_through_the_model_in_one_pass_interleaved() -> None:
 def test_gaussian_is_the_mean_cross_entropy_of_all_copies() -> None:
     x = torch.tensor([[0.0, 0.0], [1.0, -1.0]], dtype=torch.float64)
     noise = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[0.5, 0.5], [-1.0, 1.0]]], dtype=torch.float64)
-    loss = gaussian(identity, x, torch.tensor([0, 1]), noise)
+    loss = gaussian(identity, x, torch.tensor([0, 1]), noise, ONES[:2])
     by_hand = (
         cross_entropy([1, 0], 0) + cross_entropy([0, 2], 0) + cross_entropy([1.5, -0.5], 1) + cross_entropy([0, 0], 1)
     ) / 4
@@ -104,10 +105,10 @@ def test_smoothadv_moves_straight_on_a_linear_model_and_its_loss_is_that_at_the_
     noise = torch.tensor([[[0.1, 0.0], [0.0, -0.1]], [[0.2, 0.1], [0.0, 0.0]]], dtype=torch.float64)
     model = nn.Linear(2, 2, bias=False, dtype=torch.float64)
     model.weight.data = w
-    loss = smoothadv(model, x, y, noise, attacked=model, epsilon=0.1, steps=2)
+    loss = smoothadv(model, x, y, noise, ONES[: len(x)], attacked=model, epsilon=0.1, steps=2)
     away = torch.tensor([3.0, -4.0], dtype=torch.float64) / 5  # logit 0 minus logit 1 grows this way
     moved = torch.stack([x[0] - 0.1 * away, x[1] + 0.1 * away])
-    by_hand = gaussian(model, moved, y, noise)
+    by_hand = gaussian(model, moved, y, noise, ONES[:2])
     assert float(loss.value.detach()) == pytest.approx(float(by_hand.value.detach()), rel=1e-5)
     assert torch.allclose(loss.noisy, by_hand.noisy, atol=1e-6)
 
@@ -116,7 +117,7 @@ def test_smoothadv_moves_straight_on_a_linear_model_and_its_loss_is_that_at_the_
 def test_the_attack_and_the_loss_see_the_same_noise_and_one_point_for_all_copies(copies: int) -> None:
     x, y, noise = batch(copies=copies)
     model = Recorder().train()
-    smoothadv(model, x, y, noise, attacked=model, epsilon=0.2, steps=2)
+    smoothadv(model, x, y, noise, ONES[: len(x)], attacked=model, epsilon=0.2, steps=2)
     assert len(model.seen) == 3  # two steps and the loss
     assert model.modes == [False, False, True]
     assert torch.allclose(model.seen[0].reshape(noise.shape), x[:, None] + noise)
@@ -150,9 +151,9 @@ def test_the_attack_follows_the_gradient_of_one_softmax_not_two() -> None:
 def test_smoothadv_with_nothing_to_move_is_gaussian() -> None:
     x, y, noise = batch()
     model = Recorder()
-    plain = gaussian(model, x, y, noise).value
+    plain = gaussian(model, x, y, noise, ONES).value
     for epsilon, steps in ((0.0, 2), (0.2, 0)):
-        assert torch.equal(smoothadv(model, x, y, noise, attacked=model, epsilon=epsilon, steps=steps).value, plain)
+        assert torch.equal(smoothadv(model, x, y, noise, ONES[: len(x)], attacked=model, epsilon=epsilon, steps=steps).value, plain)
 
 
 def test_an_attack_that_keeps_the_last_point_costs_no_further_pass() -> None:
@@ -213,7 +214,7 @@ def test_macer_is_what_the_paper_says(case: str) -> None:
     sigma, options = [0.25, 0.5, 1.0][: len(y)], {"weight": 12.0, "gamma": 4.0, "beta": 8.0}
     noise = torch.tensor(logits, dtype=torch.float64)
     x = torch.zeros(len(y), 3, dtype=torch.float64)
-    loss = macer(identity, x, torch.tensor(y), noise, sigma=torch.tensor(sigma, dtype=torch.float64), **options)
+    loss = macer(identity, x, torch.tensor(y), noise, torch.tensor(sigma, dtype=torch.float64), **options)
     assert float(loss.value) == pytest.approx(macer_by_hand(logits, y, sigma, **options), rel=1e-9)
     if case == "beyond the hinge":
         assert float(loss.value) == pytest.approx(cross_entropy([1, 0, 0], 0), rel=1e-9)
@@ -225,7 +226,7 @@ def test_macer_has_the_gradient_of_its_value() -> None:
     sigma = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
 
     def value(x: torch.Tensor) -> torch.Tensor:
-        return macer(identity, x, torch.tensor(y), noise, sigma=sigma, weight=12.0, gamma=4.0, beta=8.0).value
+        return macer(identity, x, torch.tensor(y), noise, sigma, weight=12.0, gamma=4.0, beta=8.0).value
 
     assert torch.autograd.gradcheck(value, torch.zeros(3, 3, dtype=torch.float64).requires_grad_(True))
 
@@ -235,7 +236,7 @@ def test_macer_stays_finite_where_the_softmax_saturates(dtype: torch.dtype) -> N
     x = torch.tensor([[50.0, 0.0, -3.0], [0.0, 0.0, 60.0], [0.01, 0.0, 0.0]], dtype=dtype, requires_grad=True)
     noise = torch.zeros(3, 2, 3, dtype=dtype)
     loss = macer(
-        identity, x, torch.tensor([0, 1, 0]), noise, sigma=torch.full((3,), 0.5), weight=12.0, gamma=8.0, beta=16.0
+        identity, x, torch.tensor([0, 1, 0]), noise, torch.full((3,), 0.5), weight=12.0, gamma=8.0, beta=16.0
     )
     loss.value.backward()
     assert x.grad is not None
@@ -247,7 +248,7 @@ def test_macer_stays_finite_where_the_softmax_saturates(dtype: torch.dtype) -> N
 def test_macer_with_no_weight_is_cross_entropy_of_the_mean_softmax() -> None:
     x, y, noise = batch()
     model = Recorder()
-    loss = macer(model, x, y, noise, sigma=torch.ones(3), weight=0.0, gamma=8.0, beta=16.0)
+    loss = macer(model, x, y, noise, ONES, weight=0.0, gamma=8.0, beta=16.0)
     probs = model((x[:, None] + noise).flatten(0, 1)).softmax(1).reshape(3, 2, 3).mean(1)
     assert loss.value.item() == pytest.approx(-probs.gather(1, y[:, None]).log().mean().item(), rel=1e-9)
 
@@ -255,4 +256,4 @@ def test_macer_with_no_weight_is_cross_entropy_of_the_mean_softmax() -> None:
 def test_a_model_of_another_shape_is_an_error() -> None:
     x, y, noise = batch()
     with pytest.raises(ModelError, match="returned"):
-        gaussian(lambda x: x[:, 0], x, y, noise)
+        gaussian(lambda x: x[:, 0], x, y, noise, ONES)

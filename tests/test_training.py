@@ -20,11 +20,12 @@ from ddsmoothing.sigma.files import load_sigmas, save_sigmas
 from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, resolve, train
 from ddsmoothing.training import trainer as trainer_module
 from ddsmoothing.training.checkpoint import load_checkpoint
-from ddsmoothing.training.config import setting
+from ddsmoothing.training.options import setting
 from ddsmoothing.training.distributed import World
 from ddsmoothing.training.keyed import Purpose, keys, log_uniform, normal, seeded
 from ddsmoothing.training.loop import BEST, CHECKPOINT, Loop
 from ddsmoothing.training.sigma_table import SigmaTable
+from ddsmoothing.training.validation import Validation
 from training_helpers import MOVING, contents, same, toy_config, toy_data, toy_model
 
 OBJECTIVES = ("gaussian", "smoothadv", "macer")
@@ -222,17 +223,17 @@ def test_sigma_moves_from_the_switch_on_stays_in_its_bounds_and_held_out_samples
     run = {"data": toy_data(), "device": "cpu"}
     done = train(config, tmp_path / "one", model=toy_model(), stop=stop_after(7), **run)  # the first epoch
     loop = Loop(config, 11, toy_model(), toy_data(), ALONE)
-    assert set(loop.training.tolist()) | set(loop.held_out.tolist()) == set(range(60))
-    assert not set(loop.training.tolist()) & set(loop.held_out.tolist())
-    assert set(done.sigma[loop.training].tolist()) == {float(torch.tensor(0.2))}
+    assert set(loop.batches.training.tolist()) | set(loop.batches.held_out.tolist()) == set(range(60))
+    assert not set(loop.batches.training.tolist()) & set(loop.batches.held_out.tolist())
+    assert set(done.sigma[loop.batches.training].tolist()) == {float(torch.tensor(0.2))}
     done = train(config, tmp_path / "two", model=toy_model(), **run)
-    moved = done.sigma[loop.training]
+    moved = done.sigma[loop.batches.training]
     assert float(moved.min()) == pytest.approx(0.15)
     assert float(moved.max()) == pytest.approx(0.25)
-    assert set(done.sigma[loop.held_out].tolist()) == {float(torch.tensor(0.22))}
+    assert set(done.sigma[loop.batches.held_out].tolist()) == {float(torch.tensor(0.22))}
     config = toy_config(data_dependent=options | {"steps_test": 1})
     done = train(config, tmp_path / "three", model=toy_model(), **run)
-    assert len(set(done.sigma[loop.held_out].tolist())) > 1
+    assert len(set(done.sigma[loop.batches.held_out].tolist())) > 1
 
 
 class Watched(nn.Module):
@@ -285,7 +286,7 @@ def test_each_image_of_a_batch_is_trained_with_its_own_sigma() -> None:
     loop = Loop(toy_config(copies=50, batch=20, validation=0.0), 11, model, data, ALONE)
     loop.table.values = torch.linspace(0.05, 1.0, 60)
     loop.model.train()
-    batch = next(iter(loop._loaded((torch.tensor([59, 3, 30]),))))
+    batch = next(loop.batches._loaded((torch.tensor([59, 3, 30]),), None))
     loop._train_batch(batch)
     spread = model.seen[0][1].reshape(3, -1).std(1)
     assert spread.tolist() == pytest.approx(loop.table.values[[59, 3, 30]].tolist(), rel=0.1)
@@ -307,7 +308,12 @@ def test_a_range_draws_a_sigma_for_each_sample_and_epoch(tmp_path: Path) -> None
 def test_the_saved_sigmas_and_the_saved_model_are_of_one_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.9, 0.3, 0.9])
     names = ("validation_loss", "validation_accuracy", "validation_clean_accuracy")
-    monkeypatch.setattr(Loop, "_validate", lambda self: dict(zip(names, (1.0, next(scores), 0.5), strict=True)))
+
+    def validate(*_: Any) -> tuple[dict[str, float], float]:
+        score = next(scores)
+        return dict(zip(names, (1.0, score, 0.5), strict=True)), score
+
+    monkeypatch.setattr(Validation, "of", validate)
     config = toy_config(keep="best", epochs=4, data_dependent=MOVING)
     done = train(config, tmp_path / "run", model=toy_model(), data=toy_data(), device="cpu")
     best, last = load_checkpoint(tmp_path / "run" / BEST), load_checkpoint(tmp_path / "run" / CHECKPOINT)
@@ -334,7 +340,7 @@ def test_the_saved_sigmas_and_the_saved_model_are_of_one_epoch(tmp_path: Path, m
 )
 def test_learning_rates_at_the_start_of_each_epoch(options: dict[str, Any], rates: list[float]) -> None:
     loop = Loop(toy_config(epochs=4, **options), 11, toy_model(), toy_data(), ALONE)
-    assert loop.batches == 7
+    assert loop.batches.number == 7
     found = []
     for loop.epoch in range(4):
         found.append(loop.lr())
@@ -342,7 +348,7 @@ def test_learning_rates_at_the_start_of_each_epoch(options: dict[str, Any], rate
 
 
 def test_epsilon_grows_over_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsmoothing.training import loop as module
+    from ddsmoothing.training import losses as module
 
     seen: list[float] = []
     real = module.smoothadv
@@ -430,6 +436,14 @@ def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_whe
 # where a run starts
 
 
+def started(config: TrainConfig, data: dds.Dataset) -> Loop:
+    """A new run at its first batch."""
+    model, state = trainer_module._model(config, 11, data, None, None)
+    loop = Loop(config, 11, model, data, ALONE)
+    trainer_module._start(loop, None, state)
+    return loop
+
+
 def test_a_run_starts_from_a_checkpoint_with_or_without_its_optimizer(tmp_path: Path) -> None:
     data = toy_data(40, (1, 28, 28))
     first = train(toy_config(model="small-cnn"), tmp_path / "first", data=data, device="cpu")
@@ -439,31 +453,30 @@ def test_a_run_starts_from_a_checkpoint_with_or_without_its_optimizer(tmp_path: 
     seconds = {}
     for kept in (False, True):
         given = config.model_copy(update={"init_optimizer": kept})
-        loop = trainer_module._prepared(given, 11, data, None, ALONE, None, tmp_path / "x", 1)
+        loop = started(given, data)
         assert same(loop.model.state_dict(), state.model)
-        seconds[kept] = loop.state(torch.zeros(3)).momentum
+        seconds[kept] = loop.state(torch.zeros(3)).optimizer
     assert seconds[False] == {}
-    assert same(seconds[True], state.momentum)
-    buffers = [{"momentum_buffer": state.momentum[name]} for name, _ in first.model.named_parameters()]
+    assert same(seconds[True], state.optimizer)
+    names = [f"momentum_buffer.{name}" for name, _ in first.model.named_parameters()]
+    buffers = [{"momentum_buffer": state.optimizer[name]} for name in names]
     entries = {"state": dict(enumerate(buffers))}
     torch.save(
         {"state_dict": first.model.state_dict(), "arch": "small-cnn", "optimizer": entries}, tmp_path / "old.pth.tar"
     )
     foreign = config.model_copy(update={"init": str(tmp_path / "old.pth.tar"), "init_optimizer": True})
-    loop = trainer_module._prepared(foreign, 11, data, None, ALONE, None, tmp_path / "x", 1)
+    loop = started(foreign, data)
     assert same(loop.model.state_dict(), first.model.state_dict())
-    assert same(loop.state(torch.zeros(3)).momentum, state.momentum)
+    assert same(loop.state(torch.zeros(3)).optimizer, state.optimizer)
     wrong = {"state_dict": first.model.state_dict(), "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(1)}}}}
     torch.save(wrong, tmp_path / "old.pth.tar")
     with pytest.raises(DataError, match="other parameters"):
-        trainer_module._prepared(foreign, 11, data, None, ALONE, None, tmp_path / "x", 1)
+        started(foreign, data)
     torch.save({"state_dict": first.model.state_dict()}, tmp_path / "old.pth.tar")
     with pytest.raises(DataError, match="no state of an SGD"):
-        trainer_module._prepared(foreign, 11, data, None, ALONE, None, tmp_path / "x", 1)
+        started(foreign, data)
     with pytest.raises(DataError, match="another model"):
-        trainer_module._prepared(
-            toy_config(model="cifar-resnet20", init=start), 11, toy_data(9, (3, 8, 8)), None, ALONE, None, tmp_path, 1
-        )
+        started(toy_config(model="cifar-resnet20", init=start), toy_data(9, (3, 8, 8)))
 
 
 def test_a_model_file_is_a_start_too(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, Any]:
     state = load_checkpoint(folder / CHECKPOINT)
     found: dict[str, Any] = {"position": state.position.model_dump(exclude={"digest"}), "sigma": state.sigma}
     found |= {f"model.{name}": value for name, value in state.model.items()}
-    return found | {f"momentum.{name}": value for name, value in state.momentum.items()}
+    return found | {f"optimizer.{name}": value for name, value in state.optimizer.items()}
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -137,7 +137,7 @@ def train(
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.data import load_data
     from ddsmoothing.training import resolve
-    from ddsmoothing.training.config import setting
+    from ddsmoothing.training.options import setting
     from ddsmoothing.training.trainer import train as run
 
     given: dict[str, Any] = {"data_dependent": {}} if data_dependent else {}

@@ -55,8 +55,9 @@ def stride_cnn(num_classes: int, shape: tuple[int, ...]) -> nn.Module:
 class LeNet(nn.Module):
     """Two 5x5 convolutions, each pooled, and two linear layers.
 
-    References: Jeong, Kim and Shin 2023, the network of their public Fashion-MNIST table (alinlab/smoothing-catrs), whose
-        checkpoints load into it; it has no normalisation.
+    Checkpoints of the public Fashion-MNIST table load into it; it has no normalisation.
+
+    References: Jeong, Kim and Shin 2023, with their repository alinlab/smoothing-catrs.
     """
 
     def __init__(self, num_classes: int, shape: tuple[int, ...]) -> None:
