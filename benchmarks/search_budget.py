@@ -58,7 +58,8 @@ def main() -> None:
     x, _ = data[np.linspace(0, len(data) - 1, args.images).astype(int)]
     smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10)
     sigmas = np.geomspace(LOW, HIGH, args.sigmas)
-    scores = certified_scores(smoothed.certificate, reference(smoothed, x, sigmas, args.samples, args.cache), sigmas)
+    counts = reference(smoothed, x, sigmas, args.samples, args.cache)
+    scores = certified_scores(smoothed.certificate, counts, counts.sum(2), sigmas)
     print(f"{'budget':12} {'forwards':>8} {'mean radius':>11} {'loss %':>7} {'at border':>9}")
     for name, plan in PLANS.items():
         found = dds.search_sigma(

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ddsmoothing.analysis import acr, certified_accuracy
     from ddsmoothing.campaigns import SigmaPolicy, certify_run
     from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
+    from ddsmoothing.claims import ABSTAIN, Certification, Prediction
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.compat2021 import Smooth
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
-    from ddsmoothing.evidence import ABSTAIN, Certification, Prediction
     from ddsmoothing.memory import CertifiedMemory
     from ddsmoothing.models import load_model
     from ddsmoothing.plots import plot_certified_accuracy
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 __version__ = _version("ddsmoothing")
 
 _ROOMS = {
-    "ABSTAIN": "evidence",
+    "ABSTAIN": "claims",
     "Certificate": "certificate",
-    "Certification": "evidence",
+    "Certification": "claims",
     "CertifiedMemory": "memory",
     "Dataset": "data",
     "DdsmoothingError": "errors",
@@ -45,7 +45,7 @@ _ROOMS = {
     "L2Certificate": "certificate",
     "OptimizeIsotropicSmoothingParameters": "sigma",
     "OptimizeSmoothingParameters": "sigma",
-    "Prediction": "evidence",
+    "Prediction": "claims",
     "Run": "runs",
     "SigmaPolicy": "campaigns",
     "SigmaSearch": "sigma",

@@ -1,23 +1,25 @@
 """Certificates: a noise and the theorem that turns bounds on class probabilities into a radius.
 
-It knows neither models nor samples. One class a norm serves certification, the gradient ascent on sigma, and code
-written for the 2021 package, whose method names (``sample_noise``, ``compute_*``) are kept.
+It knows neither models nor samples, and imports torch only where gradients are wanted. One class a norm serves
+certification, the gradient ascent on sigma, and code written for the 2021 package, whose method names
+(``sample_noise``, ``compute_*``) are kept.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from ddsmoothing.bounds import normal_quantile_above, normal_quantile_below
-from ddsmoothing.devices import named_device
 from ddsmoothing.errors import InputError, unknown
 from ddsmoothing.noise import Gaussian, Noise, Uniform
+
+if TYPE_CHECKING:
+    import torch
 
 CLAMP_2021: Final = (0.001, 0.999)
 
@@ -39,7 +41,9 @@ class Certificate:
         self, batch_size: int | str | torch.device | None = None, device: str | torch.device | None = None
     ) -> None:
         for place in (batch_size, device):
-            if isinstance(place, (str, torch.device)):
+            if place is not None and not isinstance(place, int):
+                from ddsmoothing.devices import named_device
+
                 named_device(place)
 
     def radius(self, sigma: float, p_lower: float, p_upper: float) -> float:
@@ -95,14 +99,15 @@ class L2Certificate(Certificate):
     def sample_noise(
         self, batch: torch.Tensor, repeated_theta: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        noise = torch.randn(batch.shape, generator=generator, device=batch.device, dtype=batch.dtype)
-        return noise * repeated_theta
+        return batch.new_empty(batch.shape).normal_(generator=generator) * repeated_theta
 
     def compute_gap(self, p_lower: float) -> float:
         return normal_quantile_below(p_lower)
 
     def compute_proxy_gap(self, probs: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021) -> torch.Tensor:
-        z: torch.Tensor = torch.special.ndtri(probs.clamp(*clamp))
+        from torch.special import ndtri as differentiable_ndtri
+
+        z: torch.Tensor = differentiable_ndtri(probs.clamp(*clamp))
         return z[:, 0] - z[:, 1]
 
     def compute_radius_estimate(
@@ -130,8 +135,7 @@ class L1Certificate(Certificate):
     def sample_noise(
         self, batch: torch.Tensor, repeated_theta: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        noise = torch.rand(batch.shape, generator=generator, device=batch.device, dtype=batch.dtype)
-        return (2 * noise - 1) * repeated_theta
+        return (2 * batch.new_empty(batch.shape).uniform_(generator=generator) - 1) * repeated_theta
 
     def compute_gap(self, p_lower: float) -> float:
         return math.nextafter(2.0 * (p_lower - 0.5), -math.inf)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,32 +14,33 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ddsmoothing.bounds import (
-    check_alpha,
-    check_bound,
-    check_count,
-)
+from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.claims import Certification, Measurement, Prediction, Rule, measured, rule_for, total_variation
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
-from ddsmoothing.evidence import Certification, Prediction
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.plan import Conversation, Found, Question, Sampler, Target, sampler_for
+from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.streams import Stream, checked_seed, coin, rows_per_block
 
 
 class SmoothedClassifier:
-    """``g_sigma(x)`` = the class that the base classifier gives most often to x plus noise.
+    """The smoothed classifier: a vote of the base classifier's answers to x plus noise.
+
+    With the vote ``pairwise`` its answer is the class that beats every other one on more than half of the samples, and
+    with ``plurality`` the class given most often. They agree wherever one class has more than half of the samples; a
+    deployed system has to vote the same way as its certificates.
 
     Args:
         model: base classifier, from inputs ``(B, ...)`` to logits ``(B, K)``. A module is used in eval mode and given
             back in the mode it came in.
         certificate: ``L2Certificate()`` or ``L1Certificate()``.   num_classes: K, at least 2.
+        vote: ``pairwise`` or ``plurality`` (as in papers' tables).
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
@@ -56,6 +57,7 @@ class SmoothedClassifier:
         certificate: Certificate,
         *,
         num_classes: int,
+        vote: str = "pairwise",
         block_size: int | None = None,
         precision: str = "fp32",
         channels_last: bool = False,
@@ -73,7 +75,7 @@ class SmoothedClassifier:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
-        self.levels = check_levels(levels)
+        self.levels, self.vote = check_levels(levels), rule_for(vote).vote
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
@@ -106,7 +108,7 @@ class SmoothedClassifier:
             n0, n: samples for selection (100) and estimation (100,000); giving either selects the sampler ``exact``,
                 giving neither ``plan``, which takes at most n_max (100,000); radii select ``target``. See ``plan``.
             sampler: in place of these numbers.   alpha: failure probability of each certificate.
-            bound: ``one-class`` (as in papers' tables) or ``two-class``; fixed before any sample is seen.
+            bound: ``one-class`` or, with a plurality vote, ``two-class``; fixed before any sample is seen.
             randomized: use the randomised bound; it depends on a coin, drawn once and kept.
             labels: ``(B,)``: stop an input whose pilot class is another (reason ``wrong``).
             seed: None takes one from the operating system; a published seed lets an adversary look for failures.
@@ -115,7 +117,8 @@ class SmoothedClassifier:
         References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
         """
         sampler = sampler or sampler_for(n0, n, n_max, radii)
-        sampler.check(check_alpha(alpha), check_bound(bound))
+        rule = rule_for(self.vote, bound)
+        sampler.check(check_alpha(alpha), bound)
         if randomized and bound != "one-class":
             raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
         batch, sigmas = self._prepare(x, sigma, ids)
@@ -124,21 +127,22 @@ class SmoothedClassifier:
         if len(truth) != len(batch):
             raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
         questions = [
-            Question(alpha, bound, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
+            Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)
         ]
         if isinstance(sampler, Target) and len(set(sigmas.tolist())) == 1:
             sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
         found = self._converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
+        coins = [coin(seed, i) if randomized else None for i in batch.ids]
+        fresh = [
+            None if one.fresh is None else replace(one.fresh, coin=each) for one, each in zip(found, coins, strict=True)
+        ]
         return Certification(
-            **self._evidence(batch, sigmas, alpha, seed, start),
-            n0_counts=np.array([one.n0_counts for one in found]),
-            counts=np.array([one.counts for one in found]),
-            looks=tuple(one.looks for one in found),
+            **self._evidence(batch, sigmas, rule, alpha, seed, start),
+            pilots=tuple(one.pilot for one in found),
+            fresh=tuple(fresh),
             stopped=tuple(one.stopped for one in found),
             sampler=sampler.name,
-            bound=bound,
-            coin=np.array([coin(seed, i) for i in batch.ids]) if randomized else None,
         )
 
     def _gap(self, sigma: float, p: float) -> float:
@@ -155,45 +159,75 @@ class SmoothedClassifier:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
         found: dict[int, Found] = {}
         blocks: Counter[tuple[int, int]] = Counter()  # noise blocks of (row, stream) already used
+        tv = self._tv(batch, sigma)
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
         while wishes:
+            asked = [(row, draw) for row, draws in wishes.items() for draw in draws]
             requests = []
-            for row, draws in wishes.items():
-                for stream, n in draws:
-                    first = blocks[row, stream]
-                    requests.append(Request(row=row, sigma=float(sigma[row]), stream=stream, n=n, first_block=first))
-                    blocks[row, stream] += -(-n // rows_per_block(batch.d))
-            counts = iter(self.count(batch, requests, seed, progress))
-            following = {}
-            for row, draws in wishes.items():
+            for row, draw in asked:
+                kind, anchor = draw.tally
+                requests.append(
+                    Request(
+                        row=row,
+                        sigma=float(sigma[row]),
+                        stream=draw.stream,
+                        n=draw.n,
+                        first_block=blocks[row, draw.stream],
+                        tally=kind,
+                        anchor=anchor,
+                    )
+                )
+                blocks[row, draw.stream] += -(-draw.n // rows_per_block(batch.d))
+            counts = self.count(batch, requests, seed, progress)
+            answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
+            for (row, draw), each in zip(asked, counts, strict=True):
+                one = measured(draw.stream.name.lower(), float(sigma[row]), draw.tally, each)
+                answers[row].append(replace(one, tv=float(tv[row])))
+            wishes = {}
+            for row, answer in answers.items():
                 try:
-                    following[row] = talks[row].send([next(counts) for _ in draws])
+                    wishes[row] = talks[row].send(answer)
                 except StopIteration as end:
                     found[row] = end.value
-            wishes = following
         return [found[row] for row in range(len(talks))]
+
+    def _tv(self, batch: Batch, sigma: NDArray[np.float64]) -> list[float]:
+        """Bounds on the total-variation distance of each input's noise to the theorem's; 0 where it is not known."""
+        return [
+            total_variation(self.certificate, float(s), batch.d, batch.levels) if on else 0.0
+            for s, on in zip(sigma, batch.on_grid, strict=True)
+        ]
 
     def predict(
         self,
         x: torch.Tensor,
         sigma: ArrayLike,
         *,
+        n0: int = N0,
         n: int = 1_000,
         alpha: float = 0.001,
         seed: int | None = None,
         ids: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``."""
+        """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``.
+
+        With a pairwise vote n0 samples choose the class and n fresh ones test it; with a plurality vote n do both.
+        """
         check_count(n, "n")
-        if 2.0 * 0.5 ** min(n, 1000) > check_alpha(alpha):
-            needed = math.ceil(1.0 - math.log2(alpha))
+        check_count(n0, "n0")
+        rule = rule_for(self.vote)
+        if n < (needed := rule.samples_to_answer(check_alpha(alpha))):
             raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
         batch, sigmas = self._prepare(x, sigma, ids)
         seed, start = checked_seed(seed), time.perf_counter()
-        requests = [Request(row=row, sigma=float(s), stream=Stream.PREDICT, n=n) for row, s in enumerate(sigmas)]
-        counts = self.count(batch, requests, seed, progress)
-        return Prediction(**self._evidence(batch, sigmas, alpha, seed, start), counts=counts)
+        talks = [_asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
+        found = self._converse(batch, sigmas, talks, seed, progress)
+        return Prediction(
+            **self._evidence(batch, sigmas, rule, alpha, seed, start),
+            pilots=tuple(one.pilot for one in found),
+            fresh=tuple(one.fresh for one in found),
+        )
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
@@ -201,13 +235,11 @@ class SmoothedClassifier:
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
-    ) -> NDArray[np.int64]:
-        """Class counts ``(len(requests), K)``, each row the sum over its request's n samples."""
+    ) -> list[NDArray[np.int64]]:
+        """What each request asks to be counted, summed over its n samples; see ``Request``."""
         executor = self.executor or self.counter(batch.d)
-        counts = np.zeros((len(requests), self.num_classes), dtype=np.int64)
-        for i, found in executor.run(batch, requests, seed, progress):
-            counts[i] = found
-        return counts
+        counts = dict(executor.run(batch, requests, seed, progress))
+        return [counts[i] for i in range(len(requests))]
 
     def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
@@ -246,13 +278,15 @@ class SmoothedClassifier:
         return batch, check_sigma(sigma, len(batch))
 
     def _evidence(
-        self, batch: Batch, sigma: NDArray[np.float64], alpha: float, seed: int, start: float
+        self, batch: Batch, sigma: NDArray[np.float64], rule: Rule, alpha: float, seed: int, start: float
     ) -> dict[str, Any]:
         return {
             "ids": batch.ids,
             "input_sha256": batch.sha256,
             "d": batch.d,
             "sigma": sigma,
+            "rule": rule,
+            "num_classes": self.num_classes,
             "norm": self.certificate.norm,
             "levels": batch.levels,
             "moved": batch.moved,
@@ -262,3 +296,13 @@ class SmoothedClassifier:
             "block_size": self.block_rows(batch.d),
             "seconds": time.perf_counter() - start,
         }
+
+
+def _asking(rule: Rule, num_classes: int, n0: int, n: int) -> Conversation:
+    """The samples of one prediction; both parts are of one stream, one after the other."""
+    if not rule.asks_twice:
+        (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(0)),)
+        return Found(pilot=fresh, fresh=fresh)
+    (pilot,) = yield (Draw(Stream.PREDICT, n0, rule.pilot_tally(num_classes)),)
+    (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(rule.choose(pilot))),)
+    return Found(pilot=replace(pilot, role=Stream.PILOT.name.lower()), fresh=fresh)

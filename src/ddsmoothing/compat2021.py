@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddsmoothing.bounds import check_alpha, check_count, check_feasible, clopper_pearson_lower, top_two_bounds
-from ddsmoothing.certificate import Certificate
+from ddsmoothing.bounds import check_alpha, check_count, check_feasible
+from ddsmoothing.certificate import Certificate, L2Certificate
+from ddsmoothing.claims import ABSTAIN, Measurement, Plurality, Tally, measured, total_variation
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.counting.engine import check_logits
 from ddsmoothing.devices import device_of, named_device, untouched
-from ddsmoothing.evidence import ABSTAIN, top_if_clear, total_variation
 from ddsmoothing.inputs import prepare
 from ddsmoothing.streams import Stream
 
@@ -47,11 +49,12 @@ class Smooth:
         """
         check_count(n0, "n0")
         check_feasible(n, alpha)
-        (pilot, _), (counts, tv) = self._counts(x, {Stream.PILOT: n0, Stream.CERTIFY: n}, batch_size, device)
-        top = int(pilot.argmax())
-        lower = clopper_pearson_lower(int(counts[top]), n, alpha)
-        p_lower, p_upper = top_two_bounds(lower, 0, n, alpha, "one-class", tv)
-        return (ABSTAIN, 0.0) if p_lower <= p_upper else (top, self.certificate.compute_gap(p_lower))
+        pilot, fresh = self._measure(x, {Stream.PILOT: n0, Stream.CERTIFY: n}, batch_size, device)
+        rule = Plurality()
+        top = rule.choose(pilot)
+        fresh = replace(fresh, looks=(rule.look(fresh, top, alpha),))
+        claim = rule.claim(pilot, fresh, L2Certificate(), alpha)  # of its bounds alone; the gap is the certificate's
+        return (ABSTAIN, 0.0) if claim.prediction == ABSTAIN else (top, self.certificate.compute_gap(claim.p_lower))
 
     def predict(
         self, x: torch.Tensor, n: int, alpha: float, batch_size: int, device: str | torch.device | None = None
@@ -59,29 +62,31 @@ class Smooth:
         """The smoothed classifier's class or ABSTAIN; wrong with probability at most alpha."""
         check_count(n, "n")
         check_alpha(alpha)
-        ((counts, _),) = self._counts(x, {Stream.PREDICT: n}, batch_size, device)
-        return top_if_clear(counts, alpha)
+        (fresh,) = self._measure(x, {Stream.PREDICT: n}, batch_size, device)
+        return Plurality().answer(fresh, fresh, alpha)
 
-    def _counts(
+    def _measure(
         self, x: torch.Tensor, wanted: dict[Stream, int], batch_size: int, device: str | torch.device | None
-    ) -> list[tuple[NDArray[np.int64], float]]:
-        """Class counts ``(K,)`` for each stream, and the total-variation distance of the noise drawn.
+    ) -> list[Measurement]:
+        """Class counts ``(K,)`` for each stream.
 
         The seed comes from torch's global generator, so that ``torch.manual_seed`` repeats results as it did.
         """
         place = device_of(self.base_classifier) or x.device if device is None else named_device(device)
         sigma = torch.as_tensor(self.sigma, dtype=torch.float64)
+        names, votes = [stream.name.lower() for stream in wanted], Tally("votes")
         if sigma.numel() != 1 or not hasattr(self.certificate, "noise"):
-            return [(self._float_counts(x.to(place), n, batch_size), 0.0) for n in wanted.values()]
-        std = self.certificate.noise.sigma(float(sigma))
-        smoothed = SmoothedClassifier(
-            self.base_classifier, self.certificate, num_classes=self.num_classes, block_size=batch_size
-        )
-        batch = prepare(x[None], None, place)
-        requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
-        counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
-        tv = float(total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0)
-        return [(row, tv) for row in counts]
+            counts, std, tv = [self._float_counts(x.to(place), n, batch_size) for n in wanted.values()], 1.0, 0.0
+        else:
+            std = self.certificate.noise.sigma(float(sigma))
+            smoothed = SmoothedClassifier(
+                self.base_classifier, self.certificate, num_classes=self.num_classes, block_size=batch_size
+            )
+            batch = prepare(x[None], None, place)
+            requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
+            counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
+            tv = total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0
+        return [replace(measured(name, std, votes, one), tv=tv) for name, one in zip(names, counts, strict=True)]
 
     def _float_counts(self, x: torch.Tensor, n: int, batch_size: int) -> NDArray[np.int64]:
         counts = np.zeros(self.num_classes, dtype=np.int64)

@@ -1,7 +1,8 @@
 """Samplers: how many samples an input gets, and what may be claimed from them.
 
-It knows no torch, no models and no files. A sampler is a conversation: it asks for samples (``Draw``), is given class
-counts, and ends with the looks it took. Every look's bound has its own share of alpha, fixed before the first sample.
+It knows no torch, no models and no files. A sampler is a conversation: it asks for samples (``Draw``), is given
+measurements, and ends with the looks it took. Every look's bound has its own share of alpha, fixed before the first
+sample.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
 
-from ddsmoothing.bounds import alpha_of_top, check_count, check_feasible, clopper_pearson_lower, largest_lower_bound
+from ddsmoothing.bounds import check_count, check_feasible, clopper_pearson_lower, largest_lower_bound
+from ddsmoothing.claims import Look, Measurement, Rule, Tally
 from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.streams import Stream
 
@@ -33,33 +34,33 @@ GIVE_UP: Final = 1e-3
 
 
 class Draw(NamedTuple):
-    """A wish for n samples of a stream, none of which was drawn before."""
+    """A wish for n samples of a stream, none of which was drawn before, and what is to be counted on them."""
 
     stream: Stream
     n: int
+    tally: Tally
 
 
 class Question(NamedTuple):
     """What is asked of one input.
 
     Attributes:
-        alpha, bound: of its certificate.   label: the true class if a wrong pilot is to stop the input, else None.
+        alpha: of its certificate.   rule: how noisy answers become the smoothed answer.   num_classes: K.
+        label: the true class if a wrong pilot is to stop the input, else None.
         gap: radius at a probability for this input's noise (float64, no claim); linear: whether it is linear (L1).
     """
 
     alpha: float
-    bound: str
+    rule: Rule
+    num_classes: int
     label: int | None
     gap: Callable[[float], float]
     linear: bool
 
-
-class Look(NamedTuple):
-    """A moment at which the top class's count was looked at: k of n, with this share of alpha for the lower bound."""
-
-    n: int
-    k: int
-    alpha: float
+    @property
+    def pilot_tally(self) -> Tally:
+        """What the pilot counts."""
+        return self.rule.pilot_tally(self.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,18 +68,17 @@ class Found:
     """What a sampler found for one input.
 
     Attributes:
-        n0_counts: ``(K,)`` the pilot that chose the class.   counts: ``(K,)`` all fresh samples.
-        looks: the moments at which a lower bound may be taken; any of them holds, all at once, with probability at
-            least ``1 - alpha``.   stopped: why no fresh samples were drawn, or None.
+        pilot: what chose the class.   fresh: all fresh samples, None where there are none. Of its looks, the moments at
+            which lower bounds may be taken, all bounds of one event hold at once with probability at least
+            ``1 - alpha``.   stopped: why no fresh samples were drawn, or None.
     """
 
-    n0_counts: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    looks: tuple[Look, ...]
+    pilot: Measurement
+    fresh: Measurement | None = None
     stopped: str | None = None
 
 
-Conversation = Generator[tuple[Draw, ...], list[NDArray[np.int64]], Found]
+Conversation = Generator[tuple[Draw, ...], list[Measurement], Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +121,17 @@ class Exact(Sampler):
         return self.n0 + self.n
 
     def converse(self, ask: Question) -> Conversation:
-        if ask.label is None:
-            pilot, counts = yield Draw(Stream.PILOT, self.n0), Draw(Stream.CERTIFY, self.n)
+        rule, first = ask.rule, Draw(Stream.PILOT, self.n0, ask.pilot_tally)
+        if ask.label is None and not rule.asks_twice:
+            pilot, fresh = yield first, Draw(Stream.CERTIFY, self.n, rule.tally(0))
+            top = rule.choose(pilot)
         else:
-            (pilot,) = yield (Draw(Stream.PILOT, self.n0),)
-            if int(pilot.argmax()) != ask.label:
-                return _wrong(pilot)
-            (counts,) = yield (Draw(Stream.CERTIFY, self.n),)
-        look = Look(self.n, int(counts[pilot.argmax()]), alpha_of_top(ask.alpha, ask.bound))
-        return Found(n0_counts=pilot, counts=counts, looks=(look,))
+            (pilot,) = yield (first,)
+            top = rule.choose(pilot)
+            if ask.label not in (None, top):
+                return Found(pilot=pilot, stopped="wrong")
+            (fresh,) = yield (Draw(Stream.CERTIFY, self.n, rule.tally(top)),)
+        return Found(pilot=pilot, fresh=_seen(fresh, rule.look(fresh, top, rule.share(ask.alpha))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,16 +155,16 @@ class Plan(Sampler):
         return self.pilot + self.n_max
 
     def converse(self, ask: Question) -> Conversation:
-        (pilot,) = yield (Draw(Stream.PILOT, self.pilot),)
-        top = int(pilot.argmax())
-        if ask.label is not None and top != ask.label:
-            return _wrong(pilot)
-        share = alpha_of_top(ask.alpha, ask.bound)
-        n = planned_samples(int(pilot[top]), self.pilot, share, self.n_max, self.price, ask.linear)
+        rule = ask.rule
+        (pilot,) = yield (Draw(Stream.PILOT, self.pilot, ask.pilot_tally),)
+        top, share = rule.choose(pilot), rule.share(ask.alpha)
+        if ask.label not in (None, top):
+            return Found(pilot=pilot, stopped="wrong")
+        n = planned_samples(rule.fewest(pilot, top), self.pilot, share, self.n_max, self.price, ask.linear)
         if n == 0:
-            return Found(n0_counts=pilot, counts=np.zeros_like(pilot), looks=(), stopped="planned")
-        (counts,) = yield (Draw(Stream.CERTIFY, n),)
-        return Found(n0_counts=pilot, counts=counts, looks=(Look(n, int(counts[top]), share),))
+            return Found(pilot=pilot, stopped="planned")
+        (fresh,) = yield (Draw(Stream.CERTIFY, n, rule.tally(top)),)
+        return Found(pilot=pilot, fresh=_seen(fresh, rule.look(fresh, top, share)))
 
 
 @lru_cache(maxsize=4096)
@@ -235,29 +237,32 @@ class Target(Sampler):
         return self.pilot + LOOKS[-1]
 
     def converse(self, ask: Question) -> Conversation:
-        (pilot,) = yield (Draw(Stream.PILOT, self.pilot),)
-        top = int(pilot.argmax())
-        if ask.label is not None and top != ask.label:
-            return _wrong(pilot)
+        rule = ask.rule
+        (pilot,) = yield (Draw(Stream.PILOT, self.pilot, ask.pilot_tally),)
+        top = rule.choose(pilot)
+        if ask.label not in (None, top):
+            return Found(pilot=pilot, stopped="wrong")
         reach = ask.gap(largest_lower_bound(LOOKS[-1], LAST_SHARE * ask.alpha))
-        counts, looks, wanted = np.zeros_like(pilot), [], list(self.radii)
+        fresh, looks, wanted = None, list[Look](), list(self.radii)
         for n in LOOKS:
             if not wanted or reach <= wanted[0]:
                 break
-            (new,) = yield (Draw(Stream.CERTIFY, n - int(counts.sum())),)
-            counts = counts + new
-            k = int(counts[top])
-            looks.append(Look(n, k, ask.alpha * (LAST_SHARE if n == LOOKS[-1] else EARLY_SHARE)))
-            best = ask.gap(clopper_pearson_lower(k, n, looks[-1].alpha))
+            (new,) = yield (Draw(Stream.CERTIFY, n if fresh is None else n - fresh.n, rule.tally(top)),)
+            fresh = new if fresh is None else fresh.plus(new)
+            looks.append(rule.look(fresh, top, ask.alpha * (LAST_SHARE if n == LOOKS[-1] else EARLY_SHARE)))
+            best = ask.gap(rule.binding(looks))
             wanted = [radius for radius in wanted if best <= 0.0 or radius > best * (1.0 - 1e-9)]
-            upper = 1.0 - clopper_pearson_lower(n - k, n, GIVE_UP / (len(LOOKS) - 1))
+            lost = n - min(looks[-1].counts)
+            upper = 1.0 - clopper_pearson_lower(lost, n, GIVE_UP / (len(LOOKS) - 1))
             if wanted and ask.gap(upper) < wanted[0]:
                 break
-        return Found(n0_counts=pilot, counts=counts, looks=tuple(looks), stopped=None if looks else "out of reach")
+        if fresh is None:
+            return Found(pilot=pilot, stopped="out of reach")
+        return Found(pilot=pilot, fresh=_seen(fresh, *looks))
 
 
-def _wrong(pilot: NDArray[np.int64]) -> Found:
-    return Found(n0_counts=pilot, counts=np.zeros_like(pilot), looks=(), stopped="wrong")
+def _seen(fresh: Measurement, *looks: Look) -> Measurement:
+    return replace(fresh, looks=looks)
 
 
 def sampler_for(

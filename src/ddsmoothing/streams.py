@@ -15,6 +15,7 @@ import numpy as np
 from ddsmoothing.errors import InputError
 
 BLOCK_CELLS: Final = 2**17  # coordinates in one noise block: a constant, since blocks define the noise
+SLOT_BLOCKS: Final = 2**32  # noise blocks set aside for each slot of a role: a scale, an expert, a round
 _WORD = 2**64
 
 

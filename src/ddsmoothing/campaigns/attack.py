@@ -17,11 +17,11 @@ from scipy.stats import binom
 
 from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
 from ddsmoothing.campaigns.resample import check_same
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
@@ -257,6 +257,7 @@ def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
         first_rounded(smoothed.model, smoothed.levels),
         smoothed.certificate,
         num_classes=smoothed.num_classes,
+        vote=smoothed.vote,
         block_size=smoothed.block_size,
         levels=smoothed.levels,
     ).with_workers(smoothed.workers)

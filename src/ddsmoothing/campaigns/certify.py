@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
-from ddsmoothing.bounds import check_alpha, check_bound
+from ddsmoothing.bounds import check_alpha
 from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, subset_ids
 from ddsmoothing.campaigns.rows import rows_of
+from ddsmoothing.claims import POINTWISE, rule_for
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Workers
 from ddsmoothing.counting.kept import KeptCounts, Paced
@@ -33,11 +34,12 @@ from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.events import EventLog, Listener
-from ddsmoothing.runs.schema import NOT_COMPARED, DataIdentity, Header, ModelIdentity, ResultRow, Subset
+from ddsmoothing.runs.schema import NOT_COMPARED, DataIdentity, Header, ModelIdentity, ResultRow, RuleSpec, Subset
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
 from ddsmoothing.streams import checked_seed
 
+PIXELS, UNITS = "pixels in [0, 1]", "those of the input"
 GROUP_SECONDS = 10.0  # about the time between two moments at which rows reach the disk
 FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs
 GROUP_NUMBERS = 2**26  # in the inputs of a group made large for many workers, at most
@@ -88,7 +90,8 @@ def certify_run(
     """
     start, out = time.monotonic(), Path(out)
     sampler = sampler_for(n0, n, n_max, radii)
-    sampler.check(check_alpha(alpha), check_bound(bound))
+    rule = rule_for(smoothed.vote, bound)
+    sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
     check_labels(data, ids, smoothed.num_classes)
     policy.check(smoothed, len(ids))
@@ -110,12 +113,13 @@ def certify_run(
         subset=Subset(skip=skip, max=maximum, size=len(ids), shard=shard),
         num_classes=smoothed.num_classes,
         norm=smoothed.certificate.norm,
-        level="pointwise",
+        level=POINTWISE.name,
         sigma_policy=policy.kind,
         sigma=float(policy.sigma) if isinstance(policy.sigma, (int, float)) else None,
         sampler=sampler.name,
         sampler_options=dataclasses.asdict(sampler),
-        bound=bound,
+        rule=RuleSpec.model_validate(rule.config()),
+        units=PIXELS if data.fingerprint()["transform"] == "x/255" else UNITS,
         randomized=randomized,
         label_aware=label_aware,
         alpha=alpha,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddsmoothing.bounds import alpha_of_top
 from ddsmoothing.campaigns.policy import SigmaPolicy
+from ddsmoothing.claims import Rule
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.inputs import check_sigma
@@ -55,7 +55,7 @@ def forecast(
     policy: SigmaPolicy,
     sampler: Sampler,
     alpha: float,
-    bound: str,
+    rule: Rule,
 ) -> Forecast:
     """Probe inputs spread over the run for two seconds.
 
@@ -69,7 +69,7 @@ def forecast(
         rates.append((policy.forwards + PROBE_SAMPLES) / (time.perf_counter() - began))
         fresh = sampler.largest()
         if isinstance(sampler, Plan):
-            share, linear = alpha_of_top(alpha, bound), smoothed.certificate.norm == "l1"
+            share, linear = rule.share(alpha), smoothed.certificate.norm == "l1"
             planned = planned_samples(
                 round(count * sampler.pilot / PROBE_SAMPLES), sampler.pilot, share, sampler.n_max, sampler.price, linear
             )
@@ -94,7 +94,10 @@ def _pilot(smoothed: SmoothedClassifier, data: Dataset, i: int, policy: SigmaPol
     else:
         assert policy.sigma is not None
         sigma = check_sigma(policy.sigma, len(ids))[[ids.index(i)]]
-    return int(smoothed.predict(x, sigma, n=PROBE_SAMPLES, ids=[i]).counts.max())
+    found = smoothed.predict(x, sigma, n=PROBE_SAMPLES, ids=[i])
+    pilot, fresh = found.pilots[0], found.fresh[0]
+    assert fresh is not None
+    return min(found.rule.counts(fresh, found.rule.choose(pilot)))
 
 
 def _duration(seconds: float) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import Measurement, Rule, Tally, measured, total_variation
+from ddsmoothing.claims.measurement import DUELS, VOTES, WINS
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
-from ddsmoothing.evidence import total_variation
 from ddsmoothing.inputs import Batch
 from ddsmoothing.models import model_identity
 from ddsmoothing.runs.schema import ResultRow
@@ -52,22 +54,33 @@ def resample_run(
         if batch.sha256[0] != row.input_sha256:
             found.append(Redrawn(id=row.id, moved=row.samples, message="the input is another one: its SHA-256 differs"))
             continue
-        requests = requests_of(row, batch)
-        counts = smoothed.count(batch, requests, run.header.seed, progress)
-        wanted = [np.array(row.n0_counts), np.array(row.n_counts)]
-        drawn = [counts[0], counts[1:].sum(0)]
-        moved = sum(int(np.abs(a - b).sum()) for a, b in zip(wanted, drawn, strict=True)) // 2
-        text = (
-            f"{moved} of {row.samples} samples have another class than the run says" if moved else _claimed(row, batch)
-        )
-        found.append(Redrawn(id=row.id, moved=moved, message=text if moved else _claimed(row, batch)))
+        requests = requests_of(row, batch, smoothed.num_classes, run.header.judge)
+        moved = _moved(row, smoothed.count(batch, requests, run.header.seed, progress))
+        text = f"{moved} of {row.samples} samples give other answers than the run says" if moved else None
+        found.append(Redrawn(id=row.id, moved=moved, message=text or _claimed(run.header.norm, row, batch)))
     return found
 
 
-def _claimed(row: ResultRow, batch: Batch) -> str | None:
+def _moved(row: ResultRow, drawn: list[NDArray[np.int64]]) -> int:
+    """Samples that give another answer now, at least: in votes half the L1 distance, in wins the largest difference."""
+    first = measured("pilot", row.sigma, Tally(VOTES if row.pilot.least is None else DUELS), drawn[0])
+    moved = _differ(row.pilot, first)
+    if row.fresh is not None:
+        tally = Tally(VOTES) if row.fresh.anchor is None else Tally(WINS, row.fresh.anchor)
+        moved += _differ(row.fresh, measured("certify", row.sigma, tally, np.sum(drawn[1:], axis=0)))
+    return moved
+
+
+def _differ(told: Measurement, drawn: Measurement) -> int:
+    votes = int(np.abs(np.subtract(told.votes, drawn.votes)).sum()) // 2
+    pairs = ((told.wins, drawn.wins), (told.least, drawn.least))
+    return max(votes, *(int(np.abs(np.subtract(a, b)).max()) for a, b in pairs if a is not None and b is not None), 0)
+
+
+def _claimed(norm: str, row: ResultRow, batch: Batch) -> str | None:
     """What a row says of its noise and its input that they do not bear out; a row alone cannot show these."""
     kind = "grid" if batch.on_grid[0] else "float"
-    tv = total_variation(certificate_for(row.norm), row.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
+    tv = total_variation(certificate_for(norm), row.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
     if row.noise != kind:
         return f"its noise is {kind}, the run says {row.noise}"
     if row.tv < tv * (1.0 - 1e-6):
@@ -77,14 +90,19 @@ def _claimed(row: ResultRow, batch: Batch) -> str | None:
     return None
 
 
-def requests_of(row: ResultRow, batch: Batch) -> list[Request]:
+def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> list[Request]:
     """The samples of a row: the pilot, then what each look added, every wish in noise blocks of its own."""
-    requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=sum(row.n0_counts))]
+    kind, _ = Tally(VOTES) if row.pilot.least is None else rule.pilot_tally(num_classes)
+    requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=row.pilot.n, tally=kind)]
     block = before = 0
-    for n, _, _ in row.looks:
-        new = n - before
-        requests.append(Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=block))
-        block, before = block + -(-new // rows_per_block(batch.d)), n
+    if row.fresh is None:
+        return requests
+    kind = VOTES if row.fresh.anchor is None else WINS
+    for look in row.fresh.looks:
+        new = look.n - before
+        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=block)
+        requests.append(replace(wish, tally=kind, anchor=row.fresh.anchor))
+        block, before = block + -(-new // rows_per_block(batch.d)), look.n
     return requests
 
 
@@ -95,5 +113,6 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
     if header.model.sha256 is not None and model_identity(smoothed.model, "-") != f"sha256:{header.model.sha256}":
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
-    if smoothed.certificate.norm != header.norm or smoothed.num_classes != header.num_classes:
-        raise InputError(f"the run was made for {header.norm} and {header.num_classes} classes.")
+    made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
+    if made != (header.norm, header.num_classes, header.vote):
+        raise InputError(f"the run was made for {header.norm}, {header.num_classes} classes and a {header.vote} vote.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddsmoothing.evidence import Certification
+from ddsmoothing.claims import Certification
 from ddsmoothing.runs.schema import ResultRow, SigmaChoice
 from ddsmoothing.sigma.search import SigmaSearch
 
@@ -23,19 +23,10 @@ def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch 
             p_upper=float(result.p_upper[i]),
             sigma=float(result.sigma[i]),
             lambda_=float(result.scale[i]) if result.norm == "l1" else None,
-            norm=result.norm,
             noise=result.noise[i],
-            tv=float(result.tv[i]),
             moved=float(result.moved[i]),
-            sampler=result.sampler,
-            bound=result.bound,
-            alpha=result.alpha,
-            level=result.level,
             choice=None if found is None else _choice(found, i),
-            n0_counts=tuple(result.n0_counts[i].tolist()),
-            n_counts=tuple(result.counts[i].tolist()),
-            looks=result.looks[i],
-            coin=None if result.coin is None else float(result.coin[i]),
+            measurements=tuple(one for one in (result.pilots[i], result.fresh[i]) if one is not None),
             samples=int(result.samples[i]),
             seconds=share,
         )

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.claims.measurement import DUELS as DUELS
+from ddsmoothing.claims.measurement import VOTES as VOTES
+from ddsmoothing.claims.measurement import WINS as WINS
 from ddsmoothing.noise import Noise
 from ddsmoothing.streams import rows_per_block
 
@@ -33,10 +36,14 @@ class BaseClassifier(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """So many noisy samples of one input at one noise scale.
+    """So many noisy samples of one input at one noise scale, and what is counted on them; K classes.
 
     Attributes:
         row: index into the batch.   sigma: standard deviation.   stream, first_block: which noise.   n: samples.
+        tally: ``votes`` ``(K,)``, how many samples are of each class; ``wins`` ``(2, K)``, the votes, and on how many
+            samples the anchor beats each class (its own entry is n); ``duels`` ``(K, K)``, on how many a beats b, with
+            the votes on the diagonal. All are sums over samples.
+        anchor: the class whose wins are counted, else None.
     """
 
     row: int
@@ -44,6 +51,8 @@ class Request:
     stream: int
     n: int
     first_block: int = 0
+    tally: str = VOTES
+    anchor: int | None = None
 
 
 class Executor(Protocol):
@@ -52,7 +61,7 @@ class Executor(Protocol):
     def run(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield ``(i, counts (K,))`` once for every request i, in any order, each as soon as it is known.
+        """Yield ``(i, counts)`` once for every request i, in any order, each as soon as it is known; see ``Request``.
 
         The counts are a function of the input, the request and the seed, whoever draws them and however often.
         """
@@ -73,6 +82,28 @@ class Workers(Protocol):
 
     def executor(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> Executor:
         """The executor of one model; arguments as for ``ClassCounter``."""
+
+
+def tally_shape(tally: str, num_classes: int) -> tuple[int, ...]:
+    """The shape of what a request gets."""
+    return {VOTES: (num_classes,), WINS: (2, num_classes), DUELS: (num_classes, num_classes)}[tally]
+
+
+def tally_fault(counts: NDArray[np.int64], request: Request, num_classes: int) -> str | None:
+    """What is impossible in counts that were kept, None where nothing is."""
+    if counts.shape != tally_shape(request.tally, num_classes):
+        return f"counts of shape {counts.shape}, expected {tally_shape(request.tally, num_classes)}"
+    votes = counts if request.tally == VOTES else counts[0] if request.tally == WINS else counts.diagonal()
+    if int(votes.sum()) != request.n:
+        return f"votes with the sum {votes.sum()}, expected {request.n}"
+    if request.tally == WINS and request.anchor is not None:
+        wins, top = counts[1], votes[request.anchor]
+        others = np.arange(num_classes) != request.anchor
+        if wins[request.anchor] != request.n or (wins < top).any() or (wins + votes > request.n)[others].any():
+            return "wins that do not fit the votes"
+    if request.tally == DUELS and (counts + counts.T != request.n)[~np.eye(num_classes, dtype=bool)].any():
+        return "duels that do not add up"
+    return None
 
 
 def cut_request(d: int, request: Request, samples: int) -> tuple[Request, Request | None]:

@@ -12,13 +12,13 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddsmoothing.counting.contract import Executor, Progress, Request, cut_request
+from ddsmoothing.counting.contract import WINS, Executor, Progress, Request, cut_request, tally_fault
 from ddsmoothing.errors import RunError, first_error
 from ddsmoothing.files import append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
 from ddsmoothing.streams import rows_per_block
@@ -32,7 +32,10 @@ UNIT_PASSES: Final = 2  # forward passes in one unit of work, at least
 _GROWTH = 4
 
 Counts = NDArray[np.int64]
-_Key = tuple[int, str, int, float]  # id, input, stream, sigma
+_Key = tuple[int, str, int, float, str, int | None]  # id, input, stream, sigma, tally, anchor
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class CountsLine(BaseModel):
@@ -40,7 +43,7 @@ class CountsLine(BaseModel):
 
     Attributes:
         input: the first digits of the input's SHA-256.   stream, block: which noise: its first block.
-        n: samples, the sum of ``counts``.
+        n: samples.   tally, anchor, counts: what was counted, see ``Request``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -51,7 +54,14 @@ class CountsLine(BaseModel):
     sigma: Annotated[float, Field(gt=0.0, le=1e6)]
     block: Annotated[int, Field(ge=0, lt=2**64)]
     n: Annotated[int, Field(ge=1, lt=2**63)]
-    counts: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
+    counts: tuple[_Count, ...] | tuple[tuple[_Count, ...], ...]
+    tally: Literal["votes", "wins", "duels"] = "votes"
+    anchor: _Count | None = None
+
+    @property
+    def key(self) -> _Key:
+        """What it is of, but for its noise blocks."""
+        return self.id, self.input, self.stream, self.sigma, self.tally, self.anchor
 
 
 class Paced:
@@ -107,7 +117,7 @@ class KeptCounts:
         self._kept: dict[_Key, dict[int, CountsLine]] = {}
         for line in read_counts(folder, num_classes):
             if line.id not in finished:
-                self._kept.setdefault((line.id, line.input, line.stream, line.sigma), {})[line.block] = line
+                self._kept.setdefault(line.key, {})[line.block] = line
         self.found, self.drawn = sum(line.n for kept in self._kept.values() for line in kept.values()), 0
         self._file: int | None = None
         self._waiting: list[str] = []
@@ -166,8 +176,9 @@ class KeptCounts:
 
     def _keep(self, batch: Batch, unit: Request, counts: Counts) -> None:
         """Hold a unit's counts until enough time has passed since the last writing."""
-        i, digits, stream, sigma = _key(batch, unit)
+        i, digits, stream, sigma, tally, anchor = _key(batch, unit)
         line = {"id": i, "input": digits, "stream": stream, "sigma": sigma, "block": unit.first_block, "n": unit.n}
+        line |= {"tally": tally} | ({} if anchor is None else {"anchor": anchor})
         self._waiting.append(json.dumps(line | {"counts": counts.tolist()}, separators=(",", ":")) + "\n")
         self.drawn += unit.n
         if time.monotonic() - self._written >= PACE_SECONDS:
@@ -212,7 +223,8 @@ class KeptCounts:
 
 def _key(batch: Batch, request: Request) -> _Key:
     row = request.row
-    return batch.ids[row], batch.sha256[row][:16], int(request.stream), float(request.sigma)
+    stream, sigma = int(request.stream), float(request.sigma)
+    return batch.ids[row], batch.sha256[row][:16], stream, sigma, request.tally, request.anchor
 
 
 def read_counts(folder: Path, num_classes: int) -> list[CountsLine]:
@@ -229,12 +241,19 @@ def read_counts(folder: Path, num_classes: int) -> list[CountsLine]:
             line = CountsLine.model_validate_json(text)
         except ValidationError as error:
             raise RunError(f"{folder / PARTIAL}, line {number} holds no counts: {first_error(error)}.") from None
-        if len(line.counts) != num_classes or sum(line.counts) != line.n:
-            raise RunError(
-                f"{folder / PARTIAL}, line {number}: {len(line.counts)} counts with the sum {sum(line.counts)}, "
-                f"expected {num_classes} with the sum {line.n}."
-            )
-        key = (line.id, line.input, line.stream, line.sigma), line.block
+        asked = Request(row=0, sigma=line.sigma, stream=line.stream, n=line.n, tally=line.tally, anchor=line.anchor)
+        if fault := _fault(line, asked, num_classes):
+            raise RunError(f"{folder / PARTIAL}, line {number}: {fault}.")
+        key = line.key, line.block
         if lines.setdefault(key, line) != line:
             raise RunError(f"{folder / PARTIAL}, line {number} contradicts an earlier line.")
     return list(lines.values())
+
+
+def _fault(line: CountsLine, asked: Request, num_classes: int) -> str | None:
+    if (line.anchor is not None) != (line.tally == WINS) or (line.anchor or 0) >= num_classes:
+        return f"the anchor {line.anchor} of {line.tally} is no class"
+    try:
+        return tally_fault(np.array(line.counts, dtype=np.int64), asked, num_classes)
+    except ValueError:
+        return "counts of unequal length"

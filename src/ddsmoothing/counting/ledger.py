@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.counting.contract import Request, cut_request
+from ddsmoothing.counting.contract import Request, cut_request, tally_shape
 from ddsmoothing.errors import RunError
 from ddsmoothing.streams import rows_per_block
 
@@ -82,7 +82,7 @@ class Ledger:
         self._lent: dict[Task, None] = {}
         self._due = [request.n for request in requests]
         self._unlent = sum(self._due)
-        self._counts = np.zeros((len(requests), num_classes), dtype=np.int64)
+        self._counts = [np.zeros(tally_shape(r.tally, num_classes), dtype=np.int64) for r in requests]
         self._open = len(self._left)
 
     @property
@@ -132,8 +132,8 @@ class Ledger:
         full = (p for p in range(passes, passes + TRIED) if p * self._block % rows <= (1 - FULL) * p * self._block)
         return next(full, passes)
 
-    def settle(self, task: Task, counts: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-        """Add the counts ``(len(parts), K)`` of a task; returns the requests that are complete now.
+    def settle(self, task: Task, counts: Sequence[NDArray[np.int64]]) -> list[tuple[int, NDArray[np.int64]]]:
+        """Add what was counted of each part of a task; returns the requests that are complete now.
 
         A task that is settled already changes nothing, since its counts are the same.
         """

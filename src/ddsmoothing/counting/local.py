@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddsmoothing.counting.contract import Progress, Request
+from ddsmoothing.counting.contract import Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Engine, check_logits
+from ddsmoothing.counting.tallies import Tallies
 from ddsmoothing.devices import keep_freed_memory, torch_threads, untouched
 from ddsmoothing.errors import ModelError
 from ddsmoothing.inputs import Batch
@@ -50,8 +51,8 @@ class ClassCounter:
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
-    ) -> NDArray[np.int64]:
-        """Counts ``(len(requests), K)``; each row sums to the request's n.
+    ) -> list[NDArray[np.int64]]:
+        """What each request asks to be counted; see ``Request``.
 
         Args:
             progress: called with the number of samples done since its last call.
@@ -74,7 +75,11 @@ class ClassCounter:
         with untouched(self._engine.model), torch_threads(threads // workers), ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(self._count_share, batch, requests, seed, share, report) for share in shares]
             try:
-                return np.asarray(np.sum([future.result() for future in futures], axis=0), dtype=np.int64)
+                found = [np.zeros(tally_shape(request.tally, self._classes), dtype=np.int64) for request in requests]
+                for future in futures:
+                    for i, counts in future.result():
+                        found[i] += counts
+                return found
             except BaseException:
                 stop.set()
                 raise
@@ -101,14 +106,15 @@ class ClassCounter:
 
     def _count_share(
         self, batch: Batch, requests: Sequence[Request], seed: int, share: list[_Piece], report: Progress
-    ) -> NDArray[np.int64]:
-        """Counts ``(len(requests), K)`` of one share, whose inputs are all on the grid or all off it."""
+    ) -> list[tuple[int, NDArray[np.int64]]]:
+        """Requests of one share, whose inputs are all on the grid or all off it, and what was counted of each."""
+        mine = sorted({piece.request for piece in share})
+        place = {request: i for i, request in enumerate(mine)}
         on_grid = bool(batch.on_grid[requests[share[0].request].row])
         noise = np.zeros((self._rows, batch.d), dtype=batch.grid.dtype if on_grid else np.float64)
         drawn = torch.from_numpy(noise)
         flat = torch.zeros((self._rows, batch.d), dtype=batch.dtype, device=batch.device)
-        counts = torch.zeros(len(requests) * self._classes, dtype=torch.int64, device=batch.device)
-        ones = torch.ones(self._rows, dtype=torch.int64, device=batch.device)
+        tallies = Tallies([requests[i] for i in mine], self._classes, batch.device)
         total = torch.zeros((), dtype=torch.float64, device=batch.device)  # NaN or infinite as soon as one logit is
         levels = torch.tensor(float(batch.levels), dtype=batch.dtype, device=batch.device)
         owner = torch.zeros(self._rows, dtype=torch.int64)
@@ -119,7 +125,7 @@ class ClassCounter:
                     rows = noise[used : used + part.rows]
                     part.source.fill(rows)
                     rows += part.center
-                    owner[used : used + part.rows] = part.request
+                    owner[used : used + part.rows] = place[part.request]
                     used += part.rows
                 if on_grid:  # integers are added first and divided once: see noise.py
                     torch.div(drawn.to(batch.device), levels, out=flat)
@@ -128,14 +134,14 @@ class ClassCounter:
                 noisy = self._formed(flat.reshape(self._rows, *batch.shape))
                 logits = check_logits(self._engine.model(noisy), self._rows, self._classes)[:used]
                 total += logits.sum(dtype=torch.float64)
-                counts.index_add_(0, owner[:used].to(batch.device) * self._classes + logits.argmax(1), ones[:used])
+                tallies.add(logits, owner[:used].to(batch.device))
                 report(used)
             if not bool(torch.isfinite(total)):
                 raise ModelError(
                     "the base classifier gave NaN or infinite logits on noisy inputs; a certificate from them would "
                     "be meaningless. Check its weights and the range of its inputs."
                 )
-        return counts.reshape(len(requests), self._classes).cpu().numpy()
+        return list(zip(mine, tallies.found(), strict=True))
 
     def _formed(self, noisy: torch.Tensor) -> torch.Tensor:
         form = self._engine.form

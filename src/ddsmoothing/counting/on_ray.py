@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.counting.cluster import connect, free_resources, ray_module
-from ddsmoothing.counting.contract import Executor, Progress, Request
+from ddsmoothing.counting.contract import Executor, Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Engine
 from ddsmoothing.counting.ledger import IN_HAND, Ledger, Pace, Task
 from ddsmoothing.counting.local import ClassCounter
@@ -35,7 +35,8 @@ POLL_SECONDS: Final = 1.0  # how often we look for late tasks while nothing come
 KEPT_OBJECTS: Final = 4  # models and batches that a worker keeps
 SAME: Final = ("ddsmoothing", "torch", "numpy")  # packages whose versions must agree, since counts depend on them
 
-Answer = tuple[NDArray[np.int64], float] | DdsmoothingError | None  # counts and seconds, or what the model did wrong
+Counted = tuple[list[NDArray[np.int64]], float]  # what was asked, and seconds
+Answer = Counted | DdsmoothingError | None  # or what the model did wrong, or nothing where the worker was lost
 
 
 class CountingWorker:
@@ -54,10 +55,8 @@ class CountingWorker:
         """Versions of the packages that counts depend on."""
         return {name: version(name) for name in SAME}
 
-    def count(
-        self, counter: list[Any], batch: list[Any], requests: list[Request], seed: int
-    ) -> tuple[NDArray[np.int64], float]:
-        """Counts ``(len(requests), K)`` and seconds; counter and batch are references, in lists so that Ray waits."""
+    def count(self, counter: list[Any], batch: list[Any], requests: list[Request], seed: int) -> Counted:
+        """Count requests, and time it; counter and batch are references, in lists so that Ray waits."""
         ready, inputs = self._get(counter[0]), self._get(batch[0])
         start = time.perf_counter()
         counts = ready.count(inputs, requests, seed)
@@ -279,7 +278,8 @@ class RayExecutor:
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Counts of each request when its last task is back."""
-        yield from ((i, np.zeros(self._classes, np.int64)) for i, request in enumerate(requests) if not request.n)
+        none = ((i, tally_shape(request.tally, self._classes)) for i, request in enumerate(requests) if not request.n)
+        yield from ((i, np.zeros(shape, np.int64)) for i, shape in none)
         ledger, placed = Ledger(batch.d, requests, self._classes, self._rows), self._pool.place(batch)
         mine: set[Task] = set()
         while not ledger.finished:

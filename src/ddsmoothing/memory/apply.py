@@ -5,18 +5,15 @@ It draws nothing: the run's own counts are used, at the alpha that the memory gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import RunError, StoreError
-from ddsmoothing.evidence import ABSTAIN
-from ddsmoothing.memory.floor import check_sigmas, grid_of
+from ddsmoothing.memory.floor import Floor, check_sigmas, grid_of
 from ddsmoothing.memory.inputs import Inputs, binding_of_run, found_at, inputs_of, order_free_cuts
 from ddsmoothing.memory.regions import LEVEL_MEMORY, Answer, Found, Regions
 from ddsmoothing.memory.risk import Risk
@@ -73,7 +70,7 @@ def apply_memory(
     out: str | Path,
     *,
     order_free: bool = False,
-    floors: NDArray[np.float64] | None = None,
+    floors: Sequence[Floor] | None = None,
     progress: Progress | None = None,
 ) -> Applied:
     """Take a run into a memory and write what becomes of its rows to a new run folder of level ``memory``.
@@ -83,7 +80,7 @@ def apply_memory(
     the memory must be empty.
 
     Args:
-        out: a folder that does not exist or is empty.   floors: ``(B,)`` of ``order_proof_floor``, to be noted.
+        out: a folder that does not exist or is empty.   floors: of ``order_proof_floor``, to be noted.
         progress: called with rows done since the last call.
     Raises: RunError, InputError, StoreError; nothing is stored then.
     """
@@ -104,7 +101,7 @@ def apply_memory(
             answers.append(answer)
             if progress is not None:
                 progress(1)
-    least = [None] * len(run) if floors is None else floors.tolist()
+    least = [None] * len(run) if floors is None else floors
     rows = [
         _row(row, answer, found, store.risk, floor)
         for row, (answer, found), floor in zip(run.rows, answers, least, strict=True)
@@ -122,7 +119,7 @@ def _online(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[Answer
             yield inside, None
             continue
         attempt = store.reserve()
-        found = found_at(row, store.risk.of(attempt))
+        found = found_at(run.header, row, store.risk.of(attempt))
         yield regions.settle(point, sketch, found, attempt), found
 
 
@@ -131,7 +128,7 @@ def _order_free(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[An
     if len(store):
         raise StoreError(f"{store.name} holds {len(store)} regions; the order-free rule needs an empty memory.")
     attempts = [store.reserve() for _ in run.rows]
-    found = [found_at(row, store.risk.of(t)) for row, t in zip(run.rows, attempts, strict=True)]
+    found = [found_at(run.header, row, store.risk.of(t)) for row, t in zip(run.rows, attempts, strict=True)]
     cuts = order_free_cuts(inputs, found)
     numbers = list[int | None]()
     for i, (one, cut) in enumerate(zip(found, cuts, strict=True)):
@@ -143,6 +140,7 @@ def _order_free(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[An
                 certified=one.radius,
                 sigma=one.sigma,
                 attempt=attempts[i],
+                evidence=one.evidence,
                 sketch=inputs.sketches[i],
             )
             if cut.radius > 0.0
@@ -169,7 +167,7 @@ def _order_free(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[An
         )
 
 
-def _row(row: ResultRow, answer: Answer, found: Found | None, risk: Risk, floor: float | None) -> ResultRow:
+def _row(row: ResultRow, answer: Answer, found: Found | None, risk: Risk, floor: Floor | None) -> ResultRow:
     """A row of level ``memory``: ``correct`` says that a certificate, of any radius above 0, names the right class."""
     reason = answer.reason if answer.by is None else f"{answer.reason} by region {answer.by}"
     right = None if row.label is None else answer.prediction == row.label and answer.radius > 0.0
@@ -181,10 +179,11 @@ def _row(row: ResultRow, answer: Answer, found: Found | None, risk: Risk, floor:
         region=answer.region,
         attempt=answer.attempt,
         alpha=None if answer.attempt is None else risk.of(answer.attempt),
-        floor=None if floor is None else floor if answer.prediction == row.prediction else 0.0,
+        floor=None if floor is None else floor.radius if answer.prediction == row.prediction else 0.0,
+        floor_measurements=() if floor is None or answer.prediction != row.prediction else floor.measurements,
     )
     changed = {"prediction": answer.prediction, "radius": answer.radius, "correct": right, "reason": reason}
-    return row.model_copy(update=changed | {"level": LEVEL_MEMORY, "memory": note})
+    return row.model_copy(update=changed | {"memory": note})
 
 
 def _write(run: Run, store: Store, rows: list[ResultRow], out: Path, rule: str, counts: dict[str, int]) -> None:

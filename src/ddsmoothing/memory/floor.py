@@ -6,21 +6,29 @@ set, with a memory or without, answers A (or abstains) within r, whatever was as
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
 
-from ddsmoothing.bounds import check_alpha, check_feasible, clopper_pearson_lower, top_two_bounds
+from ddsmoothing.bounds import check_alpha, check_feasible
+from ddsmoothing.claims import ABSTAIN, Measurement, measured, rule_for, total_variation
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, StoreError
-from ddsmoothing.evidence import ABSTAIN, total_variation
 from ddsmoothing.memory.store import Store
 from ddsmoothing.models import model_identity
-from ddsmoothing.runs import Run
-from ddsmoothing.streams import Stream, checked_seed
+from ddsmoothing.runs import ResultRow, Run
+from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
 
-SIGMA_BLOCKS = 2**32  # noise blocks set aside for each sigma, so that no two share noise
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """A radius that holds in any order, and the counts at every sigma that it follows from."""
+
+    radius: float
+    measurements: tuple[Measurement, ...] = ()
+
+
+NO_FLOOR = Floor(radius=0.0)
 
 
 def grid_of(run: Run) -> tuple[float, ...]:
@@ -48,40 +56,63 @@ def order_proof_floor(
     n: int = 10_000,
     seed: int | None = None,
     progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """``max(0, min over S of rho_s)`` for each row's class, one fresh estimation of n samples at every sigma of S.
+) -> tuple[Floor, ...]:
+    """``max(0, min over S of R_s)`` for each row's class, one fresh estimation of n samples at every sigma of S.
 
-    Each is made at alpha/|S|. The class is the run's, chosen on other samples.
+    Each gets the whole alpha: a floor that is too high means that the bound at the truly smallest scale failed, and
+    that scale was fixed before the samples. The class is the run's, chosen on other samples.
 
     Args:
         n: samples at each sigma.   seed: of the fresh noise, not the run's own.   progress: samples done.
-    Returns: ``(B,)``, 0 where the run abstained; errs low, false with probability at most the run's alpha.
+    Returns: A floor for each row, 0 where the run abstained; errs low, false with probability at most the run's alpha.
     Raises: InputError where the run had no finite set of sigmas or is not of this model; InfeasibleError.
     """
     grid, header = grid_of(run), run.header
     if header.model.sha256 is not None and model_identity(smoothed.model) != f"sha256:{header.model.sha256}":
         raise InputError(f"this is not the model of {run.path}.")
-    if smoothed.certificate.norm != header.norm:
-        raise InputError(f"{run.path} is of norm {header.norm}, got {smoothed.certificate.norm}.")
-    share = check_alpha(header.alpha) / len(grid)
-    check_feasible(n, share)
+    if (smoothed.certificate.norm, smoothed.vote) != (header.norm, header.vote):
+        raise InputError(
+            f"{run.path} is of norm {header.norm} and vote {header.vote}, got {smoothed.certificate.norm} and "
+            f"{smoothed.vote}."
+        )
+    check_feasible(n, check_alpha(header.alpha))
     seed = checked_seed(seed)
     if seed == header.seed:
         raise InputError(f"seed {seed} is the run's own, whose noise chose and counted already; give another.")
-    floors = np.zeros(len(run))
-    for position, row in enumerate(run.rows):
-        if row.prediction == ABSTAIN:
-            continue
-        batch = smoothed.prepare(data[[row.id]][0], [row.id])
-        requests = [
-            Request(row=0, sigma=sigma, stream=Stream.CERTIFY, n=n, first_block=k * SIGMA_BLOCKS)
-            for k, sigma in enumerate(grid)
-        ]
-        counts = smoothed.count(batch, requests, seed, progress)[:, row.prediction]
-        radii = []
-        for sigma, count in zip(grid, counts.tolist(), strict=True):
-            tv = float(total_variation(smoothed.certificate, sigma, batch.d, batch.levels) if batch.on_grid[0] else 0.0)
-            bounds = top_two_bounds(clopper_pearson_lower(count, n, share), 0, n, share, "one-class", tv)
-            radii.append(smoothed.certificate.radius(sigma, *bounds))
-        floors[position] = max(0.0, min(radii))
-    return floors
+    return tuple(
+        NO_FLOOR if row.prediction == ABSTAIN else _floor(row, smoothed, data, grid, n, header.alpha, seed, progress)
+        for row in run.rows
+    )
+
+
+def _floor(
+    row: ResultRow,
+    smoothed: SmoothedClassifier,
+    data: Dataset,
+    grid: tuple[float, ...],
+    n: int,
+    alpha: float,
+    seed: int,
+    progress: Progress | None,
+) -> Floor:
+    batch, rule = smoothed.prepare(data[[row.id]][0], [row.id]), rule_for(smoothed.vote)
+    top, tally = row.prediction, rule.tally(row.prediction)
+    requests = [
+        Request(
+            row=0,
+            sigma=sigma,
+            stream=Stream.CERTIFY,
+            n=n,
+            first_block=k * SLOT_BLOCKS,
+            tally=tally.kind,
+            anchor=tally.anchor,
+        )
+        for k, sigma in enumerate(grid)
+    ]
+    found = []
+    for k, (sigma, counts) in enumerate(zip(grid, smoothed.count(batch, requests, seed, progress), strict=True)):
+        one = measured("certify", sigma, tally, counts, slot=k)
+        tv = total_variation(smoothed.certificate, sigma, batch.d, batch.levels) if batch.on_grid[0] else 0.0
+        found.append(replace(one, tv=tv, looks=(rule.look(one, top, alpha),)))
+    radius = min(rule.claim_of(top, one, smoothed.certificate, alpha, row.moved).radius for one in found)
+    return Floor(radius=radius, measurements=tuple(found))

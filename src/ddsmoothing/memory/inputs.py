@@ -7,18 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.bounds import lower_of_looks, top_two_bounds
-from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import POINTWISE
+from ddsmoothing.claims.results import evidence_text
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.evidence import ABSTAIN, LEVEL_POINTWISE
 from ddsmoothing.memory.classifier import point_of, prepared
 from ddsmoothing.memory.index import Index, sketch_for
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.memory.rules import Cut, Pair, Point, distance, order_free
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.runs import ResultRow, Run
+from ddsmoothing.runs import Header, ResultRow, Run
 
 READ = 256  # inputs made ready at once
 
@@ -58,6 +57,7 @@ def binding_of_run(run: Run, data: Dataset) -> Binding:
         precision=run_mode(header.precision, header.channels_last, header.compiled),
         shape=tuple(data.x.shape[1:]),
         num_classes=header.num_classes,
+        vote=header.vote,
     )
 
 
@@ -81,8 +81,8 @@ def inputs_of(run: Run, data: Dataset) -> Inputs:
 
 def check_run(run: Run) -> None:
     """Raise RunError unless a memory can take the run."""
-    if run.level != LEVEL_POINTWISE:
-        raise RunError(f"{run.path} is of level {run.level}; a memory takes runs of level {LEVEL_POINTWISE}.")
+    if run.level != POINTWISE.name:
+        raise RunError(f"{run.path} is of level {run.level}; a memory takes runs of level {POINTWISE.name}.")
     if run.header.snap or run.header.levels != LEVELS:
         raise RunError(
             f"{run.path} moved inputs to a grid (--snap) or used another than the 8-bit one (--levels); a memory takes "
@@ -109,22 +109,16 @@ def sketches_of(points: list[Point], binding: Binding) -> NDArray[np.float32]:
     return found
 
 
-def found_at(row: ResultRow, alpha: float) -> Found:
-    """The certificate that a row's counts allow at a smaller alpha; the row's own where its alpha is small enough.
-
-    Every look's share of alpha shrinks by the same factor, which was fixed before any count was seen.
-    """
-    if row.alpha <= alpha or row.prediction == ABSTAIN:
-        return Found(prediction=row.prediction, radius=row.radius, sigma=row.sigma)
-    factor = alpha / row.alpha * (1.0 - 2.0**-50)
-    lower = lower_of_looks([(n, k, a * factor) for n, k, a in row.looks], row.coin)
-    top = int(np.argmax(row.n0_counts))
-    others = int(np.delete(row.n_counts, top).max(initial=0))
-    p_lower, p_upper = top_two_bounds(lower, others, sum(row.n_counts), alpha, row.bound, row.tv)
-    if p_lower <= p_upper:
-        return Found(prediction=ABSTAIN, radius=0.0, sigma=row.sigma)
-    radius = certificate_for(row.norm).radius(row.sigma, p_lower, p_upper)
-    return Found(prediction=top, radius=radius, sigma=row.sigma)
+def found_at(header: Header, row: ResultRow, alpha: float) -> Found:
+    """The certificate that a row's counts allow at the memory's alpha; what the row says of itself is not believed."""
+    claim = header.claim(row, alpha)
+    drawn = [one.compact() for one in row.measurements]
+    return Found(
+        prediction=claim.prediction,
+        radius=claim.radius,
+        sigma=row.sigma,
+        evidence=evidence_text(header.judge, header.alpha, row.moved, drawn),
+    )
 
 
 def touching(inputs: Inputs, found: list[Found]) -> list[Pair]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.errors import InputError
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.memory import rules
-from ddsmoothing.memory.inputs import Inputs, order_free_cuts, touching
+from ddsmoothing.memory.inputs import Inputs, found_at, order_free_cuts, touching
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.runs import Run
 
@@ -45,7 +45,7 @@ def order_study(run: Run, inputs: Inputs, *, permutations: int = 20, seed: int =
     if permutations < 1:
         raise InputError(f"permutations is {permutations}, expected at least 1.")
     run.need_labels()
-    found = [Found(prediction=row.prediction, radius=row.radius, sigma=row.sigma) for row in run.rows]
+    found = [found_at(run.header, row, run.header.alpha) for row in run.rows]
     pairs = touching(inputs, found)
     near: list[list[tuple[int, float]]] = [[] for _ in found]
     for pair in pairs:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from ddsmoothing.evidence import LEVEL_POINTWISE
+from ddsmoothing.claims import POINTWISE
 from ddsmoothing.plots.style import canvas, line_styles, literal, styled
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables import Table, labels_of, percent
@@ -20,7 +20,7 @@ MARKS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
 def counted(runs: Sequence[Results]) -> list[Run]:
     """Runs whose bounds are those of their predictions: with counts, and not answered from a memory."""
-    return [run for run in runs if isinstance(run, Run) and run.level == LEVEL_POINTWISE]
+    return [run for run in runs if isinstance(run, Run) and run.level == POINTWISE.name]
 
 
 def applies(runs: Sequence[Results]) -> bool:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.noise import FloatBlock
 from ddsmoothing.plots.style import canvas, styled
 from ddsmoothing.runs import ResultRow, Run

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.plots.style import RASTER, canvas, literal, norm_of, styled
 from ddsmoothing.runs import Results
 from ddsmoothing.tables import Table, labels_of

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddsmoothing import analysis
 from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import level_named
 from ddsmoothing.errors import RunError, printable
 from ddsmoothing.files import write_durably
 from ddsmoothing.report.claims import down, limits, radii_for, set_risk, share_down, statement, up
@@ -75,6 +76,7 @@ class Method(_Part):
     moved: Amount
     sampler: str
     sampler_options: dict[str, Any]
+    vote: str
     bound: str
     randomized: bool
     label_aware: bool
@@ -186,9 +188,8 @@ def card_of(run: Run) -> Card:
         threat_model=ThreatModel(
             norm=header.norm,
             perturbation=f"any that is smaller than the radius in the {header.norm.upper()} norm, chosen with full "
-            "knowledge of model, sigma and certificate"
-            + (", after the input was certified" if header.level == "memory" else ""),
-            units="pixels in [0, 1]" if header.data.transform == "x/255" else "those of the input tensor",
+            "knowledge of model, sigma and certificate" + level_named(header.level).perturbation,
+            units=header.units,
         ),
         risk=Risk(
             alpha=risk.alpha,
@@ -205,8 +206,9 @@ def card_of(run: Run) -> Card:
             moved=max(row.moved for row in rows),
             samples_per_input=up(sum(row.samples for row in rows) / len(rows), 1),
             **header.model_dump(
-                include={"levels", "snap", "sampler", "sampler_options", "bound", "randomized", "label_aware", "seed"},
+                include={"levels", "snap", "sampler", "sampler_options", "randomized", "label_aware", "seed"},
             ),
+            **header.rule.model_dump(),
         ),
         sigma=_sigma(run),
         model=Model(
@@ -261,7 +263,9 @@ def _accuracies(run: Run, false: int) -> list[AtRadius]:
             value=share_down(value, len(run)),
             low=down(low),
             high=up(high),
-            of_these_inputs=None if run.level == "memory" else share_down(max(0.0, value - false / len(run)), len(run)),
+            of_these_inputs=None
+            if level_named(run.level).from_regions
+            else share_down(max(0.0, value - false / len(run)), len(run)),
         )
         for radius, value, (low, high) in zip(radii, values.tolist(), bounds.tolist(), strict=True)
     ]

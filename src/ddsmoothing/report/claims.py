@@ -13,9 +13,17 @@ from typing import Final
 
 from ddsmoothing.analysis import RADII, failures_at_most
 from ddsmoothing.bounds import floor_text
+from ddsmoothing.claims import level_named
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.runs import Header, Results, Run
 
+VOTES: Final = {
+    "pairwise": "The vote is pairwise: the certified class beats every other one on more than half of the noisy "
+    "copies. A deployed system has to vote the same way: a plurality vote is another classifier where no class has "
+    "half of the votes.",
+    "plurality": "The vote is plurality: the certified class is the one given to most noisy copies. A deployed system "
+    "has to vote the same way.",
+}
 RHO: Final = 0.001  # failure probability of the statement about all certificates at once
 MORE_RADII: Final = 8  # in a table
 
@@ -66,7 +74,7 @@ def set_risk(run: Run) -> SetRisk | None:
 
     Returns: None for rows that only repeat what another run certified.
     """
-    if run.level != "memory":
+    if not level_named(run.level).from_regions:
         return _risk(run.header.alpha, run.header.subset.size)
     notes = [row.memory for row in run.rows if row.memory is not None]
     made = {note.attempt: note.alpha for note in notes if note.attempt is not None and note.alpha is not None}
@@ -106,27 +114,7 @@ def statement(header: Header, risk: SetRisk | None) -> str:
     if risk is not None:
         likely = f"with probability at least 1 - {risk.alpha!r} over the noise drawn"
     ball = f"at every point closer to the input than its radius in the {header.norm.upper()} norm"
-    if header.level == "memory":
-        return (
-            f"Every later query to this memory inside a stored region gets that region's class, and each region lies "
-            f"inside a certificate that holds {likely}. It protects an input against perturbations that arrive after "
-            "it was certified, and says nothing about queries outside the regions."
-        )
-    if header.level == "stateless":
-        return (
-            f"Each certificate says, {likely}: the classifier that chooses sigma anew at every query gives the "
-            f"certified class {ball}. It needs no memory and holds whatever was asked before."
-        )
-    if header.sigma is not None:
-        return (
-            f"Each certificate says, {likely}: the smoothed classifier with the run's one sigma gives the certified "
-            f"class {ball}. One sigma serves every input, so this is one classifier, whatever the query."
-        )
-    return (
-        f"Each certificate says, {likely}: the smoothed classifier that uses this input's sigma everywhere gives the "
-        f"certified class {ball}. It says nothing about a system that chooses sigma anew at each query, which may use "
-        "another sigma at a perturbed input and answer another class inside the ball."
-    )
+    return level_named(header.level).says(likely, ball, header.sigma is not None)
 
 
 def limits(run: Run) -> list[str]:
@@ -139,16 +127,9 @@ def limits(run: Run) -> list[str]:
         "Inputs were fixed before sampling. Intervals speak about other inputs only if these were drawn like them.",
         "The base classifier is taken to be a function: the same input gives the same logits, in the recorded form.",
     ]
-    if header.level == "pointwise" and header.sigma is None:
-        found.append(
-            "Level pointwise is not level stateless: two inputs with different sigmas can have overlapping balls of "
-            "different class, and a system that chooses sigma at each query is not certified."
-        )
-    if header.level == "memory":
-        found.append(
-            "The memory protects what was certified before a perturbed query comes. Whoever may choose the order of "
-            "queries to an open memory can place regions of their own first."
-        )
+    if header.sigma is None or level_named(header.level).from_regions:
+        found.extend(level_named(header.level).limits)
+    found.append(VOTES[header.vote])
     grid = "8-bit grid" if header.levels == LEVELS else f"grid of multiples of 1/{header.levels}"
     notes = (
         (run.partial, f"Partial run: {len(run)} of {header.subset.size} inputs are finished."),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.report.thumbnails import Pictures
 from ddsmoothing.runs import Results
 from ddsmoothing.tables import labels_of

@@ -16,8 +16,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.errors import InputError, RunError, first_error, printable
-from ddsmoothing.evidence import ABSTAIN
 from ddsmoothing.files import write_durably
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.schema import Digest, Length

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import Claim, Measurement, Rule, rule_for
+from ddsmoothing.claims.measurement import Count as Count
 from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 NOT_COMPARED: Final = {"created", "versions", "config"}  # what may differ when a run is continued
 
 Level = Literal["pointwise", "memory", "stateless"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -53,10 +56,20 @@ class ModelIdentity(_Strict):
     model_id: str | None = None
 
 
+class RuleSpec(_Strict):
+    """How noisy answers become the smoothed answer, and how its radius is bounded: part of the classifier."""
+
+    vote: Literal["pairwise", "plurality"]
+    bound: Literal["one-class", "two-class"]
+
+
 class Header(_Strict):
     """``header.json``: everything that defines a run.
 
     Attributes:
+        rule: which smoothed classifier is meant.   units: of sigma and radius.
+        behaviour: classes that the base classifier gave to keyed noisy copies of the first inputs: drawn again when the
+            run is continued, since a hash of weights does not see everything; None where it was not asked for.
         sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
             stopped.   shape, dtype: of an input; precision, channels_last, compiled, device, block_size: of the model's
             run.
@@ -67,7 +80,7 @@ class Header(_Strict):
         versions: of the packages that made it.   created: UTC, ISO 8601.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     created: str
     versions: dict[str, str]
     model: ModelIdentity
@@ -78,9 +91,10 @@ class Header(_Strict):
     level: Level
     sigma_policy: Literal["fixed", "search", "file"]
     sigma: Annotated[Length, Field(gt=0.0)] | None
+    rule: RuleSpec
+    units: str
     sampler: str
     sampler_options: dict[str, Any]
-    bound: str
     randomized: bool
     label_aware: bool
     alpha: Probability
@@ -94,8 +108,34 @@ class Header(_Strict):
     levels: Annotated[int, Field(ge=1, le=LARGEST_LEVELS)] = LEVELS
     device: str
     block_size: Annotated[int, Field(ge=1)]
+    behaviour: tuple[Count, ...] | None = None
     policy: dict[str, Any]
     config: dict[str, Any]
+
+    @property
+    def vote(self) -> str:
+        """``pairwise`` or ``plurality``."""
+        return self.rule.vote
+
+    @property
+    def bound(self) -> str:
+        """``one-class`` or ``two-class``."""
+        return self.rule.bound
+
+    @property
+    def judge(self) -> Rule:
+        """The rule that rows are judged by."""
+        return rule_for(self.rule.vote, self.rule.bound)
+
+    def claim(self, row: ResultRow, alpha: float | None = None) -> Claim:
+        """What a row's measurements claim at the run's alpha, or at a smaller one, fixed before they were drawn.
+
+        Errs low; whatever the row itself says is not looked at.
+        """
+        fresh, share = row.fresh, self.alpha if alpha is None else min(alpha, self.alpha)
+        if fresh is not None and share < self.alpha:
+            fresh = fresh.shrunk(share / self.alpha * (1.0 - 2.0**-50))
+        return self.judge.claim(row.pilot, fresh, certificate_for(self.norm), share, row.moved)
 
 
 class SigmaChoice(_Strict):
@@ -119,7 +159,8 @@ class MemoryNote(_Strict):
         kind: ``kept``, ``cut`` (by the region ``by``), ``answered`` (from the region ``by``) or ``abstained``.
         certified: the run's radius at the memory's alpha, before any rule.   prediction: the run's class.
         region: the one stored for this row.   attempt, alpha: its share of the memory's risk; None where answered.
-        floor: radius that holds in any order of queries, where it was asked for.
+        floor: radius that holds in any order of queries, where it was asked for; floor_measurements: its counts, one
+            measurement for each sigma of the run's set.
     """
 
     kind: Literal["kept", "cut", "answered", "abstained"]
@@ -130,18 +171,19 @@ class MemoryNote(_Strict):
     attempt: Count | None = None
     alpha: Probability | None = None
     floor: Length | None = None
+    floor_measurements: tuple[Measurement, ...] = ()
 
 
 class ResultRow(_Strict):
-    """One line of ``results.jsonl``: evidence (counts and how they were drawn) and the claims that follow from it.
+    """One line of ``results.jsonl``: measurements, and the claims that follow from them and the header.
 
     Attributes:
+        p_lower, p_upper: bounds on the event that binds, and on what it is held against; see ``claims.Claim``.
         lambda_: half-width of uniform noise (``lambda`` in the file), None for Gaussian noise.
-        tv: bound on the total-variation distance of the drawn noise to the theorem's, subtracted from the bound.
-        looks: counts ``(n, k, alpha)`` of the top class that a lower bound may be taken from; the largest is.
-        coin: of the randomised bound, None for the plain one.
         moved: bound on the distance the input was moved to the grid (``snap``), subtracted from the radius.
-        choice: how a search chose sigma, None without one.   samples: n0 + n.
+        choice: how a search chose sigma, None without one.
+        measurements: the pilot that chose the class, then the fresh samples that bound it, if any were drawn.
+        samples: of all measurements.
         seconds: wall time of choice and certification, the batch's divided by its inputs.
         memory: what a certified memory made of it, at level ``memory``.
     """
@@ -157,19 +199,33 @@ class ResultRow(_Strict):
     p_upper: Probability
     sigma: Annotated[Length, Field(gt=0.0)]
     lambda_: Annotated[float | None, Field(alias="lambda")]
-    norm: Literal["l1", "l2"]
     noise: Literal["grid", "float"]
-    tv: Annotated[float, Field(ge=0.0)]
     moved: Annotated[float, Field(ge=0.0)]
-    sampler: str
-    bound: str
-    alpha: Probability
-    level: Level
     choice: SigmaChoice | None
-    n0_counts: tuple[Count, ...]
-    n_counts: tuple[Count, ...]
-    looks: tuple[tuple[Count, Count, Probability], ...]
-    coin: Annotated[float, Field(gt=0.0, le=1.0)] | None
+    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1, max_length=2)]
     samples: Count
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     memory: MemoryNote | None = None
+
+    @property
+    def pilot(self) -> Measurement:
+        """What chose the class."""
+        return self.measurements[0]
+
+    @property
+    def fresh(self) -> Measurement | None:
+        """What bounds it, None where nothing was drawn."""
+        return self.measurements[1] if len(self.measurements) > 1 else None
+
+    @property
+    def tv(self) -> float:
+        """Bound on the total-variation distance of the drawn noise to the theorem's; 0 where it is not known."""
+        return self.measurements[-1].tv
+
+    def line(self) -> str:
+        """As the file holds it."""
+        shown = self.model_dump(mode="json", by_alias=True)
+        shown["measurements"] = [one.compact() for one in self.measurements]
+        if self.memory is not None:
+            shown["memory"]["floor_measurements"] = [one.compact() for one in self.memory.floor_measurements]
+        return json.dumps(shown, separators=(",", ":"))

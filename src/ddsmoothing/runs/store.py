@@ -18,6 +18,8 @@ from ddsmoothing.counting.kept import PARTIAL
 from ddsmoothing.errors import RunError, first_error
 from ddsmoothing.files import TEMPORARY, append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
 from ddsmoothing.plan import SAMPLERS
+from ddsmoothing.runs import schema1
+from ddsmoothing.runs.agreement import disagreements
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.lock import LOCK, Lock
 from ddsmoothing.runs.schema import SCHEMA_VERSION, Header, ResultRow
@@ -103,9 +105,7 @@ class RunWriter:
 
     def append(self, rows: list[ResultRow]) -> None:
         """Write rows and wait until they are on disk; RunError leaves the file as it was."""
-        append_durably(
-            self._file, self.path / RESULTS, "".join(row.model_dump_json(by_alias=True) + "\n" for row in rows)
-        )
+        append_durably(self._file, self.path / RESULTS, "".join(row.line() + "\n" for row in rows))
         self.done |= {row.id for row in rows}
 
     def sort(self) -> None:
@@ -128,13 +128,19 @@ def load_header(folder: Path) -> Header:
             f"{folder} holds imported results, and rounded radii are never proof; analyze, plot and report take them."
         )
     try:
-        return Header.model_validate_json((folder / HEADER).read_bytes())
+        data = json.loads((folder / HEADER).read_bytes())
+        return Header.model_validate(schema1.header_of(data) if _is_old(data) else data)
     except OSError as error:
         raise RunError(f"{folder} is not a run folder: {HEADER}: {error.strerror}.") from error
-    except ValidationError as error:
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = first_error(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         raise RunError(
-            f"{folder / HEADER} is not a header this version reads (schema {SCHEMA_VERSION}): {first_error(error)}."
+            f"{folder / HEADER} is not a header this version reads (schema {SCHEMA_VERSION}): {why}."
         ) from error
+
+
+def _is_old(data: object) -> bool:
+    return isinstance(data, dict) and data.get("schema_version") == 1
 
 
 def load_run(path: str | Path) -> Run:
@@ -156,14 +162,29 @@ def _read_rows(folder: Path, header: Header) -> list[ResultRow]:
     except OSError as error:
         raise RunError(f"{folder} is not a run folder: {RESULTS}: {error.strerror}.") from error
     rows: dict[int, ResultRow] = {}
+    old = header.schema_version != SCHEMA_VERSION
     for number, line in enumerate(lines, start=1):
         try:
-            row = ResultRow.model_validate_json(line)
-        except ValidationError as error:
-            raise RunError(f"{folder / RESULTS}, line {number} is not a result: {first_error(error)}.") from error
+            row = ResultRow.model_validate(schema1.row_of(json.loads(line))) if old else _row(line)
+        except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = first_error(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            raise RunError(f"{folder / RESULTS}, line {number} is not a result: {why}.") from error
         if row.id in rows:
             raise RunError(f"{folder / RESULTS}, line {number}: input {row.id} is there twice.")
-        if row.level != header.level or row.norm != header.norm:
-            raise RunError(f"{folder / RESULTS}, line {number}: its level or norm is not the header's.")
-        rows[row.id] = row
+        for text in disagreements(header, row):
+            raise RunError(f"{folder / RESULTS}, line {number}: {text}.")
+        rows[row.id] = _derived(header, row) if old else row
     return list(rows.values())
+
+
+def _row(line: bytes) -> ResultRow:
+    return ResultRow.model_validate_json(line)
+
+
+def _derived(header: Header, row: ResultRow) -> ResultRow:
+    """A row whose claims are those that its measurements make today; what a memory made of it stays."""
+    if row.memory is not None:
+        return row
+    claim = header.claim(row)
+    changed = {name: getattr(claim, name) for name in ("prediction", "radius", "p_lower", "p_upper")}
+    return row.model_copy(update=changed | {"correct": None if row.label is None else claim.prediction == row.label})

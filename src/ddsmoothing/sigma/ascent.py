@@ -220,7 +220,8 @@ class _Walk:
 
     def _score(self, votes: torch.Tensor, anchor: torch.Tensor, theta: torch.Tensor) -> np.ndarray[Any, Any]:
         sigma = np.array([self.certificate.noise.sigma(float(t)) for t in theta])
-        scores = certified_scores(self.certificate, votes.cpu().numpy()[:, None], sigma[:, None])
+        counts = votes.cpu().numpy()[:, None]
+        scores = certified_scores(self.certificate, counts, counts.sum(2), sigma[:, None])
         return np.asarray(scores[np.arange(len(sigma)), 0, anchor.cpu().numpy()])
 
     def _check(self, theta: torch.Tensor) -> None:

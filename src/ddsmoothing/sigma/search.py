@@ -17,14 +17,14 @@ from scipy.special import betaincinv
 
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.certificate import Certificate
+from ddsmoothing.claims import Rule, Tally, rule_for
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.errors import InputError, SigmaError
 from ddsmoothing.inputs import Batch, check_sigma
-from ddsmoothing.sigma.score import certified_scores
-from ddsmoothing.streams import Stream, checked_seed
+from ddsmoothing.sigma.score import certified_scores, events, supports
+from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
 
-LEVEL_BLOCKS = 2**32  # noise blocks set aside for each round, so that rounds never share noise
 SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0
 
 
@@ -110,23 +110,30 @@ def search_sigma(
     seed, start = checked_seed(seed), time.perf_counter()
     batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
     grid = search_grid(certificate, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
-    counter = _Counter(smoothed, batch, seed, progress)
-    pilot = counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0)[:, 0]
-    anchor, rows = pilot.argmax(1), np.arange(len(batch))[:, None]
-    counts = np.zeros((len(batch), len(grid), smoothed.num_classes))
-    scores = np.zeros_like(counts)
+    counter, rows = _Counter(smoothed, batch, seed, progress), np.arange(len(batch))[:, None]
+    rule = rule_for(smoothed.vote)
+    broad = rule.pilot_tally(smoothed.num_classes)  # while the class is not fixed
+    pilot = supports(broad.kind, counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0, broad))[:, 0]
+    anchor, drawn = pilot.argmax(1), np.zeros((len(batch), len(grid)))
+    hits = np.zeros((len(batch), len(grid), smoothed.num_classes))  # of each event that the anchor's answer rests on
+    score = np.zeros_like(drawn)
     for level, (width, samples) in enumerate(zip(plan.widths, plan.samples, strict=True), start=1):
         width = min(width, len(grid))
-        first = np.clip(_of_class(scores, anchor).argmax(1) - width // 2, 0, len(grid) - width)
+        first = np.clip(score.argmax(1) - width // 2, 0, len(grid) - width)
         window = first[:, None] + np.arange(width)
-        counts[rows, window] += counter.count(grid[window], samples, level)
-        scores = certified_scores(certificate, counts, grid, n, alpha)
+        drawn[rows, window] += samples
         if level == 1:
-            careful = certified_scores(certificate, counts, grid, samples, 0.05)  # believes the few samples it has
-            anchor = _anchor(careful, pilot, grid <= max(sigma0, grid[0]))
-    score = _of_class(scores, anchor)
+            counts = counter.count(grid[window], samples, level, broad)
+            all_hits = np.zeros_like(hits)
+            all_hits[rows, window] = supports(broad.kind, counts)
+            careful = certified_scores(certificate, all_hits, drawn, grid, samples, 0.05)  # believes the few samples
+            anchor = _anchor(careful, pilot, plan.pilot, grid <= max(sigma0, grid[0]))
+            hits[rows, window] += events(broad.kind, counts, anchor)
+        else:
+            hits[rows, window] += counter.wins(grid[window], samples, level, rule, anchor)
+        score = certified_scores(certificate, hits.min(2, keepdims=True), drawn, grid, n, alpha)[..., 0]
     if sigma_grid is None:
-        sigma = certificate.noise.snap(_peak(score, counts.sum(2), grid, window)).clip(grid[0], grid[-1])
+        sigma = certificate.noise.snap(_peak(score, drawn, grid, window)).clip(grid[0], grid[-1])
     else:
         sigma = grid[window[rows[:, 0], score[rows, window].argmax(1)]]
     return SigmaSearch(
@@ -146,15 +153,33 @@ class _Counter:
     def __init__(self, smoothed: SmoothedClassifier, batch: Batch, seed: int, progress: Progress | None) -> None:
         self._smoothed, self._batch, self._seed, self._progress = smoothed, batch, seed, progress
 
-    def count(self, sigma: NDArray[np.float64], n: int, level: int) -> NDArray[np.int64]:
-        """Counts ``(B, W, K)`` of n samples at each of the sigmas ``(B, W)``."""
+    def count(self, sigma: NDArray[np.float64], n: int, level: int, tally: Tally) -> NDArray[np.int64]:
+        """What is counted ``(B, W, ..)`` of n samples at each of the sigmas ``(B, W)``."""
+        return self._count(sigma, n, level, [tally] * len(sigma))
+
+    def wins(
+        self, sigma: NDArray[np.float64], n: int, level: int, rule: Rule, anchor: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """``(B, W, K)`` how often each event happened that the answer ``anchor`` ``(B,)`` rests on."""
+        tallies = [rule.tally(top) for top in anchor.tolist()]
+        return events(tallies[0].kind, self._count(sigma, n, level, tallies), anchor)
+
+    def _count(self, sigma: NDArray[np.float64], n: int, level: int, tallies: list[Tally]) -> NDArray[np.int64]:
         requests = [
-            Request(row=row, sigma=float(s), stream=Stream.SEARCH, n=n, first_block=level * LEVEL_BLOCKS)
-            for row, window in enumerate(sigma)
+            Request(
+                row=row,
+                sigma=float(s),
+                stream=Stream.SEARCH,
+                n=n,
+                first_block=level * SLOT_BLOCKS,
+                tally=tally.kind,
+                anchor=tally.anchor,
+            )
+            for row, (window, tally) in enumerate(zip(sigma, tallies, strict=True))
             for s in window
         ]
-        counts = self._smoothed.count(self._batch, requests, self._seed, self._progress)
-        return counts.reshape(*sigma.shape, -1)
+        counts = np.stack(self._smoothed.count(self._batch, requests, self._seed, self._progress))
+        return counts.reshape(*sigma.shape, *counts.shape[1:])
 
 
 def search_grid(
@@ -182,21 +207,18 @@ def search_grid(
     return np.unique(certificate.noise.snap(np.geomspace(low, high, size)).clip(low, high))
 
 
-def _of_class(scores: NDArray[np.float64], anchor: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.take_along_axis(scores, anchor[:, None, None], 2)[..., 0]
+def _anchor(
+    scores: NDArray[np.float64], pilot: NDArray[np.int64], n: int, below: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """The class to follow: the pilot's, or where sigma0 does not settle it, the best one at or below sigma0.
 
-
-def _anchor(scores: NDArray[np.float64], pilot: NDArray[np.int64], below: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The class to follow: the pilot's ``(B, K)``, or where sigma0 does not settle it, the best one at or below sigma0.
-
-    A pilot settles the class if a lower bound on its share, at level SETTLED, exceeds one half. Larger sigmas have no
-    say, since there the class of pure noise may win. The scores are to be careful ones, so that of many small counts
-    no lucky one is followed.
+    A pilot ``(B, K)`` of n samples settles the class if a lower bound on its share, at level SETTLED, exceeds one half.
+    Larger sigmas have no say, since there the class of pure noise may win. The scores are to be careful ones, so that
+    of many small counts no lucky one is followed.
     """
-    top, n = pilot.argmax(1), pilot.sum(1)
     count = pilot.max(1)
     settled = betaincinv(count, n - count + 1, SETTLED) > 0.5
-    return np.asarray(np.where(settled, top, scores[:, below].max(1).argmax(1)))
+    return np.asarray(np.where(settled, pilot.argmax(1), scores[:, below].max(1).argmax(1)))
 
 
 def _peak(

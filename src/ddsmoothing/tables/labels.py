@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ddsmoothing.analysis import held_radius
 from ddsmoothing.bounds import floor_text
+from ddsmoothing.claims import POINTWISE
 from ddsmoothing.errors import RunError, printable
-from ddsmoothing.evidence import LEVEL_POINTWISE
 from ddsmoothing.runs import Imported, Results, Run
 
 
@@ -49,7 +49,7 @@ def _label(run: Results) -> str:
     text = f"fixed sigma {header.sigma:.4g}"
     if header.norm == "l1":
         text += f" (lambda {3**0.5 * header.sigma:.4g})"
-    if run.level != LEVEL_POINTWISE:  # with one sigma the other levels say what pointwise says
+    if run.level != POINTWISE.name:  # with one sigma the other levels say what pointwise says
         text += f" ({run.level})"
     return text + mark
 
@@ -121,7 +121,7 @@ def labelled(runs: Sequence[Results]) -> bool:
 
 def fixed_group(runs: Sequence[Results]) -> list[Results]:
     """The fixed-sigma runs whose envelope may be drawn: of one norm, level pointwise, on the same inputs; else none."""
-    fixed = [run for run in runs if run.header.sigma is not None and run.level == LEVEL_POINTWISE]
+    fixed = [run for run in runs if run.header.sigma is not None and run.level == POINTWISE.name]
     alike = all(run.header.norm == fixed[0].header.norm and same_inputs(fixed[0], run) for run in fixed[1:])
     return fixed if len(fixed) > 1 and alike else []
 

@@ -21,7 +21,7 @@ from ddsmoothing.analysis import (
     envelope,
 )
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.evidence import ABSTAIN
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables.labels import ceil_text, fixed_group, labels_of, percent, provenance
 from ddsmoothing.tables.table import Table
