@@ -626,6 +626,17 @@ def test_soft_targets_are_what_the_frozen_classifier_says_of_the_clean_input(
     x, targets = seen[1]
     assert torch.allclose(targets, model.classifier.eval()(x).softmax(1), atol=1e-6)
 
+    class Brighter(Denoised):
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.classifier(2 * self.denoiser(x, sigma) - 1)  # what it does between stays
+            return logits
+
+    seen.clear()
+    model = Brighter()
+    train(config, tmp_path / "other", model=model, data=toy_data(), device="cpu", stop=stop_after(2))
+    x, targets = seen[1]
+    assert torch.allclose(targets, model.classifier.eval()(2 * x - 1).softmax(1), atol=1e-6)
+
 
 def test_the_parts_that_were_trained_get_a_file_of_their_own(tmp_path: Path) -> None:
     model = Denoised()
@@ -633,6 +644,11 @@ def test_the_parts_that_were_trained_get_a_file_of_their_own(tmp_path: Path) -> 
     model.classifier = spec.build()
     config = toy_config(freeze="denoiser", sigma=(0.1, 0.4), epochs=1)
     train(config, tmp_path / "run", model=model, data=toy_data(), device="cpu")
+    wrapped = nn.Module()
+    wrapped.network = model.classifier  # as denoisers keep theirs
+    loop = Loop(config, 11, model, toy_data(), ALONE)
+    trainer_module._save_part(loop, wrapped, tmp_path / "network.safetensors")
+    assert same(dds.load_model(str(tmp_path / "network.safetensors")).state_dict(), model.classifier.state_dict())
     again = dds.load_model(str(tmp_path / "run" / "classifier.safetensors"))
     assert same(again.state_dict(), model.classifier.state_dict())
     assert not (tmp_path / "run" / "model.safetensors").exists()

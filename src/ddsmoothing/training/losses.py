@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ddsmoothing.counting.engine import at_sigma
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import ModelError
 from ddsmoothing.training.baselines import Baseline, Own, Samples
@@ -12,6 +13,7 @@ from ddsmoothing.training.catrs import catrs
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.keyed import Purpose, binomial, keys, normal
 from ddsmoothing.training.objectives import Loss, consistency, denoiser, gaussian, macer, scaled, smoothadv
+from ddsmoothing.training.parts import without_denoiser
 
 
 class Objective:
@@ -45,7 +47,7 @@ class Objective:
             return self._catrs(samples, noise)
         if config.objective == "denoiser":
             return denoiser(self._wrapped, x, noise, sigma)
-        return gaussian(self._wrapped, x, y, noise, sigma, targets=self._targets(x))
+        return gaussian(self._wrapped, x, y, noise, sigma, targets=self._targets(x, sigma))
 
     def _catrs(self, samples: Samples, noise: torch.Tensor) -> Loss:
         asked, baseline = self._config.catrs, self._baseline
@@ -79,11 +81,9 @@ class Objective:
             baseline.remember(samples.ids, loss.log_probs.detach().exp())
         return loss
 
-    def _targets(self, x: torch.Tensor) -> torch.Tensor | None:
+    def _targets(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor | None:
         """What the frozen classifier says of the clean inputs, where that is asked for."""
         if not self._config.soft_targets:
             return None
-        classifier: nn.Module = self._model.classifier  # type: ignore[assignment]
-        with untouched(classifier), torch.no_grad():
-            probs: torch.Tensor = classifier(x).float().softmax(1)
-        return probs
+        with untouched(self._model), torch.no_grad():
+            return at_sigma(without_denoiser(self._model), sigma)(x).float().softmax(1)

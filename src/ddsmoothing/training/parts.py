@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,22 @@ def part_of(model: nn.Module, name: str) -> nn.Module:
             f"{type(model).__name__}."
         )
     return part
+
+
+class _Same(nn.Module):
+    """A denoiser that leaves images as they are."""
+
+    takes_sigma = True
+
+    def forward(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return y
+
+
+def without_denoiser(model: nn.Module) -> nn.Module:
+    """The same model, with the same classifier and all that it does between, on images that need no denoising."""
+    plain = copy.copy(model)
+    plain._modules = {**model._modules, "denoiser": _Same()}
+    return plain
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Source(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: dict[str, str | int]
+    data: dict[str, str | int | None]
     model: str
     classes: Annotated[int, Field(ge=2)]
     sigma: Annotated[float, Field(gt=0.0, le=LARGEST_SIGMA)]

@@ -250,6 +250,8 @@ def _write_results(
 def _save_part(loop: Loop, model: nn.Module, path: Path) -> None:
     """The file of a model, or of the part of one that was trained, if it is known what it is."""
     spec = spec_of(model)
+    if spec is None and isinstance(inner := getattr(model, "network", None), nn.Module):  # what a denoiser wraps
+        model, spec = inner, spec_of(inner)
     if spec is None:
         return
     known = {"training_sigmas": _training_sigmas(loop), "sigma_range": _range(loop) if takes_sigma(model) else None}
