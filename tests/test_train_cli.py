@@ -287,6 +287,23 @@ def test_the_preflight_stops_on_a_model_that_is_no_function(
     assert cli("train", *options[:2], "--model", "odd_net:Odd", *options[4:], "--no-preflight").code == 0
 
 
+@pytest.mark.parametrize("condition", ["channel", "film"])
+def test_the_preflight_takes_networks_that_are_told_sigma(
+    condition: str, images: Path, tmp_path: Path, cli: Cli
+) -> None:
+    options = ["--model", "small-cnn", "--condition", condition, "--sigma", "0.1,0.8", "--epochs", 1, "--seed", 1]
+    how = ["--objective", "catrs", "--confidence", "own", "--copies", 2, "--precision", "bf16", "--batch", 16]
+    answer = cli("train", "--data", images, *options, *how, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "--data-dependent --sigma0 0.283" in answer.out
+    denoiser = ["--model", "small-unet", "--objective", "denoiser", "--sigma", "0.1,0.8", "--max", 20, "--epochs", 1]
+    denoiser += ["--validation", 0.2]
+    answer = cli("train", "--data", images, *denoiser, "--out", tmp_path / "denoiser")
+    assert answer.code == 0, answer.err
+    assert "PSNR " in answer.err
+    assert "next:" not in answer.out
+
+
 def test_every_option_stands_in_the_configuration() -> None:
     fields = set(TrainConfig.model_fields)
     for place in PLACES.values():

@@ -447,12 +447,15 @@ def test_the_test_split_is_never_read_by_training(tmp_path: Path, monkeypatch: p
     assert asked == ["train", "train", "test"]
 
 
-def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "told"])
+def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_where_it_stopped(
+    kind: str, tmp_path: Path
+) -> None:
     config = toy_config(data_dependent=MOVING | {"steps_after": 3, "sigma0_test": 0.3})
     test = dataclasses.replace(toy_data(20, split="test"), y=None)
 
     def run(out: Path, stop: Callable[[], bool] | None = None) -> trainer_module.Trained:
-        return train(config, out, model=toy_model(), data=toy_data(), test=test, device="cpu", stop=stop)
+        return train(config, out, model=MODELS[kind](), data=toy_data(), test=test, device="cpu", stop=stop)
 
     whole = run(tmp_path / "whole")
     assert whole.finished

@@ -198,8 +198,11 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 def preflight(config: TrainConfig, data: Dataset, out: Path) -> None:
     """Stop on what would waste hours: a model that is no function or does not take the data, a folder not writable."""
+    import torch
+
     from ddsmoothing.certificate import L2Certificate
     from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.counting.engine import at_sigma
     from ddsmoothing.doctor import FAIL, INPUTS, WARN, stop_on_failure
     from ddsmoothing.doctor.machine import machine_checks
     from ddsmoothing.doctor.model import input_checks, model_checks
@@ -211,7 +214,8 @@ def preflight(config: TrainConfig, data: Dataset, out: Path) -> None:
         return
     x, _ = data[list(range(0, len(data), max(1, len(data) // INPUTS)))[:INPUTS]]
     model, _ = new_model(config, 0, classes, tuple(x.shape[1:]))
-    smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=classes)
+    told = at_sigma(model.eval(), torch.tensor([config.sigma_start]))  # the model itself, unless it takes sigma
+    smoothed = SmoothedClassifier(told, L2Certificate(), num_classes=classes)
     checks = [*machine_checks(out), *model_checks(smoothed, x)]
     if not any(check.status == FAIL for check in checks):
         checks += input_checks(smoothed, x)
