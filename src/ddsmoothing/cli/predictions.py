@@ -9,11 +9,12 @@ import click
 
 from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
 from ddsmoothing.cli.loading import DATA, MODEL, add, model_options
+from ddsmoothing.errors import InputError
 
 
 def _options(function: Any) -> Any:
     options = [
-        click.option("--model", required=True, help=MODEL),
+        click.option("--model", help=MODEL),
         model_options,
         click.option("--data", required=True, help=DATA),
         click.option("--split", default="train", show_default=True, help="train or test."),
@@ -55,6 +56,8 @@ def predictions(**options: Any) -> int:
     from ddsmoothing.training.loop import AUTOCAST
     from ddsmoothing.training.predictions import make_predictions
 
+    if not options["model"]:
+        raise InputError("expected --model; see --help for what may stand there.")
     data = load_data(options["data"], split=options["split"], labels=False, download=options["download"])
     x, device = data[:1][0], named_device(options["device"])
     asked = {key: options[key] for key in OF_MODEL}
