@@ -15,6 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ddsmoothing.certificate import Certificate, L2Certificate
+from ddsmoothing.counting.engine import at_sigma
 from ddsmoothing.counting.local import BLOCK_ELEMENTS
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
@@ -207,7 +208,8 @@ class _Walk:
         copies = x.repeat_interleave(count, dim=0)
         thetas = theta.repeat_interleave(count).reshape(-1, *[1] * (x.ndim - 1))
         extra = {} if generator is None else {"generator": generator}
-        out = self.model(copies + self.certificate.sample_noise(copies, thetas, **extra))
+        sigma = theta * self.certificate.noise.sigma(1.0)
+        out = at_sigma(self.model, sigma)(copies + self.certificate.sample_noise(copies, thetas, **extra))
         if out.ndim != 2 or len(out) != len(copies):
             raise ModelError(f"the base classifier returned {tuple(out.shape)} for {len(copies)} inputs.")
         out = out if out.dtype == torch.float64 else out.float()  # under autocast a model answers in half precision
