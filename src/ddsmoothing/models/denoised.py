@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -103,7 +104,7 @@ class DiffusionDenoiser(Denoiser):
     def __init__(
         self,
         network: nn.Module,
-        table: Sequence[float],
+        table: Sequence[float] | NDArray[np.float64],
         *,
         prediction: str = "epsilon",
         rule: str = "nearest",
@@ -118,8 +119,9 @@ class DiffusionDenoiser(Denoiser):
         ends = float(own[0]), float(own[-1])
         super().__init__(network, clip=clip, sigma_range=sigma_range or ends, label=label)
         self.prediction, self.rule, self.timestep_scale = prediction, rule, float(timestep_scale)
-        self.table = tuple(float(value) for value in table)
-        self._edges = timestep_edges(self.table, rule)  # neither a buffer nor a parameter, so that no cast reaches it
+        # neither buffers nor parameters, so that no cast reaches them
+        self.table = np.asarray(table, dtype=np.float64)
+        self._edges = timestep_edges(self.table, rule)
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """The timestep of each sigma, ``(B,)`` int64; it has no gradient."""
@@ -279,7 +281,5 @@ def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _shown(value: object) -> str:
-    """A long table by its digest."""
-    if isinstance(value, tuple) and len(value) > 2:
-        return hashlib.sha256(np.asarray(value, dtype="<f8").tobytes()).hexdigest()
-    return repr(value)
+    """A table by its digest."""
+    return hashlib.sha256(value.tobytes()).hexdigest() if isinstance(value, np.ndarray) else repr(value)

@@ -53,7 +53,7 @@ def from_betas(betas: Sequence[float] | NDArray[np.float64]) -> tuple[float, ...
     return tuple(float(value) for value in np.cumprod(1.0 - given))
 
 
-def sigmas(table: Sequence[float]) -> NDArray[np.float64]:
+def sigmas(table: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """``sigma(t)`` of ``abar_t``, ascending, in [0, 1] units.
 
     Raises: InputError where the table is not strictly falling between 1 and 0.
@@ -65,7 +65,7 @@ def sigmas(table: Sequence[float]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt((1.0 - abar) / abar) / 2.0)
 
 
-def timestep_edges(table: Sequence[float], rule: str) -> NDArray[np.float32]:
+def timestep_edges(table: Sequence[float] | NDArray[np.float64], rule: str) -> NDArray[np.float32]:
     """The T - 1 ascending edges between timesteps: t is the number of edges that lie below sigma.
 
     Sigma is compared in float32, in which it comes. The edges are rounded down to float32: a float32 number is at most
