@@ -66,7 +66,7 @@ class BySigma(nn.Module):
             sigma: ``(B,)`` float32, standard deviation.
         Raises: ModelError where the networks differ in the number of classes.
         """
-        owner = torch.bucketize(sigma.detach().float(), torch.from_numpy(self._ends).to(sigma.device))
+        owner = torch.bucketize(sigma.detach().float().contiguous(), torch.from_numpy(self._ends).to(sigma.device))
         logits: torch.Tensor | None = None
         for i in sorted(set(owner.tolist())):
             answer = at_sigma(self.networks[i], sigma)(x)

@@ -125,7 +125,7 @@ class DiffusionDenoiser(Denoiser):
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """The timestep of each sigma, ``(B,)`` int64; it has no gradient."""
-        return torch.bucketize(sigma.detach().float(), torch.from_numpy(self._edges).to(sigma.device))
+        return torch.bucketize(sigma.detach().float().contiguous(), torch.from_numpy(self._edges).to(sigma.device))
 
     def estimate(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         t = self.timestep(sigma)
