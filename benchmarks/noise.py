@@ -2,9 +2,9 @@
 
     python benchmarks/noise.py                  about a minute; writes results/noise.json
 
-All contestants take turns on the same addresses and give the same integers, which is checked. Most cells of 16 bits that
-do not decide hold one threshold, so that comparing its low bits decides; ``searched`` is the binary search over all
-thresholds that this replaced. Figures are the fastest of all rounds in nanoseconds, and the median of the rounds' ratios.
+All contestants take turns on the same addresses and give the same integers, which is checked. Most cells of 16 bits
+that do not decide hold one threshold: comparing its low bits decides. ``searched`` is the binary search over all
+thresholds that this replaced. Figures are the fastest of all rounds in nanoseconds; ratios are medians of the rounds.
 """
 
 from __future__ import annotations

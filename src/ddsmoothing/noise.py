@@ -200,9 +200,9 @@ def table_of(thresholds: NDArray[np.uint64], start: int, tau: float, narrow: boo
     below = np.searchsorted(thresholds, cells, side="right").astype(np.int32)
     last = np.searchsorted(thresholds, cells[1:], side="left").astype(np.int32)  # at most the end of each cell
     mark = int(_UNDECIDED) if narrow else -(2**31)
-    first = np.where(below[:-1] == last, below[:-1] + start, mark)
+    found = np.where(below[:-1] == last, below[:-1] + start, mark)
     return GridTable(
-        first=first.astype(np.int16 if narrow else np.int32),
+        first=found.astype(np.int16) if narrow else found.astype(np.int32),
         thresholds=thresholds,
         below=below,
         low=thresholds & np.uint64((1 << _REST) - 1),
