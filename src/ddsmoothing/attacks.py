@@ -20,6 +20,7 @@ from ddsmoothing.counting.contract import BaseClassifier
 from ddsmoothing.counting.engine import at_sigma
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import LEVELS
 
 INSIDE: Final = 1.0 - 1e-6  # of the radius: float32 rounding must not carry a point out of the ball
@@ -145,7 +146,7 @@ def first_rounded(model: Any, levels: int = LEVELS) -> Any:
     """The base classifier that rounds its input to the grid first: the one that grid certificates speak of."""
     if isinstance(model, torch.nn.Module):
         return _Rounded(model, levels)
-    return lambda x: model((x * levels).round() / levels)
+    return lambda x: model(on_grid_values((x * levels).round(), levels, x.dtype))
 
 
 class _Rounded(torch.nn.Module):
@@ -154,7 +155,7 @@ class _Rounded(torch.nn.Module):
         self.model, self.levels = model, levels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model((x * self.levels).round() / self.levels)
+        logits: torch.Tensor = self.model(on_grid_values((x * self.levels).round(), self.levels, x.dtype))
         return logits
 
 
