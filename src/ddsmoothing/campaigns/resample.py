@@ -50,9 +50,15 @@ def resample_run(
     chosen = secrets.SystemRandom().sample(run.rows, min(k, len(run)))
     found = []
     for row in sorted(chosen, key=lambda row: row.id):
-        batch = smoothed.prepare(data[[row.id]][0], [row.id])
+        x, y = data[[row.id]]
+        batch = smoothed.prepare(x, [row.id])
         if batch.sha256[0] != row.input_sha256:
             found.append(Redrawn(id=row.id, moved=row.samples, message="the input is another one: its SHA-256 differs"))
+            continue
+        label = None if data.y is None else int(y[0])
+        if row.label != label:
+            said = f"its label is {label} in the data set, the run says {row.label}"
+            found.append(Redrawn(id=row.id, moved=0, message=said))
             continue
         requests = requests_of(row, batch, smoothed.num_classes, run.header.judge)
         moved = _moved(row, smoothed.count(batch, requests, run.header.seed, progress))
@@ -113,5 +119,6 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
     if header.model.sha256 is not None and model_identity(smoothed.model, "-") != f"sha256:{header.model.sha256}":
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
-    if smoothed.certificate.norm != header.norm or smoothed.num_classes != header.num_classes:
-        raise InputError(f"the run was made for {header.norm} and {header.num_classes} classes.")
+    made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
+    if made != (header.norm, header.num_classes, header.vote):
+        raise InputError(f"the run was made for {header.norm}, {header.num_classes} classes and a {header.vote} vote.")

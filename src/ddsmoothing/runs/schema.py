@@ -15,6 +15,9 @@ from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 SCHEMA_VERSION: Final = 2
 NOT_COMPARED: Final = {"created", "versions", "config"}  # what may differ when a run is continued
 
+Reason = Literal[
+    "certified", "abstained", "planned", "wrong", "out of reach", "kept", "cut", "answered"
+]  # words of ours alone: they are shown and exported
 Level = Literal["pointwise", "memory", "stateless"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
@@ -193,7 +196,7 @@ class ResultRow(_Strict):
     label: Count | None
     prediction: Annotated[int, Field(ge=-1, lt=2**63)]
     correct: bool | None
-    reason: str
+    reason: Reason
     radius: Length
     p_lower: Probability
     p_upper: Probability
