@@ -7,6 +7,7 @@ tables of ``index.md``, and a page for every public name.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,10 @@ from sphinx.application import Sphinx
 import ddsmoothing
 
 HERE: Final = Path(__file__).parent
-API: Final = HERE / "api"  # made anew by every build
+API: Final = HERE / "api"  # made anew by every build, and so is the next
+PROJECT: Final = HERE / "project"
+ABOVE: Final = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # pages that stand above this folder
+KERNEL: Final = HERE.parent / "build" / "ipython"
 
 project = "ddsmoothing"
 author = "The ddsmoothing authors"
@@ -32,8 +36,9 @@ myst_heading_anchors = 4  # links of the form page.md#heading
 nb_execution_mode = "auto"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_in_temp = True
-nb_merge_streams = True
+nb_output_stderr = "remove"  # progress
 
 autosummary_generate = True
 autosummary_ignore_module_all = False
@@ -111,8 +116,25 @@ def write_api() -> None:
     (API / "index.rst").write_text(f"{title}\n{'=' * len(title)}\n\n.. toctree::\n   :maxdepth: 2\n\n{pages}\n")
 
 
+def write_project() -> None:
+    """The pages that stand above this folder, with their links as they are from here."""
+    PROJECT.mkdir(exist_ok=True)
+    for name in ABOVE:
+        (PROJECT / name).write_text((HERE.parent / name).read_text().replace("](docs/", "](../"))
+
+
+def write_kernel() -> None:
+    """Tutorials print what a pipe would see: no colours, and nothing about the kernel itself."""
+    off = "import os; [os.environ.pop(name, None) for name in ('CLICOLOR', 'CLICOLOR_FORCE', 'FORCE_COLOR')]"
+    (KERNEL / "profile_default").mkdir(parents=True, exist_ok=True)
+    config = f"c.InteractiveShellApp.exec_lines = [{off!r}]\nc.IPKernelApp.log_level = 40\n"
+    (KERNEL / "profile_default" / "ipython_kernel_config.py").write_text(config)
+    os.environ["IPYTHONDIR"] = str(KERNEL)
+
+
 def add_list_of_pages(app: Sphinx, page: str, source: list[str]) -> None:
     """Every page that a table of ``index.md`` names becomes part of the list at the side, by the table's heading."""
+    source[0] = re.sub(rf"\]\(\.\./(?=(?:{'|'.join(ABOVE)}))", "](project/", source[0])
     if page != "index":
         return
     parts = re.split(r"^## (.+)$", source[0], flags=re.MULTILINE)[1:]
@@ -146,5 +168,7 @@ def one_parameter_a_line(app: Sphinx, kind: str, name: str, value: Any, options:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     write_api()  # before Sphinx looks which pages there are
+    write_project()
+    write_kernel()
     app.connect("source-read", add_list_of_pages)
     app.connect("autodoc-process-docstring", one_parameter_a_line, priority=100)  # before napoleon
