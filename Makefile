@@ -44,7 +44,7 @@ test-all: lint
 	@echo "pytest, slow tests too ..." && $(PYTEST)
 
 docs: .venv/.docs
-	@rm -rf site
+	@rm -rf site jupyter_execute
 	@echo "sphinx (about two minutes, mostly the tutorials) ..." && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m sphinx -b html -E -a -q -W --keep-going -d build/doctrees docs site
 	@$(BIN)/python tools/check_site.py site
@@ -56,7 +56,7 @@ assets: .venv/.package
 	@$(BIN)/python tools/make_assets.py --data $(DATA)
 
 clean:
-	rm -rf .venv ddsmoothing-demo site docs/api docs/project .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov build dist
+	rm -rf .venv ddsmoothing-demo site docs/api docs/project jupyter_execute .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: what is installed is not installed again until pyproject.toml changes.

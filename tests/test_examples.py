@@ -1,8 +1,8 @@
 """The examples run as scripts; the blocks of README.md and docs/*.md run in order, page by page, in an empty folder.
 
-Blocks marked ``python`` share one namespace a page. Blocks marked ``sh`` are commands of ours or go to the shell. Cells of
-the tutorials are such blocks too; the site runs them once more, as notebooks. Other blocks (``console``, ``text``) are
-only shown.
+Blocks marked ``python`` share one namespace a page. Blocks marked ``sh`` are commands of ours or go to the shell. Cells
+of the tutorials are such blocks too; the site runs them once more, as notebooks. Other blocks (``console``, ``text``)
+are only shown.
 """
 
 import os
