@@ -242,7 +242,7 @@ def _sigma(run: Run) -> Sigma:
     header, sigma = run.header, run.sigma
     return Sigma(
         policy=header.sigma_policy,
-        options={key: value for key, value in header.policy.items() if value is not None},
+        options=header.policy.model_dump(exclude_none=True),
         fixed=header.sigma,
         smallest=round(float(sigma.min()), 6),
         median=round(float(np.median(sigma)), 6),

@@ -66,6 +66,16 @@ class RuleSpec(_Strict):
     bound: Literal["one-class", "two-class"]
 
 
+class PolicySpec(_Strict):
+    """Where sigmas came from: the start and range or finite set of a search, or the hash of a file of them."""
+
+    sigma0: Annotated[Length, Field(gt=0.0)] | None = None
+    sigma_min: Annotated[Length, Field(gt=0.0)] | None = None
+    sigma_max: Annotated[Length, Field(gt=0.0)] | None = None
+    sigma_grid: tuple[Annotated[Length, Field(gt=0.0)], ...] | None = None
+    sha256: Digest | None = None
+
+
 class Header(_Strict):
     """``header.json``: everything that defines a run.
 
@@ -112,7 +122,7 @@ class Header(_Strict):
     device: str
     block_size: Annotated[int, Field(ge=1)]
     behaviour: tuple[Count, ...] | None = None
-    policy: dict[str, Any]
+    policy: PolicySpec
     config: dict[str, Any]
 
     @property

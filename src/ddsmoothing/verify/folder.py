@@ -189,6 +189,16 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         expected = -(-(expected - index + 1) // parts)
     if subset["size"] != expected:
         yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
+    policy = header["policy"]
+    sources = {"fixed": (), "search": ("sigma0",), "file": ("sha256",)}
+    if header["sigma_policy"] not in sources:
+        yield f"sigma_policy is {header['sigma_policy']!r}, expected one of {', '.join(sources)}"
+    elif any(policy.get(name) is None for name in sources[header["sigma_policy"]]):
+        yield f"the policy {header['sigma_policy']} says nothing of its {' and '.join(sources[header['sigma_policy']])}"
+    if header["sigma_policy"] != "search" and any(
+        policy.get(f"sigma{end}") is not None for end in ("0", "_min", "_max")
+    ):
+        yield "a start and a range of sigma belong to the policy search"
     if (header["sigma"] is None) == (header["sigma_policy"] == "fixed"):
         yield "sigma must be a number for the policy fixed and null otherwise"
     shape = header.get("shape")
