@@ -18,6 +18,7 @@ ROOMS = (
     *("errors", "files", "streams", "lattice", "noise", "bounds", "devices", "kernels", "certificate", "claims"),
     *("plan", "inputs", "counting", "classifier", "compat2021", "smooth", "data", "models", "attacks", "sigma"),
     *("runs", "campaigns", "training", "memory", "verify", "doctor", "analysis", "tables", "plots", "report", "cli"),
+    "__main__",
 )
 WITHOUT_TORCH = (
     *("errors", "streams", "lattice", "noise", "bounds", "claims", "plan", "runs"),
