@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ddsmoothing.counting.contract import DUELS, WINS, Request, tally_shape
 from ddsmoothing.errors import InputError
 
-LARGEST_DUELS: Final = 2**22  # pairs compared at once
+LARGEST_DUELS: Final = 2**18  # pairs compared at once
 
 
 class Tallies:
