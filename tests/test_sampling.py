@@ -124,7 +124,7 @@ def test_the_callers_model_is_untouched(pixels: torch.Tensor, fail: bool) -> Non
     grads = [p.requires_grad for p in net.parameters()]
     threads = torch.get_num_threads()
     if fail:
-        with pytest.raises(RuntimeError, match="on purpose"):
+        with pytest.raises(ModelError, match="RuntimeError: broken on purpose"):
             counts_of(net, pixels)
     else:
         counts_of(net, pixels)
