@@ -257,6 +257,7 @@ def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
         first_rounded(smoothed.model, smoothed.levels),
         smoothed.certificate,
         num_classes=smoothed.num_classes,
+        vote=smoothed.vote,
         block_size=smoothed.block_size,
         levels=smoothed.levels,
     ).with_workers(smoothed.workers)

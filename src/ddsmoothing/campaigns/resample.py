@@ -113,5 +113,6 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
     if header.model.sha256 is not None and model_identity(smoothed.model, "-") != f"sha256:{header.model.sha256}":
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
-    if smoothed.certificate.norm != header.norm or smoothed.num_classes != header.num_classes:
-        raise InputError(f"the run was made for {header.norm} and {header.num_classes} classes.")
+    made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
+    if made != (header.norm, header.num_classes, header.vote):
+        raise InputError(f"the run was made for {header.norm}, {header.num_classes} classes and a {header.vote} vote.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -229,33 +229,11 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
 
 
 def _memory(path: Path) -> Callable[[torch.Tensor], NDArray[np.int64]]:
-    """The answers of a memory to points inside its regions, -1 outside, where a query would change it."""
-    import numpy as np
-
+    """The answers of a memory to points inside its regions, -1 outside."""
     from ddsmoothing.memory import CertifiedMemory, Store
 
-    class OutsideError(Exception):
-        pass
-
-    class Closed:
-        def check(self, alpha: float) -> None:
-            raise OutsideError
-
-        def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> NoReturn:
-            raise OutsideError
-
-        def predict(self, x: torch.Tensor, *, seed: int) -> int:
-            return -1
-
-    opened = CertifiedMemory(Store.open(path), Closed())
-
-    def answer(point: torch.Tensor) -> int:
-        try:
-            return int(opened.query(point).prediction[0])
-        except OutsideError:
-            return -1
-
-    return lambda points: np.array([answer(points[i : i + 1].cpu()) for i in range(len(points))], dtype=np.int64)
+    memory = CertifiedMemory(Store.open(path))
+    return lambda points: memory.peek(points.cpu()).prediction
 
 
 def _attack_json(report: AttackReport) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.counting.contract import Executor, Progress, Request, cut_request, tally_fault
-from ddsmoothing.errors import RunError, first_error
+from ddsmoothing.errors import InputError, RunError, first_error
 from ddsmoothing.files import append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
 from ddsmoothing.streams import rows_per_block
 
@@ -250,7 +250,11 @@ def read_counts(folder: Path, num_classes: int) -> list[CountsLine]:
 def _fault(line: CountsLine, num_classes: int) -> str | None:
     """What no samples can have given in a line, None where nothing is."""
     try:
+        counts = np.array(line.counts, dtype=np.int64)
+    except ValueError:
+        return "counts of unequal length"
+    try:
         asked = Request(row=0, sigma=line.sigma, stream=line.stream, n=line.n, tally=line.tally, anchor=line.anchor)
-        return tally_fault(np.array(line.counts, dtype=np.int64), asked, num_classes)
-    except ValueError as error:  # rows of unequal length; an anchor too many or too few
+    except InputError as error:
         return str(error).rstrip(".")
+    return tally_fault(counts, asked, num_classes)

@@ -140,6 +140,7 @@ def _order_free(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[An
                 certified=one.radius,
                 sigma=one.sigma,
                 attempt=attempts[i],
+                evidence=one.evidence,
                 sketch=inputs.sketches[i],
             )
             if cut.radius > 0.0

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import RunError
-from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size, levels_of
+from ddsmoothing.verify.old import is_old, new_header, new_row
+from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
 
 SAMPLERS: Final = ("exact", "plan", "target")
-BOUNDS: Final = ("one-class", "two-class")
+RULES: Final = (("pairwise", "one-class"), ("plurality", "one-class"), ("plurality", "two-class"))
 LEVELS: Final = ("pointwise", "memory", "stateless")
 RECOMPUTED: Final = ("pointwise", "memory")  # memory: as far as the run alone shows it
 
@@ -51,7 +52,7 @@ class Verification:
 
 
 def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) -> Verification:
-    """Recompute every bound and radius of a run folder from its counts.
+    """Recompute every bound and radius of a run folder from its counts, those of schema 1 too.
 
     Args:
         progress: called with the number of rows done.
@@ -67,14 +68,19 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
         raise RunError(f"{folder} is not a run folder: {Path(error.filename).name}: {error.strerror}.") from error
     except ValueError as error:
         raise RunError(f"{folder / 'header.json'} is not readable: {error}.") from error
+    old = is_old(header)
+    try:
+        header = new_header(header) if old else header
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'header.json'} is not a header of schema 1: {error}.") from error
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
     seen: dict[int, int] = {}
     sizes: dict[int, int] = {}  # d implied -> rows
     shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
         try:
-            row = _parse(line)
-        except ValueError as error:
+            row = new_row(_parse(line)) if old else _parse(line)
+        except (ValueError, KeyError, TypeError) as error:
             findings.append(Finding(line=number, id=None, message=str(error)))
             continue
         texts = list(_run(check_row, row, header))
@@ -83,7 +89,7 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
             texts.append(f"its id is already on line {seen[key]}")
         elif key is not None:
             seen[key] = number
-        if not texts and (d := implied_size(row, levels_of(header))) is not None:
+        if not texts and (d := implied_size(row, header)) is not None:
             sizes[d] = sizes.get(d, 0) + 1
             if shape is not None and d != math.prod(shape):
                 texts.append(f"tv implies inputs of {d} numbers, the header's shape {math.prod(shape)}")
@@ -133,11 +139,16 @@ def _run(check: Callable[..., Iterator[str]], *args: Any) -> Iterator[str]:
 
 def check_header(header: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a header."""
-    if header["schema_version"] != 1:
-        yield f"schema_version is {header['schema_version']!r}, expected 1"
-    for name, known in (("norm", ("l2", "l1")), ("level", LEVELS), ("sampler", SAMPLERS), ("bound", BOUNDS)):
+    if header["schema_version"] not in (1, 2):
+        yield f"schema_version is {header['schema_version']!r}, expected 2 (or 1, of older runs)"
+    for name, known in (("norm", ("l2", "l1")), ("level", LEVELS), ("sampler", SAMPLERS)):
         if header[name] not in known:
             yield f"{name} is {header[name]!r}, expected one of {', '.join(known)}"
+    rule = header["rule"]
+    if set(rule) != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
+        yield f"rule is {rule!r}, expected a vote and a bound that go together"
+    if header["randomized"] and rule["bound"] != "one-class":
+        yield "the randomised bound is a one-class bound"
     if header["level"] not in RECOMPUTED:
         yield f"level {header['level']!r} is not recomputed by this version"
     if not 0 < header["alpha"] < 1:
