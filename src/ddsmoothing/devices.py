@@ -50,7 +50,7 @@ def device_of(model: Any) -> torch.device | None:
 
 
 class _Loan:
-    """Something in use: what puts it back when the last of its users lets go, and a turn that one at a time may take."""
+    """Something in use: what puts it back when the last of its users lets go, and a turn for one at a time."""
 
     def __init__(self, thing: Any) -> None:
         self.thing, self.put_back, self.users, self.turn = thing, _take(thing), 0, RLock()

@@ -6,7 +6,6 @@ globals of the modules that code lives in.
 
 from __future__ import annotations
 
-import copy
 import enum
 import re
 import types
@@ -19,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ddsmoothing.devices import TABLES
 from ddsmoothing.errors import ModelError
@@ -46,9 +46,12 @@ def from_library(kind: Any) -> bool:
     return str(getattr(kind, "__module__", None)).partition(".")[0] in LIBRARIES
 
 
-def walk(root: Any) -> Iterator[tuple[str, Any]]:
+def walk(root: Any, whole: tuple[type, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Everything in a module or callable, each thing once, with the name of the way to it; the order is fixed.
 
+    Args:
+        root: where to begin; its own name is empty.
+        whole: types of things that are not looked into.
     Raises: ModelError where it holds more than LARGEST things.
     """
     seen: dict[int, Any] = {}  # holds what is made on the way, so that ids stay their own
@@ -68,7 +71,8 @@ def walk(root: Any) -> Iterator[tuple[str, Any]]:
             if not isinstance(value, (tuple, frozenset)):  # equal ones may be one thing or two, as Python likes
                 seen[id(value)] = value
             yield name, value
-            waiting.extend(reversed([(f"{name}{way}", held) for way, held in _held(value)]))
+            if not isinstance(value, whole):
+                waiting.extend(reversed([(f"{name}{way}", held) for way, held in _held(value)]))
 
 
 def _held(value: Any) -> Iterator[tuple[str, Any]]:
@@ -77,7 +81,10 @@ def _held(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _of_module(value)
     elif isinstance(value, dict):
         for i, (key, held) in enumerate(value.items()):
-            yield f"[{key!r}]" if isinstance(key, (str, int, bool)) else f"[#{i}]", held
+            simple = isinstance(key, PLAIN)
+            yield f"[{key!r}]" if simple else f"[#{i}]", held
+            if not simple:
+                yield f"[key {i}]", key
     elif isinstance(value, (list, tuple, deque)):
         yield from ((f"[{i}]", held) for i, held in enumerate(value))
     elif isinstance(value, (set, frozenset)):
@@ -106,7 +113,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+            if not name.startswith("__") and hasattr(value, name):
                 yield name, getattr(value, name)
 
 
@@ -121,8 +128,12 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
         yield from ((f".{table[1:-1]}[{i}]<hook>", hook) for i, hook in enumerate(attributes[table].values()))
     if isinstance(module, torch.fx.GraphModule):
         yield ".code", module.code
+        yield from ((f".{name}", held) for name, held in attributes.items() if isinstance(held, torch.Tensor))
         return
-    yield from ((f".{name}", held) for name, held in attributes.items() if name not in _OWN)
+    derived = "_" if type(module).__module__.startswith("torch.nn.modules.") else "\0"  # what a layer of torch notes
+    for name, held in attributes.items():
+        if name not in _OWN and not name.startswith(derived):
+            yield f".{name}", held
     for kind in type(module).__mro__:
         if not from_library(kind) and kind is not object:
             for name, held in vars(kind).items():
@@ -152,7 +163,7 @@ def content(value: torch.Tensor | np.ndarray[Any, Any]) -> bytes | None:
     """The bytes of a dense tensor or array; None where it has none of its own: meta, sparse, quantised, of objects."""
     if isinstance(value, np.ndarray):
         return None if value.dtype.hasobject else value.tobytes()
-    if value.is_meta or value.is_nested or value.layout != torch.strided or value.is_quantized:
+    if is_lazy(value) or value.is_meta or value.is_nested or value.layout != torch.strided or value.is_quantized:
         return None
     dense = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
@@ -171,3 +182,16 @@ def mark(value: Any) -> object:
     if isinstance(value, np.ndarray):
         return content(value) if value.size <= CONTENT else None
     return [(name, held if isinstance(held, PLAIN) else id(held)) for name, held in walk(value)]
+
+
+def state(root: Any) -> dict[str, object]:
+    """A value for everything in a module or callable, by name, that tells by ``==`` whether it has changed."""
+    found: dict[str, object] = {}
+    for name, value in walk(root):
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            found[name] = content(value)
+        elif isinstance(value, PLAIN):
+            found[name] = f"{type(value).__name__} {value!r}"
+        else:
+            found[name] = type(value).__name__
+    return found

@@ -135,11 +135,12 @@ class Caller:
     """One thread's way to a base classifier.
 
     Attributes:
+        model: that this caller calls.
         private: True for a copy of its own, which other callers may run beside; else they take turns.
     """
 
     def __init__(self, model: Any, form: Form, turn: AbstractContextManager[Any] | None = None) -> None:
-        self._model, self._form, self._takes = model, form, takes_sigma(model)
+        self.model, self._form, self._takes = model, form, takes_sigma(model)
         self.private, self._turn = turn is None, nullcontext() if turn is None else turn
         self._total: torch.Tensor | None = None  # NaN or infinite as soon as one logit is
 
@@ -158,7 +159,7 @@ class Caller:
             inputs = (*inputs, each)  # type: ignore[assignment]
         with torch.inference_mode(), self._turn:
             try:
-                found = self._model(*inputs)
+                found = self.model(*inputs)
             except DdsmoothingError:
                 raise
             except Exception as error:  # a model may raise anything

@@ -4,12 +4,11 @@ They know no smoothing. Weights are data, matched by name; nothing in a file is 
 """
 
 from ddsmoothing.models.checkpoints import save_model
+from ddsmoothing.models.identity import identity_text, model_hash, model_identity
 from ddsmoothing.models.load import SHIPPED, build_model, load_model
 from ddsmoothing.models.spec import (
     NORMALIZATIONS,
     ModelSpec,
-    model_hash,
-    model_identity,
     probe_classes,
     spec_of,
 )
@@ -22,6 +21,7 @@ __all__ = [
     "ModelSpec",
     "Normalize",
     "build_model",
+    "identity_text",
     "load_model",
     "model_hash",
     "model_identity",
