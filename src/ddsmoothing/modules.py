@@ -27,7 +27,8 @@ LARGEST: Final = 200_000  # things in one tree, at most
 CONTENT: Final = 2**16  # numbers of a tensor that is no parameter: up to here its content is compared, not its version
 PLAIN: Final = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type(...), np.generic, np.dtype),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, enum.Enum, PurePath),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.qscheme),
+    *(enum.Enum, PurePath),
 )
 CODE: Final = (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)
 LIBRARIES: Final = ("torch", "torchvision", "timm", "ddsmoothing")  # code that is known by its name
@@ -117,6 +118,11 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
                 yield name, getattr(value, name)
 
 
+def _hook_name(table: str, number: int) -> str:
+    """How the walk calls a hook."""
+    return f"<{table.strip('_')[:-1].replace('_', ' ')} {number}>"
+
+
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
     if isinstance(module, torch.jit.ScriptModule):
         yield from _of_script(module)
@@ -125,7 +131,7 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for table in TABLES:
         yield from ((f".{name}", held) for name, held in attributes[table].items())
     for table in HOOKS:
-        yield from ((f".{table[1:-1]}[{i}]<hook>", hook) for i, hook in enumerate(attributes[table].values()))
+        yield from ((f".{_hook_name(table, i)}", hook) for i, hook in enumerate(attributes[table].values()))
     if isinstance(module, torch.fx.GraphModule):
         yield ".code", module.code
         yield from ((f".{name}", held) for name, held in attributes.items() if isinstance(held, torch.Tensor))

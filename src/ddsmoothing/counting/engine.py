@@ -91,6 +91,11 @@ class Engine:
                     "precision fp32 without channels_last and compiled."
                 ) from error
 
+    @property
+    def alone(self) -> str | None:
+        """Why only one thread at a time calls the model; None where each has a copy of its own."""
+        return Replicas(self.model, 0).alone
+
     @contextmanager
     def open(self, callers: int = 1) -> Iterator[list[Caller]]:
         """Ways to the model for so many threads, or one where only one thread at a time may call it.
@@ -100,8 +105,8 @@ class Engine:
 
         Raises: ModelError.
         """
-        replicas = Replicas(self.model, callers)
         _check_weights(self.model)
+        replicas = Replicas(self.model, callers)
         with ExitStack() as stack:
             if replicas.copies:
                 ways = [Caller(one, self.form) for one in replicas.copies]
@@ -180,8 +185,8 @@ class Caller:
         """ModelError if any logit so far was NaN or infinite."""
         if self._total is not None and not bool(torch.isfinite(self._total)):
             raise ModelError(
-                "the base classifier gave NaN or infinite logits on noisy inputs; a certificate from them would "
-                "be meaningless. Check its weights and the range of its inputs."
+                "the base classifier gave NaN or infinite logits; a certificate from them would be meaningless. Check "
+                "its weights and the range of its inputs."
             )
 
 

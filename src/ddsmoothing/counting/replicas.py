@@ -7,8 +7,9 @@ of threads that share it. It runs no model.
 from __future__ import annotations
 
 import copy
+import re
 import types
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 
 from ddsmoothing.errors import ModelError
 from ddsmoothing.modules import CODE, PLAIN, from_library, is_opaque, mark, walk
+
+HOOK: Final = re.compile(r"<forward (pre )?hook \d+>$")  # how the walk calls one
 
 
 class Replicas:
@@ -106,7 +109,7 @@ def _against(way: str, value: Any) -> str | None:
             return "a module that is copied in a way of its own"
         return "a module with slots" if any(vars(kind).get("__slots__") for kind in type(value).__mro__) else None
     if isinstance(value, types.FunctionType):
-        if way.endswith("<hook>") and not from_library(value):
+        if HOOK.search(way) and not from_library(value):
             return "a hook that is a function"
         held = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
         held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
