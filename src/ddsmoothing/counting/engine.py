@@ -34,17 +34,29 @@ def at_sigma(model: BaseClassifier, sigma: torch.Tensor) -> Callable[[torch.Tens
     Args:
         model: one that takes sigma, or one that does not.
         sigma: ``(B,)`` float32, the standard deviation of the noise of each row; for both norms.
-    Returns: From inputs ``(B, ...)``, or ``(B m, ...)`` with the copies of an input side by side, to logits.
+    Returns: From inputs ``(B, ...)``, or ``(B m, ...)`` with the copies of an input side by side, to logits; what the
+        model raises becomes a ModelError.
     """
-    if not takes_sigma(model):
-        return model
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        each = sigma.to(device=x.device, dtype=torch.float32).repeat_interleave(len(x) // len(sigma))
-        logits: torch.Tensor = model(x, each)  # type: ignore[call-arg]
-        return logits
+        inputs = [x]
+        if takes_sigma(model):
+            inputs.append(sigma.to(device=x.device, dtype=torch.float32).repeat_interleave(len(x) // len(sigma)))
+        return _called(model, inputs)  # type: ignore[no-any-return]
 
     return forward
+
+
+def _called(model: Any, inputs: list[torch.Tensor]) -> Any:
+    """What a model gives; ModelError in one line for what it raises."""
+    try:
+        return model(*inputs)
+    except DdsmoothingError:
+        raise
+    except Exception as error:  # a model may raise anything
+        raise ModelError(
+            f"the base classifier does not take inputs of shape {tuple(inputs[0].shape)}: {_reason(error)}"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,20 +170,11 @@ class Caller:
             x, sigma, num_classes: as for ``Engine.logits``.   used: so many rows count, the others are padding.
         Raises: ModelError.
         """
-        inputs = (self._formed(x),)
+        inputs = [self._formed(x)]
         if self._takes:
-            each = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-            inputs = (*inputs, each)  # type: ignore[assignment]
+            inputs.append(torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)))
         with torch.inference_mode(), self._turn:
-            try:
-                found = self.model(*inputs)
-            except DdsmoothingError:
-                raise
-            except Exception as error:  # a model may raise anything
-                raise ModelError(
-                    f"the base classifier does not take inputs of shape {tuple(x.shape)}: {_reason(error)}"
-                ) from error
-            logits = check_logits(found, x, num_classes)[:used]
+            logits = check_logits(_called(self.model, inputs), x, num_classes)[:used]
             total = logits.sum(dtype=torch.float64)
             self._total = total if self._total is None else self._total + total
         return logits
