@@ -221,6 +221,15 @@ def test_calls_at_the_same_time_do_not_mix_what_a_model_keeps(kind: Callable[[],
     assert found == [wanted] * 3
 
 
+def test_hooks_on_all_modules_let_one_thread_run() -> None:
+    hook = nn.modules.module.register_module_forward_hook(keep_everywhere)
+    try:
+        assert Replicas(InAttribute(), 2).alone == "hooks on all modules are registered"
+    finally:
+        hook.remove()
+    assert Replicas(InAttribute(), 2).alone is None
+
+
 @pytest.mark.parametrize("kind", COPIED + ALONE, ids=lambda kind: kind.__name__)
 def test_who_runs_side_by_side(kind: Callable[[], Any]) -> None:
     replicas = Replicas(kind(), 3)
@@ -263,6 +272,52 @@ def test_copies_share_their_numbers_and_nothing_else() -> None:
     assert all(module.training for module in net.modules())
     assert type(one) is type(net)
     assert one[0] is not net[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x[:, None].repeat(1, 3, 1))[0][:, -1])
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x[:, None].repeat(1, 3, 1))[:, 0])
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "lstm": Recurrent,
+    "transformer": Attending,
+    "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 2))),
+    "old weight norm": lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 2))),
+    "spectral norm": lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 2))),
+    "old spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 2))),
+    "orthogonal": lambda: nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(6, 6)), nn.Linear(6, 2)),
+    "shipped architecture": lambda: dds.models.build_model(
+        "cifar-resnet20", num_classes=2, input_shape=(3, 8, 8), random_weights=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that the old norms go
+@pytest.mark.parametrize("kind", NETS)
+def test_common_networks_run_side_by_side_and_as_themselves(kind: str) -> None:
+    torch.manual_seed(0)
+    net = NETS[kind]().eval()
+    x = torch.rand(5, 6) if kind != "shipped architecture" else torch.rand(5, 3, 8, 8)
+    copies = Replicas(net, 2).copies
+    assert len(copies) == 2
+    with torch.inference_mode():
+        for copy in copies:
+            assert torch.equal(copy(x), net(x))
 
 
 def test_tied_weights_and_circles_survive_in_copies() -> None:

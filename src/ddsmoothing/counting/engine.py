@@ -106,7 +106,7 @@ class Engine:
     @property
     def alone(self) -> str | None:
         """Why only one thread at a time calls the model; None where each has a copy of its own."""
-        return Replicas(self.model, 0).alone
+        return Replicas(self.model, 1).alone
 
     @contextmanager
     def open(self, callers: int = 1) -> Iterator[list[Caller]]:
