@@ -20,6 +20,7 @@ from ddsmoothing.counting.contract import BaseClassifier
 from ddsmoothing.counting.engine import at_sigma, takes_sigma
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import LEVELS
 
 INSIDE: Final = 1.0 - 1e-6  # of the radius: float32 rounding must not carry a point out of the ball
@@ -113,7 +114,7 @@ def draw_noise(
 
 
 def smoothed_gradient(
-    model: BaseClassifier, x: torch.Tensor, y: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
+    model: BaseClassifier, x: torch.Tensor, y: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient ``(B, ...)`` and value ``(B,)`` of ``-log mean softmax_y`` over the noisy copies.
 
@@ -128,8 +129,8 @@ def smoothed_gradient(
     rows = max(1, ROWS // noise.shape[1])
     for start in range(0, len(x), rows):
         part, copies = x[start : start + rows].detach().requires_grad_(True), noise[start : start + rows]
-        forward = at_sigma(model, sigma[start : start + rows])
-        logits = forward((part[:, None] + copies).flatten(0, 1))
+        told = model if sigma is None else at_sigma(model, sigma[start : start + rows])
+        logits = told((part[:, None] + copies).flatten(0, 1))
         if not isinstance(logits, torch.Tensor) or not logits.requires_grad:
             raise ModelError("no gradient flows through the base classifier, so it cannot be attacked by gradients.")
         logits = logits.reshape(*copies.shape[:2], -1)
@@ -154,7 +155,7 @@ def first_rounded(model: Any, levels: int = LEVELS) -> Any:
         return _Rounded(model, levels)
 
     def rounded(x: torch.Tensor, *sigma: torch.Tensor) -> Any:
-        return model((x * levels).round() / levels, *sigma)
+        return model(on_grid_values((x * levels).round(), levels, x.dtype), *sigma)
 
     rounded.takes_sigma = takes_sigma(model)  # type: ignore[attr-defined]
     return rounded
@@ -166,7 +167,7 @@ class _Rounded(torch.nn.Module):
         self.model, self.levels, self.takes_sigma = model, levels, takes_sigma(model)
 
     def forward(self, x: torch.Tensor, *sigma: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model((x * self.levels).round() / self.levels, *sigma)
+        logits: torch.Tensor = self.model(on_grid_values((x * self.levels).round(), self.levels, x.dtype), *sigma)
         return logits
 
 

@@ -101,7 +101,7 @@ def optimize_isotropic_dds(
     """
     place = device_of(model) or batch.device if device is None else named_device(device)
     x = batch.to(place)
-    probs = are_probs(no_grad_logits(model, x[:2], 1.0))
+    probs = are_probs(no_grad_logits(model, x[:2], float(sig_0.reshape(-1)[0])))
     return ascend_theta(
         model,
         x,
