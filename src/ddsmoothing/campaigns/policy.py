@@ -14,7 +14,8 @@ from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
-from ddsmoothing.sigma.search import SearchPlan, search_grid, search_range
+from ddsmoothing.plan import SearchPlan
+from ddsmoothing.sigma.search import search_grid, search_range
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.memory.store import Store
 from ddsmoothing.models import model_identity
 from ddsmoothing.runs import ResultRow, Run
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
+from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ NO_FLOOR = Floor(radius=0.0)
 
 def grid_of(run: Run) -> tuple[float, ...]:
     """The finite set of sigmas that a run chose from; InputError for any other run."""
-    grid = run.header.policy.get("sigma_grid")
+    grid = run.header.policy.sigma_grid
     if not grid:
         raise InputError(
             f"{run.path} did not choose its sigmas from a finite set; certify with --sigma-grid to have a floor."
         )
-    return tuple(float(sigma) for sigma in grid)
+    return grid
 
 
 def check_sigmas(store: Store, grid: tuple[float, ...]) -> None:
@@ -103,7 +103,7 @@ def _floor(
             sigma=sigma,
             stream=Stream.CERTIFY,
             n=n,
-            first_block=k * SLOT_BLOCKS,
+            first_block=Blocks(batch.d).take(Stream.CERTIFY, n, slot=k),
             tally=tally.kind,
             anchor=tally.anchor,
         )

@@ -165,6 +165,7 @@ def _statistics(name: str, normalize: str, shape: tuple[int, ...], layer: State)
             config = library(name)[0].get_pretrained_cfg(name.partition(":")[2])
             if config is not None:
                 return tuple(config.mean), tuple(config.std)
+        normalize = "auto" if is_code(name) else architecture(name).normalize
     return statistics(normalize, shape)
 
 

@@ -22,29 +22,11 @@ from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.errors import InputError, SigmaError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import trained_range
+from ddsmoothing.plan import SearchPlan
 from ddsmoothing.sigma.score import certified_scores, events, supports
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
+from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SearchPlan:
-    """How the search spends its forwards.
-
-    Attributes:
-        pilot: samples at sigma0 that fix the class.   widths: sigmas tried in each round, a shrinking window.
-        samples: new samples at each of them in that round, the same noise for all.
-    """
-
-    pilot: int = 64
-    widths: tuple[int, ...] = (12, 7, 5, 4)
-    samples: tuple[int, ...] = (12, 24, 48, 96)
-
-    @property
-    def forwards(self) -> int:
-        """Samples an input."""
-        return self.pilot + sum(w * s for w, s in zip(self.widths, self.samples, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,7 +154,7 @@ class _Counter:
                 sigma=float(s),
                 stream=Stream.SEARCH,
                 n=n,
-                first_block=level * SLOT_BLOCKS,
+                first_block=Blocks(self._batch.d).take(Stream.SEARCH, n, slot=level),  # the same for all sigmas
                 tally=tally.kind,
                 anchor=tally.anchor,
             )
