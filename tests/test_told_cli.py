@@ -72,7 +72,7 @@ def test_a_search_stays_where_the_denoiser_was_trained(tmp_path: Path, cli: Call
     search = ("certify", *DENOISED, *PLACE, "--data-dependent", "--n", 100)
     assert cli(*search, "--sigma0", 0.5, "--out", tmp_path / "run").code == 0
     policy = dds.load_run(tmp_path / "run").header.policy
-    assert (policy["sigma_min"], policy["sigma_max"]) == (0.125, 0.9)
+    assert (policy.sigma_min, policy.sigma_max) == (0.125, 0.9)
     outside = cli(*search, "--sigma0", 1.0, "--out", tmp_path / "other")
     assert outside.code == 2 and "sigma0=1.0 lies outside [0.25, 0.9]" in outside.err
     wider = (*search, "--sigma0", 1.0, "--sigma-max", 1.5, "--out", tmp_path / "other")
@@ -143,7 +143,7 @@ def test_networks_by_sigma(tmp_path: Path, cli: Callable[..., object]) -> None:
     assert cli("certify", *named, *PLACE, *searched, "--out", tmp_path / "run").code == 0
     run = dds.load_run(tmp_path / "run")
     policy = run.header.policy
-    assert (policy["sigma_min"], policy["sigma_max"]) == (0.1, 1.0)
+    assert (policy.sigma_min, policy.sigma_max) == (0.1, 1.0)
     alone = cli(
         *("certify", "--model", "fashion-mnist-cnn", *PLACE, *searched, "--sigma-min", 0.1, "--sigma-max", 1.0),
         *("--block-size", run.header.block_size, "--out", tmp_path / "alone"),
