@@ -239,6 +239,11 @@ class SmoothedClassifier:
         counts = dict(executor.run(batch, requests, seed, progress))
         return [counts[i] for i in range(len(requests))]
 
+    @property
+    def engine(self) -> Engine:
+        """The one way to the base classifier, in the form that is certified."""
+        return self._engine
+
     def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
         make = ClassCounter if self.workers is None else self.workers.executor

@@ -19,7 +19,7 @@ from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch
-from ddsmoothing.models import model_identity
+from ddsmoothing.models import model_hash
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run
@@ -152,7 +152,7 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
     header = run.header
     if data.fingerprint() != header.data.model_dump():
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
-    if header.model.sha256 is not None and model_identity(smoothed.model, "-") != f"sha256:{header.model.sha256}":
+    if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
     made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
     if made != (header.norm, header.num_classes, header.vote):
