@@ -15,6 +15,7 @@ import torch
 
 import ddsmoothing as dds
 from ddsmoothing.cli import main
+from ddsmoothing.errors import StoreError
 from ddsmoothing.memory import Store
 from ddsmoothing.report import card_of, card_schema
 from ddsmoothing.runs import load_results
@@ -86,6 +87,10 @@ def test_runs_are_verified(folder: Path, name: str, capsys: pytest.CaptureFixtur
 
 @of_each_schema
 def test_the_memory(folder: Path, memory: Callable[[Path], Path]) -> None:
+    if folder.name == "schema1":  # its attempts have no noise of their own: a copy would draw the same again
+        with pytest.raises(StoreError, match="has schema 1, this version reads 2"):
+            Store.open(memory(folder))
+        return
     store, then = Store.open(memory(folder)), said(folder)["memory"]
     assert (store.sealed, store.attempts) == (then["sealed"], then["attempts"])
     assert [{"class": one.label, "radius": one.radius} for one in store.regions()] == then["regions"]
@@ -96,6 +101,9 @@ def test_the_memory(folder: Path, memory: Callable[[Path], Path]) -> None:
 @of_each_schema
 def test_the_memory_is_verified(folder: Path, memory: Callable[[Path], Path]) -> None:
     path = memory(folder)
+    if folder.name == "schema1":
+        assert main(["memory", "verify", str(path)]) == 1
+        return
     assert main(["memory", "info", str(path)]) == 0
     assert main(["memory", "verify", str(path)]) == 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,7 @@ from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.streams import Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
 
 
 class SmoothedClassifier:
@@ -158,7 +157,7 @@ class SmoothedClassifier:
     ) -> list[Found]:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
         found: dict[int, Found] = {}
-        blocks: Counter[tuple[int, int]] = Counter()  # noise blocks of (row, stream) already used
+        blocks = [Blocks(batch.d) for _ in talks]
         tv = self._tv(batch, sigma)
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
         while wishes:
@@ -172,12 +171,11 @@ class SmoothedClassifier:
                         sigma=float(sigma[row]),
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=blocks[row, draw.stream],
+                        first_block=blocks[row].take(draw.stream, draw.n),
                         tally=kind,
                         anchor=anchor,
                     )
                 )
-                blocks[row, draw.stream] += -(-draw.n // rows_per_block(batch.d))
             counts = self.count(batch, requests, seed, progress)
             answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
             for (row, draw), each in zip(asked, counts, strict=True):
@@ -240,6 +238,11 @@ class SmoothedClassifier:
         executor = self.executor or self.counter(batch.d)
         counts = dict(executor.run(batch, requests, seed, progress))
         return [counts[i] for i in range(len(requests))]
+
+    @property
+    def engine(self) -> Engine:
+        """The one way to the base classifier, in the form that is certified."""
+        return self._engine
 
     def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""

@@ -19,12 +19,12 @@ from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch
-from ddsmoothing.models import model_identity
+from ddsmoothing.models import model_hash
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
-from ddsmoothing.streams import Stream, rows_per_block
+from ddsmoothing.streams import Blocks, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +134,16 @@ def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> l
     """The samples of a row: the pilot, then what each look added, every wish in noise blocks of its own."""
     kind, _ = Tally(VOTES) if row.pilot.least is None else rule.pilot_tally(num_classes)
     requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=row.pilot.n, tally=kind)]
-    block = before = 0
+    blocks, before = Blocks(batch.d), 0
     if row.fresh is None:
         return requests
     kind = VOTES if row.fresh.anchor is None else WINS
     for look in row.fresh.looks:
         new = look.n - before
-        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=block)
+        first = blocks.take(Stream.CERTIFY, new)
+        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=first)
         requests.append(replace(wish, tally=kind, anchor=row.fresh.anchor))
-        block, before = block + -(-new // rows_per_block(batch.d)), look.n
+        before = look.n
     return requests
 
 
@@ -151,7 +152,7 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
     header = run.header
     if data.fingerprint() != header.data.model_dump():
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
-    if header.model.sha256 is not None and model_identity(smoothed.model, "-") != f"sha256:{header.model.sha256}":
+    if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
     made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
     if made != (header.norm, header.num_classes, header.vote):

@@ -24,7 +24,7 @@ from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import trained_range
 from ddsmoothing.plan import SearchPlan
 from ddsmoothing.sigma.score import certified_scores, events, supports
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
+from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0
 
@@ -154,7 +154,7 @@ class _Counter:
                 sigma=float(s),
                 stream=Stream.SEARCH,
                 n=n,
-                first_block=level * SLOT_BLOCKS,
+                first_block=Blocks(self._batch.d).take(Stream.SEARCH, n, slot=level),  # the same for all sigmas
                 tally=tally.kind,
                 anchor=tally.anchor,
             )
