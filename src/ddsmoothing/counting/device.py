@@ -22,7 +22,7 @@ from ddsmoothing.counting.tallies import Tallies
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError
 from ddsmoothing.inputs import Batch
-from ddsmoothing.kernels.device_noise import to_device
+from ddsmoothing.kernels.device_noise import current, to_device
 from ddsmoothing.kernels.numerics import settled_numerics
 from ddsmoothing.noise import Noise
 
@@ -92,7 +92,8 @@ class DeviceCounter:
         groups: dict[tuple[bool, bool], list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault((not batch.on_grid[request.row], request.tally == DUELS), []).append(i)
-        with settled_numerics(batch.device, tf32=self._tf32), untouched(self._engine.model), torch.inference_mode():
+        settled, here = settled_numerics(batch.device, tf32=self._tf32), current(batch.device)
+        with settled, here, untouched(self._engine.model), torch.inference_mode():
             for _, group in sorted(groups.items()):
                 mine = [requests[i] for i in group]
                 counts = self._count_group(batch, mine, seed, progress)
