@@ -166,7 +166,9 @@ def test_the_command_writes_what_training_takes(tmp_path: Path, cli: Callable[..
     assert answer.err.startswith("error: ")
     assert "holds other predictions" in answer.err
     answer = cli("predictions", *places, "--sigma", 0.2, "--out", tmp_path / "none")
-    assert answer.err == "error: expected --model; see --help for what may stand there.\n"
+    assert answer.err == (
+        "error: expected --model, or --denoiser and --classifier; see --help for what may stand there.\n"
+    )
     answer = cli(*catrs, "--max", 30, "--data", "fashion-mnist-sample", "--out", tmp_path / "other")
     assert answer.code in (1, 2)
     assert "made for another data set" in answer.err

@@ -129,14 +129,12 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
     return load_smoothed(options, data[:1][0]), data
 
 
-def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
-    """The smoothed classifier that the options name, for inputs like x ``(B, ...)``."""
+def load_base(options: dict[str, Any], x: torch.Tensor) -> Any:
+    """The base classifier that the options name, for inputs like x ``(B, ...)``, on its device."""
     import torch
 
-    from ddsmoothing.certificate import certificate_for
-    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.devices import named_device
-    from ddsmoothing.models import DenoisedClassifier, load_denoiser, load_model, probe_classes
+    from ddsmoothing.models import DenoisedClassifier, load_denoiser, load_model
 
     if not options["model"]:
         raise InputError("expected --model, or --denoiser and --classifier; see --help for what may stand there.")
@@ -147,10 +145,24 @@ def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifie
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"--classifier {options['classifier']} is a bare callable, expected a torch.nn.Module.")
         model = DenoisedClassifier(load_denoiser(denoiser, input_shape=shape), model, options["resize"]).eval()
-    device = named_device(options["device"])
     if isinstance(model, torch.nn.Module):
-        model.to(device)
+        model.to(named_device(options["device"]))
+    return model
+
+
+def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
+    """The smoothed classifier that the options name, for inputs like x ``(B, ...)``."""
+    import torch
+
+    from ddsmoothing.certificate import certificate_for
+    from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.counting.engine import at_sigma
+    from ddsmoothing.devices import named_device
+    from ddsmoothing.models import probe_classes
+
+    model, device = load_base(options, x), named_device(options["device"])
     sample = x[:1].float() / 255 if x.dtype == torch.uint8 else x[:1]
-    classes = options["num_classes"] or probe_classes(model, sample.to(device))
+    told = at_sigma(model, torch.ones(1))  # the number of classes is the same at every sigma
+    classes = options["num_classes"] or probe_classes(told, sample.to(device))
     engine = {key: options[key] for key in OF_ENGINE if key in options}
     return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine)

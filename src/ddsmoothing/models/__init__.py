@@ -14,12 +14,11 @@ from ddsmoothing.models.denoised import (
     trained_range,
 )
 from ddsmoothing.models.denoisers import load_denoiser
+from ddsmoothing.models.identity import identity_text, model_hash, model_identity
 from ddsmoothing.models.load import SHIPPED, build_model, load_model
 from ddsmoothing.models.spec import (
     NORMALIZATIONS,
     ModelSpec,
-    model_hash,
-    model_identity,
     probe_classes,
     spec_of,
 )
@@ -38,6 +37,7 @@ __all__ = [
     "Normalize",
     "PixelDenoiser",
     "build_model",
+    "identity_text",
     "load_denoiser",
     "load_model",
     "model_hash",
