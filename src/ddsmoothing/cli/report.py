@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails:
     loaded = [load_results(path) for path in runs]
     with SampleProgress(max(1, count * len(loaded)), "drawing inputs", "pictures") as progress:
         page = write_report(loaded, out, _data(loaded, data) if count else [], thumbnails=count, progress=progress)
-    click.echo(str(page))
+    say(str(page), out)
 
 
 def _data(runs: Sequence[Results], given: tuple[str, ...]) -> list[Dataset]:
@@ -78,4 +79,4 @@ def card(run: Path, out: Path, markdown: Path | None) -> None:
     write_card(load_run(run), out, markdown)
     for path in (out, markdown):
         if path is not None:
-            click.echo(str(path))
+            say(str(path), out, markdown)

@@ -14,10 +14,11 @@ from typing import Any, Final
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ddsmoothing.errors import ModelError, first_error
+from ddsmoothing.files import write_durably
 from ddsmoothing.models.spec import ModelSpec
 
 WRAPPERS: Final = ("module.", "model.", "_orig_mod.")  # DataParallel, wrapping classes, torch.compile
@@ -54,9 +55,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def save_model(model: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Write weights and spec as safetensors, readable by ``load_model``."""
+    """Write weights and spec as safetensors, readable by ``load_model``; ModelError where that is not possible."""
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, path, metadata={"ddsmoothing": spec.text()})
+    try:
+        write_durably(path, save(state, metadata={"ddsmoothing": spec.text()}))
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def _safetensors(path: Path) -> Checkpoint:

@@ -5,6 +5,7 @@ It knows no search. A file is JSON; inputs are named by their index in the data 
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -104,6 +105,12 @@ def import_tensor(path: str | Path, ids: list[int], length: int) -> NDArray[np.f
 def export_tensor(thetas: NDArray[np.float64], path: str | Path) -> None:
     """Write thetas as the 1-D float32 tensor of 2021, by position."""
     try:
-        torch.save(torch.from_numpy(thetas.astype(np.float32)), path)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"cannot write {path}: {error}.") from error
+        write_durably(Path(path), tensor_bytes(torch.from_numpy(thetas.astype(np.float32))))
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor as a file of torch.save holds it."""
+    torch.save(tensor, whole := BytesIO())
+    return whole.getvalue()
