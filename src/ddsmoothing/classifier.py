@@ -22,8 +22,9 @@ from ddsmoothing.counting.engine import Engine
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
-from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
+from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.streams import Stream, checked_seed, coin, rows_per_block
@@ -123,9 +124,9 @@ class SmoothedClassifier:
             raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
         batch, sigmas = self._prepare(x, sigma, ids)
         seed, start = checked_seed(seed), time.perf_counter()
-        truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
-        if len(truth) != len(batch):
-            raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+        truth = [None] * len(batch)
+        if labels is not None:
+            truth = checked_labels(labels, len(batch), self.num_classes).tolist()
         questions = [
             Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)

@@ -26,13 +26,14 @@ class _Strict(BaseModel):
 
 
 class DataIdentity(_Strict):
-    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances."""
+    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances, ``labels_sha256`` of all labels."""
 
     name: str
     split: str
     length: Count
     transform: str
     sha256: Digest
+    labels_sha256: Digest | None = None
 
 
 class Subset(_Strict):

@@ -34,7 +34,7 @@ class SigmaFile(BaseModel):
 
     kind: Literal["ddsmoothing-sigmas"] = KIND
     schema_version: Literal[1] = 1
-    data: dict[str, str | int]
+    data: dict[str, str | int | None]
     model: str
     norm: Literal["l1", "l2"]
     method: str
@@ -49,14 +49,18 @@ class SigmaFile(BaseModel):
                 raise InputError(f"the sigma file has no sigma for sample {i}; it holds {len(self.sigma)} samples.")
         return np.array([self.sigma[i] for i in ids], dtype=np.float64)
 
-    def check(self, data: dict[str, str | int], model: str, norm: str) -> None:
+    def is_of(self, data: dict[str, str | int | None]) -> bool:
+        """Whether the sigmas were chosen for the inputs of this data set; no label has a part in them."""
+        return all(self.data.get(key) == value for key, value in data.items() if key != "labels_sha256")
+
+    def check(self, data: dict[str, str | int | None], model: str, norm: str) -> None:
         """Raise InputError unless the sigmas were chosen for this data set, model and norm."""
-        for what, got, expected in (
-            ("data set", data, self.data),
-            ("model", model, self.model),
-            ("norm", norm, self.norm),
+        for what, same, got, expected in (
+            ("data set", self.is_of(data), data, self.data),
+            ("model", model == self.model, model, self.model),
+            ("norm", norm == self.norm, norm, self.norm),
         ):
-            if got != expected:
+            if not same:
                 raise InputError(f"the sigma file was made for another {what}: {expected}, not {got}.")
 
 

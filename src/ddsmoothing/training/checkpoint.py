@@ -34,7 +34,7 @@ class Position(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: dict[str, Any]
-    data: dict[str, str | int]
+    data: dict[str, str | int | None]
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
     best: float = Field(allow_inf_nan=False)
