@@ -1,8 +1,10 @@
-"""What Python users hand in: arrays, tensors, tuples, labels, policies. What is clear is taken, else one line says why."""
+"""What Python users hand in: arrays, tensors, tuples, labels, policies. What is clear is taken; else one line."""
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from torch.utils.data import TensorDataset
 import ddsmoothing as dds
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.data import Dataset, as_dataset
-from ddsmoothing.errors import InputError
+from ddsmoothing.errors import DdsmoothingWarning, InputError, ShapeError
 from ddsmoothing.labels import checked_labels
+from reference import Half
 
 THREE = np.array([2, 0, 1])
 
@@ -171,6 +174,77 @@ class TestData:
         for dtype in (torch.float64, torch.float16, torch.bfloat16):
             x = torch.full((2, 3), 0.5, dtype=dtype, requires_grad=True)
             assert as_dataset(x)[:][0].equal(torch.full((2, 3), 0.5))
+
+
+class TestRange:
+    @pytest.mark.parametrize(
+        "x",
+        [
+            torch.full((2, 3), 0.5) * 255,
+            (torch.full((2, 3), 0.5) - 0.9) / 0.2,
+            torch.tensor([[0.0, 1.01, 0.5]]),
+            torch.tensor([[-0.01, 1.0, 0.5]], dtype=torch.float64),
+            np.array([[0.0, 200.0, 3.0]]),
+        ],
+    )
+    def test_pixels_outside_the_unit_interval_are_refused(self, x: Any, half: Half, tmp_path: Path) -> None:
+        """As the command line refuses them; it can be lifted, and that is kept."""
+        smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2)
+        for call in (
+            lambda: smoothed.certify(x, 0.25, n=50),
+            lambda: smoothed.predict(x, 0.25, n=50),
+            lambda: dds.search_sigma(smoothed, x, sigma0=0.25),
+            lambda: certify_run(smoothed, (x, None), SigmaPolicy.fixed(0.25), tmp_path / "run", model_name="half"),
+        ):
+            with pytest.raises(InputError, match=r"the inputs lie in \[.*\], expected \[0, 1\]: divide") as error:
+                call()
+            assert "\n" not in str(error.value)
+        lifted = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, any_range=True)
+        assert lifted.prepare(x).any_range
+        assert len(lifted.predict(torch.as_tensor(x).float(), 0.25, n=50)) == len(x)
+
+    def test_roundings_and_stated_grids_are_in_range(self, half: Half) -> None:
+        smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2)
+        over = torch.tensor([[0.0, 1.0 + 1e-12], [-1e-15, 0.5]], dtype=torch.float64)
+        coarse = torch.nextafter(torch.ones(1, 2), torch.full((1, 2), 2.0)).bfloat16() + 0.0
+        for x in (over, over.float(), coarse, torch.ones(1, 2, dtype=torch.float16)):
+            assert not smoothed.prepare(x).any_range
+        columns = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, levels=10)
+        assert columns.prepare(torch.tensor([[-3.5, 120.0, 0.1]])).on_grid.all()
+
+    def test_a_stated_grid_that_inputs_miss_is_said(self, half: Half) -> None:
+        """And only then: not on the default grid, not where inputs are moved to it, not where they lie on it."""
+        x = torch.tensor([[0.1, 0.25, 0.333]])
+        columns = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, levels=20)
+        with pytest.warns(DdsmoothingWarning, match=r"stated grid of 20 steps .* float noise.*snap=True"):
+            assert columns.certify(x, 0.25, n=50).noise == ("float",)
+        for smoothed in (
+            dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2),
+            dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, levels=20, snap=True),
+            dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, levels=1000),
+        ):
+            smoothed.certify(x, 0.25, n=50)
+
+    def test_arrays_are_inputs(self, linear: dds.SmoothedClassifier, pixels: torch.Tensor) -> None:
+        """Read-only and reversed ones too, and none of them is changed."""
+        x = pixels.numpy()[::-1]
+        x.setflags(write=False)
+        same = linear.certify(pixels.flip(0), 0.25, n=100, seed=0)
+        assert linear.certify(x, 0.25, n=100, seed=0).counts.tolist() == same.counts.tolist()  # type: ignore[arg-type]
+        with pytest.raises(ShapeError, match=r"x\[None\]"):
+            linear.certify(x[0], 0.25, n=100)  # type: ignore[arg-type]
+
+
+def test_warnings_are_one_line_on_the_command_line(cli: Callable[..., Any], npz: Callable[..., Path]) -> None:
+    x = np.full((2, 1, 28, 28), 0.123, np.float32)
+    command = ("--model", "fashion-mnist-cnn", "--data", npz(x=x, y=np.zeros(2, int)), "--levels", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        answer = cli("predict", *command, "--sigma", 0.25, "--n", 50, "--seed", 0)
+    assert answer.code == 0
+    assert [line[:45] for line in answer.err.splitlines() if line.startswith("note")] == [
+        "note: some inputs do not lie on the stated gri"[:45]
+    ]
 
 
 @pytest.mark.parametrize("policy", [0.25, 1, np.float64(0.5), "search", None])

@@ -50,6 +50,7 @@ class SmoothedClassifier:
             noise too.
         levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
             of 0.01. Inputs on it get exact noise.
+        any_range: take inputs outside [0, 1] also where no levels are stated; sigma and radii are in their units.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class SmoothedClassifier:
         compiled: bool = False,
         snap: bool = False,
         levels: int = LEVELS,
+        any_range: bool = False,
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
@@ -76,7 +78,7 @@ class SmoothedClassifier:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
-        self.levels, self.vote = check_levels(levels), rule_for(vote).vote
+        self.levels, self.vote, self.any_range = check_levels(levels), rule_for(vote).vote, any_range
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
@@ -232,7 +234,8 @@ class SmoothedClassifier:
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
-        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None, self.levels)
+        norm = self.certificate.norm if self.snap else None
+        return prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -254,6 +257,10 @@ class SmoothedClassifier:
     def with_executor(self, executor: Executor) -> SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
         return self._with(executor=executor)
+
+    def with_any_range(self) -> SmoothedClassifier:
+        """The same classifier, for inputs outside [0, 1] too: perturbed ones lie there."""
+        return self._with(any_range=True)
 
     def with_block_size(self, block_size: int) -> SmoothedClassifier:
         """The same classifier with another number of rows in one forward pass."""

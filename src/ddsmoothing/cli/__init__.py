@@ -15,6 +15,7 @@ from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
+from ddsmoothing.cli.messages import plain_warnings
 from ddsmoothing.cli.report import card, report
 from ddsmoothing.cli.results import analyze, export, import_results, plot
 from ddsmoothing.cli.runs import merge, status
@@ -62,7 +63,7 @@ for command in (
 def main(args: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        with interruptible():
+        with interruptible(), plain_warnings():
             result = app.main(args, prog_name="ddsmoothing", standalone_mode=False)
     except DdsmoothingError as error:
         click.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+
+from ddsmoothing.errors import DdsmoothingWarning, printable
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """While inside, warnings of this package are shown as one line each."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DdsmoothingWarning):
+            click.echo(f"note: {printable(' '.join(str(message).split()))}", err=True)
+        else:
+            shown(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def say(text: str, *written: Path | None) -> None:
