@@ -35,7 +35,14 @@ SHAPE = (3, 32, 32)
 BATCH = 1000
 RADIUS = 0.5
 BINDING = Binding(
-    model="id:benchmark", transform="x/255", norm="l2", dtype="float32", precision="fp32", shape=SHAPE, num_classes=10
+    model="id:benchmark",
+    transform="x/255",
+    norm="l2",
+    dtype="float32",
+    precision="fp32",
+    shape=SHAPE,
+    num_classes=10,
+    vote="pairwise",
 )
 
 

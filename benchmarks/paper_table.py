@@ -19,7 +19,7 @@ from scipy.special import betaincinv, ndtri
 from ddsmoothing.analysis import acr, envelope, held_radius
 from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
 from ddsmoothing.errors import RunError
-from ddsmoothing.runs import Run
+from ddsmoothing.runs import ResultRow, Run
 from ddsmoothing.tables import Table, ceil_text, markdown, percent
 from ddsmoothing.tables.summary import accuracy_cells
 from ddsmoothing.training import Trained
@@ -102,11 +102,20 @@ def save_counts(run: Run, trained: Trained, path: Path) -> None:
         "last_epoch": trained.metrics[-1],
         "training_sigma": np.quantile(moved, ENDS).tolist() if trained.config.data_dependent else None,
     }
-    columns = {name: np.array([getattr(row, name) for row in run.rows]) for name in COLUMNS}
+    columns = {name: np.array([_field(row, name) for row in run.rows]) for name in COLUMNS}
     smallest = {"id": np.uint16, "label": np.uint8, "n0_counts": np.uint16, "n_counts": np.uint16}
     packed = {name: values.astype(smallest.get(name, np.float64)) for name, values in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, about=np.array(json.dumps(about)), **packed)
+
+
+def _field(row: ResultRow, name: str) -> Any:
+    """A column of a row; the counts are those of a plurality vote."""
+    drawn = {"n0_counts": row.pilot, "n_counts": row.fresh}
+    if name not in drawn:
+        return getattr(row, name)
+    measured = drawn[name]
+    return (0,) * len(row.pilot.votes) if measured is None else measured.votes
 
 
 def load_counts(path: Path) -> Counts:

@@ -12,6 +12,7 @@ import torch
 
 import ddsmoothing as dds
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.certificate import certificate_for
 from ddsmoothing.cli import main
 from reference import Half
 
@@ -77,9 +78,11 @@ def make_run(smoothed: dds.SmoothedClassifier, data: dds.Dataset) -> Callable[..
     """A small run on the shipped data and model."""
 
     def make(out: Path, policy: SigmaPolicy | None = None, norm: str = "l2", **options: object) -> dds.Run:
-        used = smoothed
-        if norm == "l1":
-            used = dds.SmoothedClassifier(smoothed.model, dds.L1Certificate(), num_classes=10)
+        used, vote = smoothed, "plurality" if options.get("bound") == "two-class" else "pairwise"
+        vote = str(options.pop("vote", vote))
+        if norm == "l1" or vote != smoothed.vote:
+            certificate = certificate_for(norm)
+            used = dds.SmoothedClassifier(smoothed.model, certificate, num_classes=10, vote=vote)
         options = {"n0": 20, "n": 200, "skip": 50, "maximum": 12, "seed": 3} | options
         policy = policy or SigmaPolicy.fixed(0.25)
         return certify_run(used, data, policy, out, model_name="fashion-mnist-cnn", **options)  # type: ignore[arg-type]

@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ddsmoothing.counting import kept as partial
 from ddsmoothing.counting.kept import read_counts
 from ddsmoothing.errors import RunError
-from ddsmoothing.runs import load_run, partial
+from ddsmoothing.runs import load_run
 from ddsmoothing.runs.status import status_of
 from forks import forked
 from run_helpers import INPUTS, N, rows_of, small_run

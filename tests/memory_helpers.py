@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ def binding(shape: tuple[int, ...] = (2,), norm: str = "l2", dtype: str = "float
         precision="fp32",
         shape=shape,
         num_classes=num_classes,
+        vote="pairwise",
     )
 
 
@@ -33,13 +36,13 @@ class Planted:
     """Answers what a function of the input says; counts how often it was asked."""
 
     says: Callable[[np.ndarray], tuple[int, float]]
-    calls: list[tuple[int, float]] = field(default_factory=list)
+    calls: list[tuple[int, float]] = field(default_factory=list)  # noise ids and alphas
 
     def check(self, alpha: float) -> None:
         pass
 
-    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> Found:
-        self.calls.append((attempt, alpha))
+    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, noise_id: int) -> Found:
+        self.calls.append((noise_id, alpha))
         label, radius = self.says(x[0].double().numpy().ravel())
         return Found(prediction=label, radius=radius, sigma=0.5)
 
@@ -80,3 +83,21 @@ def brute_look_up(store: Store, point: np.ndarray) -> set[int]:
     """Classes of all balls that contain a point, without any index, in extended precision."""
     norm = store.binding.norm
     return {label for label, radius, centre in balls(store) if true_distance(norm, as_float(point), centre) < radius}
+
+
+def edit(path: Path, sql: str, values: Sequence[Any] = ()) -> None:
+    """What other tools can do to a file: the guards are off for one statement, then on again."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA synchronous=OFF")
+    other.execute("PRAGMA ignore_check_constraints=1")
+    guards = other.execute("SELECT name, sql FROM sqlite_master WHERE type='trigger'").fetchall()
+    other.execute("BEGIN")
+    try:
+        for name, _ in guards:
+            other.execute(f"DROP TRIGGER {name}")
+        other.execute(sql, values)
+        for _, guard in guards:
+            other.execute(guard)
+        other.execute("COMMIT")
+    finally:
+        other.close()

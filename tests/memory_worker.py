@@ -68,9 +68,9 @@ def inject(step: int) -> None:
         if armed and insert and now in ("before", "inside"):
             if now == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            self._connection.set_progress_handler(lambda: os.kill(os.getpid(), signal.SIGKILL), 3)
+            self.connection.set_progress_handler(lambda: os.kill(os.getpid(), signal.SIGKILL), 3)
         if armed and commit and now == "commit":
-            self._connection.set_progress_handler(lambda: os.kill(os.getpid(), signal.SIGKILL), 1)
+            self.connection.set_progress_handler(lambda: os.kill(os.getpid(), signal.SIGKILL), 1)
         result = execute(self, sql, values)
         if armed and ((insert and now == "after") or (commit and now == "committed")):
             os.kill(os.getpid(), signal.SIGKILL)

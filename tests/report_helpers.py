@@ -22,7 +22,7 @@ def written(run: dds.Run, folder: Path) -> dds.Run:
     """The run as a folder, read back."""
     folder.mkdir()
     (folder / HEADER).write_text(run.header.model_dump_json())
-    (folder / RESULTS).write_text("".join(row.model_dump_json(by_alias=True) + "\n" for row in run.rows))
+    (folder / RESULTS).write_text("".join(row.line() + "\n" for row in run.rows))
     return dds.load_run(folder)
 
 
@@ -44,5 +44,5 @@ def hostile(run: dds.Run, folder: Path) -> dds.Run:
         "device": HOSTILE,
         "versions": {HOSTILE: HOSTILE},
     }
-    bad = altered(run, header, {"reason": HOSTILE})
+    bad = altered(run, header)
     return written(bad, folder / HOSTILE.replace("/", ""))

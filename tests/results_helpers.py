@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ def planted(
         right = predictions[i] == labels[i]
         note = None if notes is None else MemoryNote(kind=notes[i][0], certified=notes[i][1], prediction=1)
         changed = {"id": 50 * i, "radius": radius, "label": labels[i], "prediction": predictions[i], "correct": right}
-        changed |= {"sigma": row_sigmas[i], "level": level, "memory": note}
-        rows.append(base.rows[i % len(base.rows)].model_copy(update=changed))
+        row = base.rows[i % len(base.rows)]
+        drawn = tuple(replace(one, sigma=row_sigmas[i]) for one in row.measurements)
+        changed |= {"sigma": row_sigmas[i], "measurements": drawn, "memory": note}
+        if row.lambda_ is not None:
+            changed |= {"lambda_": 3**0.5 * row_sigmas[i]}
+        rows.append(row.model_copy(update=changed))
     policy = {"sigma_policy": "search", "sigma": None} if sigmas is not None else {"sigma": row_sigmas[0]}
     subset = base.header.subset.model_copy(update={"size": size or n})
     update = policy | {"level": level, "subset": subset} | header

@@ -114,7 +114,7 @@ def test_the_pure_core_knows_neither_torch_nor_files() -> None:
         if room(path) in WITHOUT_TORCH:
             assert "torch" not in tops, path
         if room(path) in WITHOUT_FILES:
-            assert not tops & {"pathlib", "io", "os", "shutil", "json", "click", "rich"}, path
+            assert not tops & {"pathlib", "io", "os", "shutil", "click", "rich"}, path
             assert "open" not in {name for name, _ in calls(ast.parse(path.read_text()))}, path
         assert room(path) == "plots" or "matplotlib" not in tops, path
         assert room(path) == "cli" or "click" not in tops, path

@@ -102,7 +102,6 @@ def test_lambda(cli: Cli, tmp_path: Path) -> None:
     row = json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[0])
     assert row["lambda"] == pytest.approx(0.5, rel=1e-15)
     assert row["sigma"] == pytest.approx(0.5 / 3**0.5, rel=1e-15)
-    assert row["norm"] == "l1"
 
 
 def test_no_labels(cli: Cli, place: Path) -> None:
@@ -266,7 +265,7 @@ BAD = {
     "full out": (small("--sigma", 0.25, "--out", "full"), 1, "not a run folder"),
     "missing option": (("certify", "--sigma", 0.25), 2, "expected --out"),
     "unknown command": (("certfy",), 2, "certfy"),
-    "predict n": (("predict", *BASE, "--sigma", 0.25, "--n", 5), 2, "Use n >= 11"),
+    "predict n": (("predict", *BASE, "--sigma", 0.25, "--n", 5), 2, "Use n >= 10"),
     "predict no sigma": (("predict", *BASE), 2, "exactly one of"),
     "analyze nothing": (("analyze",), 2, "Missing argument"),
     "analyze missing": (("analyze", "none"), 1, "not a run folder"),

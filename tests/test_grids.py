@@ -219,8 +219,10 @@ def test_what_a_row_keeps_back_of_its_input_is_found_when_it_is_drawn_again(
     cli("certify", *named, "--sigma", "0.25", "--n", "200", "--levels", "7", "--snap", "--no-preflight", "--out", out)
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     for row in rows:
-        row[field] = row["tv"] / 3 if value is None else value
-        row["tv"] = 0.0 if value == "float" else row["tv"]
+        tv = row["measurements"][0]["tv"]
+        row |= {} if field == "tv" else {field: value}
+        for one in row["measurements"]:
+            one["tv"] = tv / 3 if field == "tv" else 0.0 if value == "float" else tv
     (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run, smoothed = (
         dds.load_run(out),

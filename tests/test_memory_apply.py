@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ import torch
 from PIL import Image
 
 import ddsmoothing as dds
+from ddsmoothing.bounds import clopper_pearson_lower, top_two_bounds
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.claims import Look
 from ddsmoothing.errors import InputError, RunError, StoreError
 from ddsmoothing.memory import Risk, Store
 from ddsmoothing.memory.apply import Applied, apply_memory, open_store
-from ddsmoothing.memory.floor import order_proof_floor
+from ddsmoothing.memory.floor import NO_FLOOR, order_proof_floor
 from ddsmoothing.memory.inputs import found_at, inputs_of
 from ddsmoothing.memory.study import order_study
 from ddsmoothing.memory.verify import verify_store
-from ddsmoothing.runs import Run, load_run
+from ddsmoothing.runs import ResultRow, Run, load_run
+from ddsmoothing.verify import verify_run
 from memory_helpers import balls, check_disjoint
 from reference import Half
 
@@ -39,15 +43,31 @@ class Grid(torch.nn.Module):
 def planted(
     folder: Path, x: np.ndarray, predictions: list[int], radii: list[float], labels: list[int] | None = None
 ) -> tuple[Run, dds.Dataset]:
-    """A run whose classes and radii are given; everything else in it is real."""
+    """A run whose classes and radii are given: each row's counts and sigma are such that they follow."""
     data = dds.Dataset(name="planted", split="test", x=x.astype(np.uint8), y=np.array(labels or predictions).clip(0))
     smoothed = dds.SmoothedClassifier(Grid(), dds.L2Certificate(), num_classes=3)
     made = certify_run(smoothed, data, SigmaPolicy.fixed(0.25), folder, model_name="grid", n0=10, n=100, seed=0)
-    rows = tuple(
-        row.model_copy(update={"prediction": p, "radius": r, "correct": p == row.label})
-        for row, p, r in zip(made.rows, predictions, radii, strict=True)
-    )
-    return Run(path=made.path, header=made.header, rows=rows), data
+    rows = tuple(with_radius(row, p, r) for row, p, r in zip(made.rows, predictions, radii, strict=True))
+    header = made.header.model_copy(update={"sigma": None, "sigma_policy": "file"})
+    return Run(path=made.path, header=header, rows=rows), data
+
+
+Z = dds.L2Certificate().radius(
+    1.0, *top_two_bounds(clopper_pearson_lower(100, 100, 0.001), 0, 100, 0.001, "one-class", 0.0)
+)
+
+
+def with_radius(row: ResultRow, prediction: int, radius: float) -> ResultRow:
+    """The row with counts of 100 wins out of 100 for a class, at the sigma that gives this radius; or of none."""
+    top, n = max(prediction, 0), 100 if prediction >= 0 else 0
+    votes = tuple(10 * (c == top) for c in range(3))
+    wins = tuple(100 if c == top else n for c in range(3))
+    sigma = radius / Z if prediction >= 0 else 0.25
+    pilot = replace(row.pilot, votes=votes, least=votes, sigma=sigma, tv=0.0)
+    look = Look(100, wins, 0.001)
+    fresh = replace(row.fresh, anchor=top, wins=wins, looks=(look,), sigma=sigma, tv=0.0)
+    changed = {"prediction": prediction, "radius": radius, "sigma": sigma, "correct": prediction == row.label}
+    return row.model_copy(update=changed | {"measurements": (pilot, fresh)})
 
 
 def conflict(folder: Path, size: int = 60, seed: int = 0) -> tuple[Run, dds.Dataset]:
@@ -92,14 +112,14 @@ def test_every_reason(tmp_path: Path) -> None:
     done = applied(run, data, tmp_path)
     rows = done.run.rows
     assert [row.reason for row in rows] == [
-        *("kept", "cut by region 1", "answered by region 1", "abstained", "answered by region 1", "kept"),
+        *("kept", "cut", "answered", "abstained", "answered", "kept"),
     ]
     assert [row.prediction for row in rows] == [1, 2, 1, -1, 1, 0]
     assert [row.correct for row in rows] == [True, True, True, False, True, True]
     assert rows[1].radius == pytest.approx(0.2 - 0.15)
     assert rows[2].radius == pytest.approx(0.15 - 10 / 255)
     assert rows[1].memory is not None
-    assert rows[1].memory.certified == 0.1
+    assert rows[1].memory.certified == pytest.approx(0.1)
     assert rows[2].memory is not None
     assert rows[2].memory.prediction == 2  # what the run had said
     counts = (done.kept, done.cut, done.answered, done.abstained, done.flipped, done.gained, done.emptied)
@@ -116,7 +136,7 @@ def test_a_row_cut_to_nothing_is_no_certificate(tmp_path: Path) -> None:
     run, data = planted(tmp_path / "run", np.array([[0, 0], [51, 0]]), [1, 2], [0.2, 0.1])
     done = applied(run, data, tmp_path)
     row = done.run.rows[1]
-    assert (row.prediction, row.radius, row.correct, row.reason) == (2, 0.0, False, "cut by region 1")
+    assert (row.prediction, row.radius, row.correct, row.reason) == (2, 0.0, False, "cut")
     assert done.emptied == 1
     assert dds.certified_accuracy(done.run, [0.0]).tolist() == [0.5]
 
@@ -171,21 +191,20 @@ def test_delta_recomputes_radii_from_the_counts(tmp_path: Path, run_l2: Run, dat
         note = row.memory
         assert note is not None
         if note.attempt is not None and before.prediction >= 0 and note.attempt > 2:
-            assert note.alpha == Risk(delta=0.01).of(note.attempt) < before.alpha
+            assert note.alpha == Risk(delta=0.01).of(note.attempt) < run_l2.header.alpha
             assert row.radius < before.radius
-            fresh = found_at(before, note.alpha)
+            fresh = found_at(run_l2.header, before, note.alpha)
             assert note.certified == fresh.radius
-            again = dds.L2Certificate().radius(before.sigma, *_bounds(before.n_counts, note.alpha))
+            again = dds.L2Certificate().radius(before.sigma, *_bounds(min(before.fresh.wins), note.alpha))
             assert fresh.radius == pytest.approx(again, rel=1e-6)
     with pytest.raises(StoreError, match=r"was started with delta=0.01"):
         open_store(tmp_path / "memory", run_l2, data, Risk(alpha=0.1))
 
 
-def _bounds(counts: tuple[int, ...], alpha: float) -> tuple[float, float]:
+def _bounds(k: int, alpha: float, n: int = 200) -> tuple[float, float]:
     from scipy.stats import beta
 
-    top, n = max(counts), sum(counts)
-    p = float(beta.ppf(alpha, top, n - top + 1))
+    p = float(beta.ppf(alpha, k, n - k + 1))
     return p, 1 - p
 
 
@@ -283,7 +302,9 @@ def test_data_dependent_certificates_of_small_images(tmp_path: Path) -> None:
     assert done.kept > 10
     assert done.answered > 20  # near-duplicates
     floors = order_proof_floor(run, smoothed, data, n=200, seed=1)
-    assert ((floors >= 0) & (floors <= np.maximum(run.radius, 3.0))).all()
+    radii = np.array([floor.radius for floor in floors])
+    assert ((radii >= 0) & (radii <= np.maximum(run.radius, 3.0))).all()
+    assert {len(floor.measurements) for floor in floors} <= {0, 4}
 
 
 def linear_run(folder: Path) -> tuple[Run, dds.Dataset, dds.SmoothedClassifier]:
@@ -304,12 +325,15 @@ def test_the_floor_holds_for_every_sigma(tmp_path: Path) -> None:
     run, data, smoothed = linear_run(tmp_path / "run")
     floors = order_proof_floor(run, smoothed, data, n=3000, seed=9)
     margin = np.abs(data.x[:, 0] / 255 - 100.5 / 255)
-    assert (floors <= margin).all()
-    assert (floors[margin > 0.1] > 0.08).all()
-    assert (floors[run.prediction == -1] == 0).all()
+    radii = np.array([floor.radius for floor in floors])
+    assert (radii <= margin).all()
+    assert (radii[margin > 0.1] > 0.08).all()
+    assert (radii[run.prediction == -1] == 0).all()
     done = applied(run, data, tmp_path, floors=floors)
     notes = [row.memory for row in done.run.rows if row.memory is not None]
-    assert [note.floor for note in notes] == floors.tolist()
+    assert [note.floor for note in notes] == radii.tolist()
+    assert [note.floor_measurements for note in notes] == [floor.measurements for floor in floors]
+    assert verify_run(done.run.path).ok
     with pytest.raises(InputError, match="the run's own"):
         order_proof_floor(run, smoothed, data, seed=0)
     other = dds.SmoothedClassifier(Half([0.0, 1.0, 0.0], 0.5), dds.L2Certificate(), num_classes=2)
@@ -327,7 +351,7 @@ def test_the_floor_needs_a_finite_set_of_sigmas(tmp_path: Path, run_l2: Run, dat
         point = np.zeros(3, dtype=np.uint8)
         store.append(point, label=0, radius=0.001, certified=0.1, sigma=0.7, attempt=store.reserve())
     with pytest.raises(StoreError, match=r"has sigma 0\.7"):
-        apply_memory(run, pixels, store, tmp_path / "out", floors=np.zeros(12))
+        apply_memory(run, pixels, store, tmp_path / "out", floors=[NO_FLOOR] * 12)
 
 
 def test_command_line(tmp_path: Path, cli: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:

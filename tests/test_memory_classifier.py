@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
+from ddsmoothing import streams
 from ddsmoothing.bounds import clopper_pearson_lower
 from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, StoreError
@@ -39,7 +42,7 @@ def test_first_come_first_served() -> None:
     assert rows[1].radius == pytest.approx(0.4)
     assert rows[1].certified == 0.7
     assert rows[2].radius == pytest.approx(0.3)
-    assert [attempt for attempt, _ in says.calls] == [1, 2, 3]  # inside a region nothing is asked
+    assert [noise for noise, _ in says.calls] == [memory.store.noise_id(t) for t in (1, 2, 3)]  # inside: nothing asked
     assert memory.store.attempts == 3
     assert len(memory) == 2
     assert memory.query(at(0.3, 0.0)).level == "memory"
@@ -153,26 +156,27 @@ def test_sealing_while_another_certifies(tmp_path: Path) -> None:
     assert len(first) == 0
 
 
-class CountsRegions(CertifiedMemory):
+class CountsRegions(Risk):
     """The mistake: alpha_t by the number of regions stored so far, as if attempts that abstained were free."""
 
-    def _alpha_number(self, attempt: int) -> int:
-        return len(self.store) + 1
+    def of(self, attempt: int) -> float:
+        return super().of(1)  # the memories below end at their first region
 
 
-def share_of_false_memories(kind: type[CertifiedMemory], delta: float, memories: int, attempts: int) -> int:
+def share_of_false_memories(kind: type[Risk], delta: float, memories: int, attempts: int) -> int:
     """Memories with a false region: every input lies on the boundary, so ANY region is false; counts are real ones."""
     rng, n, false = np.random.default_rng(0), 400, 0
     for _ in range(memories):
 
         class Boundary(Planted):
-            def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int):
+            def certify(self, x: torch.Tensor, *, alpha: float, seed: int, noise_id: int):
                 sure = clopper_pearson_lower(int(rng.binomial(n, 0.5)), n, alpha) > 0.5
                 self.says = lambda _: (0, 0.1) if sure else (-1, 0.0)
-                return super().certify(x, alpha=alpha, seed=seed, attempt=attempt)
+                return super().certify(x, alpha=alpha, seed=seed, noise_id=noise_id)
 
         store = Store.create(None, binding(), Risk(delta=delta), seed=1)
-        memory = kind(store, Boundary(lambda _: (-1, 0.0)))
+        store.risk = kind(delta=delta)
+        memory = CertifiedMemory(store, Boundary(lambda _: (-1, 0.0)))
         for i in range(attempts):
             memory.query(at(float(i), 0.0))
             if len(memory):
@@ -183,7 +187,7 @@ def share_of_false_memories(kind: type[CertifiedMemory], delta: float, memories:
 
 
 def test_the_risk_of_the_whole_memory_holds() -> None:
-    false = share_of_false_memories(CertifiedMemory, 0.2, 150, 25)
+    false = share_of_false_memories(Risk, 0.2, 150, 25)
     assert 0 < false <= violations_allowed(150, 0.2)
 
 
@@ -202,7 +206,7 @@ def test_attempts_that_crash_or_abstain_count(tmp_path: Path) -> None:
     says = Planted(lambda x: (-1, 0.0))
     CertifiedMemory(Store.open(tmp_path / "m"), says).query(at(0.0, 0.0))
     CertifiedMemory(Store.open(tmp_path / "m"), says).query(at(0.0, 0.0))
-    assert says.calls == [(2, Risk(delta=0.01).of(2)), (3, Risk(delta=0.01).of(3))]
+    assert [alpha for _, alpha in says.calls] == [Risk(delta=0.01).of(2), Risk(delta=0.01).of(3)]
 
 
 def two_sigma_toy() -> tuple[dds.SmoothedClassifier, Callable[[torch.Tensor], list[float]]]:
@@ -228,11 +232,11 @@ class Chosen:
     def check(self, alpha: float) -> None:
         pass
 
-    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int):
+    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, noise_id: int):
         from ddsmoothing.memory import Found
 
         sigma = self.choose(x)
-        made = self.smoothed.certify(x, sigma, n0=50, n=500, alpha=alpha, seed=seed, ids=[attempt])
+        made = self.smoothed.certify(x, sigma, n0=50, n=500, alpha=alpha, seed=seed, ids=[noise_id])
         return Found(prediction=int(made.prediction[0]), radius=float(made.radius[0]), sigma=sigma[0])
 
     def predict(self, x: torch.Tensor, *, seed: int) -> int:
@@ -288,7 +292,8 @@ def test_a_fixed_sigma_changes_nothing(smoothed: dds.SmoothedClassifier, data: d
     x = data[::100][0]
     memory = make(None, smoothed, seed=11)
     answers = memory.query(x)
-    alone = smoothed.certify(x, 0.25, n0=20, n=200, seed=11, ids=range(1, len(x) + 1))
+    ids = [memory.store.noise_id(t) for t in range(1, len(x) + 1)]
+    alone = smoothed.certify(x, 0.25, n0=20, n=200, seed=11, ids=ids)
     assert (answers.prediction == alone.prediction).all()
     assert np.allclose(answers.radius, alone.radius, rtol=0, atol=1e-11)
     assert (answers.radius <= alone.radius).all()
@@ -356,31 +361,68 @@ def test_no_forward_pass_inside_a_region(tmp_path: Path, data: dds.Dataset, mode
     assert len(passes) == asked
 
 
-def test_attempts_never_share_noise(smoothed: dds.SmoothedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every noise block is keyed by the memory's seed and a new attempt; other memories have other seeds."""
-    from ddsmoothing import noise, sampling
-
-    seen: set[tuple[object, ...]] = set()
-    original = noise.philox
+def test_attempts_never_share_noise(
+    tmp_path: Path, smoothed: dds.SmoothedClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in one memory, nor in two of one seed, nor in a copy of a file, nor in an older one that was put back."""
+    seen: set[tuple[int, ...]] = set()
+    original = streams.philox
 
     def watching(*key: int, part: int = 0) -> np.random.Philox:
         assert (*key, part) not in seen
         seen.add((*key, part))
         return original(*key, part=part)
 
-    monkeypatch.setattr(noise, "philox", watching)
+    monkeypatch.setattr("ddsmoothing.noise.philox", watching)
     x = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    policy = SigmaPolicy.search(0.25)
-    memories = [CertifiedMemory.create(None, smoothed, policy, shape=(1, 28, 28), n0=10, n=100) for _ in range(2)]
-    monkeypatch.setattr(
-        "ddsmoothing.memory.smoothing.search_sigma", lambda *a, **k: type("S", (), {"sigma": np.array([0.3])})()
-    )
-    for memory in memories:
+    policy, less = SigmaPolicy.fixed(0.3), {"n0": 10, "n": 100}
+    for name in ("a", "b"):
+        CertifiedMemory.create(tmp_path / name, smoothed, policy, shape=(1, 28, 28), seed=5, **less).close()
+    shutil.copy(tmp_path / "a", tmp_path / "copy")
+    for name in ("a", "b", "copy"):
+        memory = CertifiedMemory.open(tmp_path / name, smoothed, policy, **less)
         memory.query(torch.cat([x, x]), grow=True)
-        assert memory.store.attempts >= 1
-    assert len({key[0] for key in seen}) == 2
-    assert len(seen) > 4
-    assert sampling  # the counter draws through noise.philox
+        assert memory.store.attempts == 2
+        memory.close()
+    shutil.copy(tmp_path / "copy", tmp_path / "a")
+    CertifiedMemory.open(tmp_path / "a", smoothed, policy, **less).query(1.0 - x)
+    assert len({key[1] for key in seen}) == 7  # one noise id an attempt
+    assert {key[0] for key in seen} == {5}
+
+
+def test_noise_ids_are_a_function_of_seed_attempt_and_nonce() -> None:
+    store = Store.create(None, binding(), ALPHA, seed=2**64 - 1)
+    first, second = store.reserve(), store.reserve()
+    assert (first, second) == (1, 2)
+    nonce = store.rows.attempt(1).nonce
+    digest = hashlib.sha256((2**64 - 1).to_bytes(8, "little") + (1).to_bytes(8, "little") + nonce).digest()
+    assert store.noise_id(1) == int.from_bytes(digest[:8], "little") == store.noise_id(1)
+    assert store.noise_id(2) != store.noise_id(1)
+    assert len(nonce) == 16
+    with pytest.raises(InputError, match="has no attempt 3"):
+        store.noise_id(3)
+
+
+def test_peek_changes_nothing_and_asks_nothing(tmp_path: Path) -> None:
+    memory = memory_of(Planted(lambda x: (int(x[0] > 0.5), 0.2)), path=tmp_path / "m")
+    memory.query(at(0.0, 0.0))
+    for sealed in (False, True):
+        if sealed:
+            memory.seal()
+        before = (tmp_path / "m").read_bytes()
+        closed = CertifiedMemory(Store.open(tmp_path / "m"))
+        rows = closed.peek(torch.cat([at(0.1, 0.0), at(0.9, 0.0)])).rows
+        assert rows[0] == memory.query(at(0.1, 0.0)).rows[0]
+        assert (rows[1].prediction, rows[1].radius, rows[1].reason) == (-1, 0.0, "outside")
+        assert memory.peek(at(0.9, 0.0)).reason == ("outside",)
+        with pytest.raises(InputError, match="opened without a classifier"):
+            closed.query(at(0.1, 0.0))
+        for wrong in (torch.zeros(1, 3, dtype=torch.float64), torch.tensor(0.5), 0.5, None, np.zeros((1, 2))):
+            with pytest.raises(ShapeError, match=r"\(B, "):
+                closed.peek(wrong)  # type: ignore[arg-type]
+        closed.close()
+        assert (tmp_path / "m").read_bytes() == before
+    assert memory.store.attempts == 1
 
 
 def test_bound_to_model_norm_classes_shape_and_type(

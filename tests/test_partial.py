@@ -85,7 +85,7 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 5, 6])
 def test_what_was_counted_is_not_counted_again(tmp_path: Path, eager: None, stop: int) -> None:
-    expected = small_smoothed().count(batch(), REQUESTS, 5).tolist()
+    expected = [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
     first = Counting(stop)
     with pytest.raises(StopError), keep(tmp_path, first) as kept:
         counted(kept)
@@ -102,7 +102,7 @@ def test_what_was_counted_is_not_counted_again(tmp_path: Path, eager: None, stop
 
 def test_units_lie_between_what_is_kept(tmp_path: Path, eager: None) -> None:
     """Blocks that came back out of order leave gaps; each gap is filled and no more."""
-    expected = small_smoothed().count(batch(), REQUESTS, 5).tolist()
+    expected = [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
     with keep(tmp_path, Counting()) as kept:
         counted(kept)
     lines = (tmp_path / "partial.jsonl").read_text().splitlines(keepends=True)
@@ -130,7 +130,7 @@ def test_a_line_that_does_not_end_with_a_block_is_used_at_the_end_alone(tmp_path
     line = {"id": 0, "stream": 1, "sigma": 0.3, "block": 3, "n": 50, "counts": [50, 0, 0]}
     (tmp_path / "partial.jsonl").write_text(json.dumps(line | {"input": batch().sha256[0][:16]}) + "\n")
     again = Counting()
-    assert counted(keep(tmp_path, again)) == small_smoothed().count(batch(), REQUESTS, 5).tolist()
+    assert counted(keep(tmp_path, again)) == [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
 
 
 def test_forgetting_keeps_the_counts_of_others(tmp_path: Path, eager: None) -> None:
@@ -153,7 +153,7 @@ def test_forgetting_keeps_the_counts_of_others(tmp_path: Path, eager: None) -> N
 
 
 def test_paced_work_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = small_smoothed().count(batch(), REQUESTS, 5).tolist()
+    expected = [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
     for pace in (0.0, 1e-3, 10.0):
         monkeypatch.setattr(partial, "PACE_SECONDS", pace)
         paced = Paced(small_smoothed().counter(48 * 48), 1)
@@ -221,9 +221,12 @@ def test_a_continued_run_draws_only_what_is_missing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda line: line | {"counts": [1, 2, 3]}, "the sum 6, expected 3 with the sum"),
-        (lambda line: line | {"counts": [line["n"], 0]}, "2 counts with the sum"),
+        (lambda line: {**line, "tally": "votes", "counts": [1, 2, 3]}, "votes with the sum 6, expected"),
+        (lambda line: line | {"counts": [line["n"], 0]}, r"counts of shape \(2,\), expected \(3, 3\)"),
+        (lambda line: line | {"counts": [[line["n"], 0, 0]] * 3}, "duels that do not add up|votes with the sum"),
+        (lambda line: line | {"counts": [[line["n"], 0, 0], [0], [1]]}, "counts of unequal length"),
         (lambda line: line | {"counts": [line["n"] + 1, -1, 0]}, "holds no counts: counts"),
+        (lambda line: line | {"anchor": 1}, "the anchor 1 of duels is no class"),
         (lambda line: line | {"n": 0, "counts": [0, 0, 0]}, "holds no counts: n"),
         (lambda line: line | {"extra": 1}, "holds no counts: extra"),
         (lambda line: line | {"sigma": -0.3}, "holds no counts: sigma"),
@@ -245,7 +248,8 @@ def test_lines_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     out = stopped_run(tmp_path / "run")
     lines = (out / "partial.jsonl").read_text().splitlines()
     other = json.loads(lines[0])
-    other["counts"] = [0, 0, other["n"]]
+    n = other["n"]
+    other["counts"] = [[0, n, 0], [0, 0, 0], [n, n, n]]
     (out / "partial.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
     assert len(read_counts(out, 3)) == len(lines)  # the same line twice says the same
     (out / "partial.jsonl").write_text("\n".join([*lines, json.dumps(other)]) + "\n")
@@ -272,7 +276,7 @@ def test_any_damage_is_an_error_in_one_line_or_none(tmp_path: Path) -> None:
             assert snapshot(out) == before
             return
         for line in read_counts(out, 3):
-            assert sum(line.counts) == line.n > 0
+            assert np.trace(line.counts) == line.n > 0 if line.tally == "duels" else np.sum(line.counts) >= line.n > 0
         assert kept.found <= sum(line.n for line in read_counts(out, 3))
 
     check()

@@ -12,13 +12,13 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from ddsmoothing.bounds import clopper_pearson_lower, lower_of_looks, randomized_lower
+from ddsmoothing.claims import Plurality, Tally, measured
 from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.plan import (
     LOOKS,
     SAMPLERS,
     Exact,
     Found,
-    Look,
     Plan,
     Question,
     Sampler,
@@ -42,16 +42,17 @@ def gap(p: float) -> float:
 
 def hold(sampler: Sampler, p: float, rng: np.random.Generator, label: int | None = None) -> tuple[Found, dict]:
     """One conversation with Bernoulli counts of two classes in place of forward passes; what each stream gave."""
-    talk = sampler.converse(Question(ALPHA, "one-class", label, gap, False))
+    talk = sampler.converse(Question(ALPHA, Plurality(), 2, label, gap, False))
     drawn: dict[Stream, list[int]] = {}
     wish = next(talk)
     while True:
         answer = []
-        for stream, n in wish:
+        for stream, n, tally in wish:
             assert n > 0
+            assert tally == Tally("votes")
             hits = int(rng.binomial(n, p))
             drawn.setdefault(stream, []).append(n)
-            answer.append(np.array([n - hits, hits]))
+            answer.append(measured(stream.name.lower(), 1.0, tally, np.array([n - hits, hits])))
         try:
             wish = talk.send(answer)
         except StopIteration as end:
@@ -60,7 +61,11 @@ def hold(sampler: Sampler, p: float, rng: np.random.Generator, label: int | None
 
 def claimed(found: Found, coin_: float) -> float:
     """The bound that the package claims."""
-    return lower_of_looks(found.looks)
+    return lower_of_looks(plain_looks(found))
+
+
+def plain_looks(found: Found) -> list[tuple[int, int, float]]:
+    return [] if found.fresh is None else [(look.n, look.counts[0], look.alpha) for look in found.fresh.looks]
 
 
 def failures(sampler: Sampler, p: float, rule: Rule = claimed, runs: int = RUNS) -> int:
@@ -69,7 +74,7 @@ def failures(sampler: Sampler, p: float, rule: Rule = claimed, runs: int = RUNS)
     bad = 0
     for _ in range(runs):
         found, _ = hold(sampler, p, rng)
-        truth = p if int(found.n0_counts.argmax()) == 1 else 1 - p
+        truth = p if Plurality().choose(found.pilot) == 1 else 1 - p
         bad += rule(found, float(rng.random())) > truth
     return bad
 
@@ -98,13 +103,14 @@ def test_the_check_can_see_failures() -> None:
 
 def peeking(found: Found, coin_: float) -> float:
     """Full alpha at every look, the largest taken: no spending."""
-    return max((clopper_pearson_lower(look.k, look.n, ALPHA) for look in found.looks), default=0.0)
+    return max((clopper_pearson_lower(k, n, ALPHA) for n, k, _ in plain_looks(found)), default=0.0)
 
 
 def pooled(found: Found, coin_: float) -> float:
     """The pilot counted again."""
-    both = found.n0_counts + found.counts
-    return clopper_pearson_lower(int(both[found.n0_counts.argmax()]), int(both.sum()), ALPHA)
+    assert found.fresh is not None
+    both = found.pilot.plus(found.fresh)
+    return clopper_pearson_lower(both.votes[Plurality().choose(found.pilot)], both.n, ALPHA)
 
 
 def test_peeking_without_spending_is_rejected() -> None:
@@ -163,41 +169,42 @@ def test_alpha_is_spent_once() -> None:
     found, _ = hold(Target(radii=(0.0, 5.0)), 0.5, np.random.default_rng(0))
     shares = [0.03 * ALPHA] * (len(LOOKS) - 1) + [0.7 * ALPHA]
     assert math.fsum(shares) == pytest.approx(ALPHA)
-    assert [look.alpha for look in found.looks] == pytest.approx(shares[: len(found.looks)])
+    assert [a for _, _, a in plain_looks(found)] == pytest.approx(shares[: len(plain_looks(found))])
 
 
 def test_counts_are_of_fresh_samples_and_looks_are_cumulative() -> None:
     found, drawn = hold(Target(radii=(1.2816,)), 0.9, np.random.default_rng(1))
     assert drawn[Stream.PILOT] == [100]
-    assert np.cumsum(drawn[Stream.CERTIFY]).tolist() == [look.n for look in found.looks]
-    assert int(found.counts.sum()) == found.looks[-1].n
+    assert np.cumsum(drawn[Stream.CERTIFY]).tolist() == [n for n, _, _ in plain_looks(found)]
+    assert found.fresh is not None
+    assert sum(found.fresh.votes) == found.fresh.n == plain_looks(found)[-1][0]
 
 
 def test_target_stops_early_when_it_can() -> None:
     easy, _ = hold(Target(radii=(0.5,)), 0.995, np.random.default_rng(0))
     hopeless, _ = hold(Target(radii=(2.0,)), 0.7, np.random.default_rng(0))
-    assert easy.looks[-1].n <= 500
-    assert gap(lower_of_looks(easy.looks)) >= 0.5
-    assert hopeless.looks[-1].n <= 1000
+    assert plain_looks(easy)[-1][0] <= 500
+    assert gap(lower_of_looks(plain_looks(easy))) >= 0.5
+    assert plain_looks(hopeless)[-1][0] <= 1000
 
 
 def test_radii_go_on_until_the_first_failure() -> None:
     found, _ = hold(Target(radii=(0.25, 0.5, 3.0)), 0.9, np.random.default_rng(0))
-    assert gap(lower_of_looks(found.looks)) >= 0.5
-    assert gap(lower_of_looks(found.looks)) < 3.0
+    assert gap(lower_of_looks(plain_looks(found))) >= 0.5
+    assert gap(lower_of_looks(plain_looks(found))) < 3.0
 
 
 def test_a_radius_out_of_reach_is_refused_before_the_first_sample() -> None:
     with pytest.raises(InfeasibleError, match="larger sigma"):
         Target(radii=(2.0,)).check_reach(0.001, lambda p: 0.25 * gap(p), 0.25)
     found, drawn = hold(Target(radii=(9.0,)), 0.99, np.random.default_rng(0))
-    assert (found.looks, found.stopped, Stream.CERTIFY in drawn) == ((), "out of reach", False)
+    assert (found.fresh, found.stopped, Stream.CERTIFY in drawn) == (None, "out of reach", False)
 
 
 @pytest.mark.parametrize("sampler", SMALL.values(), ids=SMALL)
 def test_a_wrong_pilot_stops_a_label_aware_input(sampler: Sampler) -> None:
     found, drawn = hold(sampler, 0.99, np.random.default_rng(0), label=0)
-    assert (found.stopped, found.looks, int(found.counts.sum())) == ("wrong", (), 0)
+    assert (found.stopped, found.fresh) == ("wrong", None)
     assert Stream.CERTIFY not in drawn
     found, _ = hold(sampler, 0.99, np.random.default_rng(0), label=1)
     assert found.stopped is None
@@ -216,7 +223,7 @@ def test_a_planned_abstention_draws_nothing_more() -> None:
     found, drawn = hold(Plan(), 0.5, np.random.default_rng(3))
     assert found.stopped in ("planned", None)
     stopped, drawn = hold(Plan(pilot=500, price=50.0), 0.6, np.random.default_rng(3))
-    assert (stopped.stopped, stopped.looks, Stream.CERTIFY in drawn) == ("planned", (), False)
+    assert (stopped.stopped, stopped.fresh, Stream.CERTIFY in drawn) == ("planned", None, False)
 
 
 def test_candidates_are_multiples_of_500_up_to_the_most() -> None:
@@ -251,4 +258,3 @@ def test_infeasible_samplers_say_so(sampler: Sampler) -> None:
 def test_target_takes_the_one_class_bound_only() -> None:
     with pytest.raises(InputError, match="one-class"):
         Target(radii=(0.5,)).check(0.001, "two-class")
-    assert Look(1, 1, 0.1) == (1, 1, 0.1)

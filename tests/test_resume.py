@@ -95,9 +95,9 @@ def test_a_run_folder_of_a_newer_schema_is_refused_and_left_alone(
 ) -> None:
     certify(tmp_path / "run", maximum=2)
     header = tmp_path / "run" / "header.json"
-    header.write_text(header.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    header.write_text(header.read_text().replace('"schema_version": 2', '"schema_version": 3'))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(RunError, match=r"not a header this version reads \(schema 1\): schema_version"):
+    with pytest.raises(RunError, match=r"not a header this version reads \(schema 2\): schema_version"):
         certify(tmp_path / "run", maximum=2)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +26,12 @@ from ddsmoothing.sigma.files import load_sigmas
 
 MakeRun = Callable[..., dds.Run]
 ROW_FIELDS = {
-    *("id", "input_sha256", "label", "prediction", "correct", "reason", "radius", "p_lower", "sigma", "norm", "noise"),
-    *("sampler", "bound", "alpha", "level", "n0_counts", "n_counts", "samples", "seconds", "lambda"),
+    *("id", "input_sha256", "label", "prediction", "correct", "reason", "radius", "p_lower", "sigma", "noise"),
+    *("measurements", "samples", "seconds", "lambda"),
 }
 HEADER_FIELDS = {
-    *("schema_version", "versions", "model", "data", "subset", "seed", "alpha", "sampler", "bound", "sigma_policy"),
+    *("schema_version", "versions", "model", "data", "subset", "seed", "alpha", "sampler", "rule", "sigma_policy"),
+    *("units", "behaviour"),
     *("dtype", "device", "block_size", "level", "config", "norm", "sampler_options"),
 }
 
@@ -37,17 +40,22 @@ def raw_rows(run: dds.Run) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run.path / "results.jsonl").read_text().splitlines()]
 
 
-def claims(row: dict[str, object]) -> tuple[float, float, int]:
+def claims(row: dict[str, Any], header: dict[str, Any]) -> tuple[float, float, int]:
     """``(p_lower, radius, prediction)`` from one row's evidence, by SciPy alone."""
-    n0_counts, counts = np.array(row["n0_counts"]), np.array(row["n_counts"])
-    n, top, alpha, tv = counts.sum(), n0_counts.argmax(), row["alpha"], row["tv"]
-    one = row["bound"] == "one-class"
-    k, others = counts[top], np.delete(counts, top).max()
+    pilot, fresh = row["measurements"]
+    counts, alpha, n, tv = np.array(fresh["votes"]), header["alpha"], fresh["n"], fresh["tv"]
+    one = header["rule"]["bound"] == "one-class"
+    if header["rule"]["vote"] == "pairwise":
+        top, k = fresh["anchor"], min(fresh["wins"])
+        assert pilot["least"][top] == max(pilot["least"])
+    else:
+        top, k = np.argmax(pilot["votes"]), counts[np.argmax(pilot["votes"])]
+    others = np.delete(counts, top).max()
     p = beta.ppf(alpha if one else 0.9 * alpha, k, n - k + 1) - tv if k else 0.0
     q = 1 - p if one else min(1 - p, beta.ppf(1 - 0.1 * alpha, others + 1, n - others) + tv)
     if p <= q:
         return max(p, 0.0), 0.0, -1
-    if row["norm"] == "l1":
+    if header["norm"] == "l1":
         assert row["lambda"] == pytest.approx(math.sqrt(3) * row["sigma"], rel=1e-15)
         return p, row["lambda"] * (p - q), int(top)
     assert row["lambda"] is None
@@ -61,17 +69,17 @@ def test_every_claim_is_recomputed_from_its_row(which: str, request: pytest.Fixt
     assert len(rows) == 12
     for row in rows:
         assert row.keys() >= ROW_FIELDS
-        p_lower, radius, prediction = claims(row)
+        p_lower, radius, prediction = claims(row, json.loads((run.path / "header.json").read_text()))
         assert row["prediction"] == prediction
         assert row["p_lower"] == pytest.approx(p_lower, abs=1e-9)
         assert row["radius"] == pytest.approx(radius, abs=1e-9)
         assert row["p_lower"] <= p_lower + 1e-14
         assert row["radius"] <= radius + 1e-13
-        assert row["samples"] == sum(row["n0_counts"]) + sum(row["n_counts"]) == 220
+        assert row["samples"] == sum(sum(one["votes"]) for one in row["measurements"]) == 220
         assert row["correct"] == (row["prediction"] == row["label"])
         assert row["reason"] == ("abstained" if prediction == -1 else "certified")
         assert row["noise"] == "grid"
-        assert row["tv"] > 0
+        assert row["measurements"][1]["tv"] > 0
     assert {row["reason"] for row in rows} >= {"certified"}
 
 
@@ -115,10 +123,12 @@ def test_a_run_equals_the_api(smoothed: dds.SmoothedClassifier, run_l2: dds.Run,
 @given(radius=st.floats(0, 100), p=st.floats(0, 1), sigma=st.floats(1e-9, 12))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_floats_survive_a_row_bit_for_bit(run_l1: dds.Run, radius: float, p: float, sigma: float) -> None:
-    change = {"id": 2**64 - 1, "radius": radius, "p_lower": p, "tv": p, "sigma": sigma, "lambda_": sigma}
-    row = ResultRow.model_validate(run_l1.rows[0].model_dump() | change)
+    change = {"id": 2**64 - 1, "radius": radius, "p_lower": p, "sigma": sigma, "lambda_": sigma}
+    drawn = [replace(one, tv=p, sigma=sigma, coin=max(p, 2**-53)) for one in run_l1.rows[0].measurements]
+    row = ResultRow.model_validate(run_l1.rows[0].model_dump() | change | {"measurements": drawn})
     assert row.radius == radius
-    assert ResultRow.model_validate_json(row.model_dump_json(by_alias=True)) == row
+    assert row.tv == p
+    assert ResultRow.model_validate_json(row.line()) == row
 
 
 def test_a_loaded_run_is_the_run(run_l1: dds.Run) -> None:
@@ -147,8 +157,13 @@ def copy_of(run: dds.Run, folder: Path) -> Path:
         (lambda lines: [*lines, lines[0]], "line 13: input 0 is there twice"),
         (lambda lines: [lines[0].replace('"sigma":0.25', '"sigma":-0.25')], "line 1 is not a result: sigma"),
         (lambda lines: [lines[0].replace('"radius":', '"radius":NaN,"x":')], "line 1 is not a result"),
-        (lambda lines: [lines[0].replace('"norm":"l2"', '"norm":"l1"')], "line 1: its level or norm"),
-        (lambda lines: [lines[0].replace('"level":"pointwise"', '"level":"memory"')], "line 1: its level or norm"),
+        (lambda lines: [lines[0].replace('"sigma":0.25', '"sigma":0.5')], r"line 1: sigma is 0\.5, the run's is 0\.25"),
+        (lambda lines: [lines[0].replace('"lambda":null', '"lambda":0.5')], "line 1: lambda belongs to the norm l1"),
+        (lambda lines: [lines[0].replace('"label":9', '"label":10')], "line 1: label 10 names no class of 10"),
+        (lambda lines: [lines[0].replace('"n":200', '"n":201')], "line 1: 10 votes with the sum 200"),
+        (lambda lines: [lines[0].replace('"wins"', '"least"')], "line 1: wins of an anchor belong to a pairwise vote"),
+        (lambda lines: [lines[0].replace("0.001]]", "0.01]]")], "line 1: the looks spend more than the run's alpha"),
+        (lambda lines: [lines[0].replace('"samples":220', '"samples":221')], "line 1: samples is 221"),
         (lambda _: [], "no results yet"),
     ],
 )
@@ -163,7 +178,7 @@ def test_damaged_results_are_named(
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"schema_version": 1', '"schema_version": 99'), ("{", ""), ('"alpha"', '"alfa"')]
+    ("old", "new"), [('"schema_version": 2', '"schema_version": 99'), ("{", ""), ('"alpha"', '"alfa"')]
 )
 def test_a_damaged_header_is_named(run_l2: dds.Run, tmp_path: Path, old: str, new: str) -> None:
     folder = copy_of(run_l2, tmp_path / "copy")

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import beta, binomtest, norm
 
 import ddsmoothing as dds
+from ddsmoothing.claims import Look
 from ddsmoothing.errors import InfeasibleError, InputError, ModelError, ShapeError, SigmaError
 from ddsmoothing.noise import grid_table
-from ddsmoothing.plan import Look
 from reference import Half
 
 SIGMA = 0.25
@@ -36,7 +36,7 @@ def test_a_certification_in_full(linear: dds.SmoothedClassifier, pixels: torch.T
 @pytest.mark.parametrize("bound", ["one-class", "two-class"])
 def test_claims_follow_from_the_evidence(half: Half, pixels: torch.Tensor, norm_name: str, bound: str) -> None:
     certificate = dds.L2Certificate() if norm_name == "l2" else dds.L1Certificate()
-    smoothed = dds.SmoothedClassifier(half, certificate, num_classes=2)
+    smoothed = dds.SmoothedClassifier(half, certificate, num_classes=2, vote="plurality")
     result = smoothed.certify(pixels, np.linspace(0.2, 0.4, 12), n0=50, n=1000, alpha=0.01, bound=bound, seed=0)
     share, other_share = (0.01, 0.0) if bound == "one-class" else (0.009, 0.001)
     for i in range(12):
@@ -61,7 +61,8 @@ def test_claims_follow_from_the_evidence(half: Half, pixels: torch.Tensor, norm_
 
 def test_changed_evidence_changes_the_claims(linear: dds.SmoothedClassifier, pixels: torch.Tensor) -> None:
     result = linear.certify(pixels, SIGMA, n=1000, seed=0)
-    even = dataclasses.replace(result, looks=tuple((Look(1000, 500, 0.001),) for _ in result.looks))
+    look = Look(1000, (500, 500), 0.001)
+    even = dataclasses.replace(result, fresh=tuple(dataclasses.replace(one, looks=(look,)) for one in result.fresh))
     assert even.abstained.all()
     assert (even.prediction == dds.ABSTAIN).all()
     assert (even.radius == 0).all()
@@ -95,7 +96,7 @@ def test_two_class_certifies_below_one_half() -> None:
         step = ((x[:, 1] * 255).round().long() % 20).clamp(min=9) - 9
         return torch.nn.functional.one_hot(torch.where(step < 2, 0, step), 11).float()
 
-    smoothed = dds.SmoothedClassifier(spread, dds.L2Certificate(), num_classes=11)
+    smoothed = dds.SmoothedClassifier(spread, dds.L2Certificate(), num_classes=11, vote="plurality")
     x = torch.zeros(1, 2, dtype=torch.uint8)
     one, two = (smoothed.certify(x, 1.0, n=4000, bound=b, seed=0) for b in ("one-class", "two-class"))
     np.testing.assert_array_equal(one.counts, two.counts)
@@ -201,8 +202,11 @@ def test_infeasible_is_refused_before_the_first_sample(pixels: torch.Tensor) -> 
     smoothed = dds.SmoothedClassifier(never, dds.L2Certificate(), num_classes=2)
     with pytest.raises(InfeasibleError, match="Use n >= 10"):
         smoothed.certify(pixels, SIGMA, n=9, alpha=0.001)
+    with pytest.raises(InfeasibleError, match="Use n >= 10"):
+        smoothed.predict(pixels, SIGMA, n=9, alpha=0.001)
+    plurality = dds.SmoothedClassifier(never, dds.L2Certificate(), num_classes=2, vote="plurality")
     with pytest.raises(InfeasibleError, match="Use n >= 11"):
-        smoothed.predict(pixels, SIGMA, n=10, alpha=0.001)
+        plurality.predict(pixels, SIGMA, n=10, alpha=0.001)
     with pytest.raises(InputError):
         smoothed.certify(pixels, -1.0, n=100)
 

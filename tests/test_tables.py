@@ -227,7 +227,7 @@ def test_parquet_reads_back(cli: Cli, four: list[dds.Run], tmp_path: Path) -> No
     assert cli("export", paths[2], tmp_path / "rows.parquet", "--format", "parquet").code == 0
     found = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [row["radius"] for row in found] == CHOSEN[0]
-    assert found[0]["n_counts"] == list(four[2].rows[0].n_counts)
+    assert found[0]["wins"] == list(four[2].rows[0].fresh.wins)
     answer = cli("export", paths[2], tmp_path / "none" / "x", "--format", "parquet")
     assert (answer.code, len(answer.err.splitlines())) == (1, 1)
 
@@ -245,7 +245,7 @@ def test_exported_rows_are_exact(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> N
     assert cli("export", run_l2.path, tmp_path / "rows.csv", "--format", "csv").code == 0
     rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert [float(row["radius"]) for row in rows] == run_l2.radius.tolist()
-    assert [tuple(map(int, row["n_counts"].split())) for row in rows] == [row.n_counts for row in run_l2.rows]
+    assert [tuple(map(int, row["wins"].split())) for row in rows] == [row.fresh.wins for row in run_l2.rows]
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "csv", "json"])

@@ -47,7 +47,7 @@ from reference import binomial_tail as exact_tail
 from reference import normal_cdf as reference_cdf
 
 SOURCE = Path(dds.__file__).parent
-CHECKED = {"bounds", "certificate", "evidence", "noise", "smooth", "plan", "sampling", "runs", "analysis"}
+CHECKED = {"bounds", "certificate", "claims", "noise", "compat2021", "plan", "counting", "runs", "analysis"}
 MakeRun = Callable[..., dds.Run]
 Change = Callable[[dict[str, Any]], None]
 
@@ -71,8 +71,8 @@ def test_it_imports_nothing_of_what_it_checks() -> None:
         names = imported(path)
         assert {n for n in names if n.startswith("ddsmoothing")} <= {"ddsmoothing.errors", "ddsmoothing.verify"}, path
         assert not {name.removeprefix("ddsmoothing.") for name in names} & CHECKED
-        assert names - {"ddsmoothing.errors", "ddsmoothing.verify"} <= set(sys.stdlib_module_names) | {"numpy"}
-    assert imported(SOURCE / "errors.py") <= set(sys.stdlib_module_names)
+        assert names - {"ddsmoothing.errors", "ddsmoothing.verify"} <= set(sys.stdlib_module_names) | {"numpy", "scipy"}
+    assert imported(SOURCE / "errors.py") <= set(sys.stdlib_module_names) | {"pydantic"}  # for type checking alone
 
 
 # the arithmetic, against exact fractions and an independent series
@@ -169,6 +169,7 @@ def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     root = tmp_path_factory.mktemp("verified")
     variants: dict[str, tuple[SigmaPolicy, dict[str, Any]]] = {
         "plain": (SigmaPolicy.fixed(0.25), {"n0": 20, "n": 200}),
+        "plurality": (SigmaPolicy.fixed(0.25), {"n0": 20, "n": 200, "vote": "plurality"}),
         "two-class": (SigmaPolicy.fixed(0.25), {"n0": 20, "n": 200, "norm": "l1", "bound": "two-class"}),
         "plan": (SigmaPolicy.search(0.25), {"n0": None, "n": None, "n_max": 1000}),
         "target": (SigmaPolicy.fixed(0.25), {"n0": None, "n": None, "radii": [0.1, 0.3]}),
@@ -181,7 +182,7 @@ def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {name: root / name for name in variants}
 
 
-NAMES = ("plain", "two-class", "plan", "target", "coin", "coin-l1", "wrong-stopped")
+NAMES = ("plain", "plurality", "two-class", "plan", "target", "coin", "coin-l1", "wrong-stopped")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -227,13 +228,22 @@ def scaled(name: str, factor: float) -> Change:
     return lambda row: row.update({name: row[name] * factor})
 
 
-def moved(name: str) -> Change:
-    """One sample moved from the top class to another."""
+def inside(part: int, change: Change) -> Change:
+    """A change of the pilot (0) or of what certifies (1)."""
+    return lambda row: change(row["measurements"][part])
 
-    def change(row: dict[str, Any]) -> None:
-        top = row[name].index(max(row[name]))
-        row[name][top] -= 1
-        row[name][(top + 1) % len(row[name])] += 1
+
+def both(**values: Any) -> Change:
+    return lambda row: [one.update(values) for one in row["measurements"]]  # type: ignore[func-returns-value]
+
+
+def one_more(name: str) -> Change:
+    """One sample moved from the smallest entry but 0 to the largest."""
+
+    def change(part: dict[str, Any]) -> None:
+        values = part[name]
+        values[values.index(max(values))] += 1
+        values[values.index(min(v for v in values if v))] -= 1
 
     return change
 
@@ -246,11 +256,6 @@ def without(name: str) -> Change:
     return lambda row: row.pop(name)
 
 
-def other_look(row: dict[str, Any]) -> None:
-    row["looks"][-1][1] += 1
-    row["n_counts"][row["n0_counts"].index(max(row["n0_counts"]))] += 1
-
-
 TAMPERED: list[tuple[str, Change, str]] = [
     ("plain", scaled("radius", 1 + 1e-7), "radius is .* more than the"),
     ("plain", scaled("radius", 0.5), "radius is .* less than the"),
@@ -261,41 +266,58 @@ TAMPERED: list[tuple[str, Change, str]] = [
     ("two-class", scaled("p_upper", 0.99), "p_upper is .* less than the counts allow"),
     ("two-class", scaled("radius", 1 + 1e-7), "radius is .* more than the"),
     ("two-class", scaled("lambda", 1.001), "lambda is .* sqrt"),
-    ("plain", scaled("sigma", 1.01), "sigma is .* fixed sigma"),
-    ("plan", scaled("sigma", 1.01), "tv is .* expected a multiple|radius is .* less than"),
-    ("plan", scaled("sigma", 0.9), "tv is .* expected a multiple|radius is .* more than"),
-    ("plain", scaled("tv", 0.5), "tv implies inputs of 392 numbers"),
-    ("plain", put(tv=0.0), "tv is"),
+    ("plain", scaled("sigma", 1.01), "sigma is .* fixed sigma|was drawn at"),
+    ("plan", scaled("sigma", 1.01), "was drawn at sigma"),
+    ("plain", both(tv=0.0), "tv is"),
+    ("plain", inside(1, scaled("tv", 0.5)), "different tv"),
+    ("plain", lambda row: [scaled("tv", 0.5)(one) for one in row["measurements"]], "tv implies inputs of 392 numbers"),
     ("plain", put(noise="float"), "expected 0 for float noise"),
-    ("plain", moved("n_counts"), "the last look is not the counts"),
-    ("plain", other_look, "samples"),
-    ("plain", lambda row: row["n0_counts"].append(row["n0_counts"].pop(0)), "prediction|the last look"),
+    ("plain", inside(1, one_more("votes")), "the wins do not fit the votes|the last look"),
+    ("plain", inside(1, one_more("wins")), "the wins do not fit the votes|the last look is not the counts"),
+    ("plain", inside(1, put(wins=[0] * 10)), "the wins do not fit the votes"),
+    ("plain", inside(1, put(anchor=7)), "wins are those of class 7|the wins do not fit"),
+    ("plain", inside(1, without("wins")), "wins belong to a pairwise vote"),
+    ("plain", inside(0, without("least")), "does not count what a pairwise vote asks for"),
+    ("plain", inside(0, put(least=[0] * 10)), "won less often than it was given"),
+    (
+        "plain",
+        inside(0, lambda one: one["votes"].append(one["votes"].pop(0))),
+        "won less often|wins are those of class",
+    ),
+    ("plurality", inside(1, one_more("votes")), "the last look is not the counts"),
+    ("plurality", inside(1, lambda one: one["looks"][-1][1].__setitem__(0, 200)), "the last look is not the counts"),
+    ("plurality", inside(0, lambda one: one["votes"].append(one["votes"].pop(0))), "prediction|the last look"),
+    ("plain", inside(1, lambda one: one["looks"][-1].__setitem__(2, 0.01)), "spend more than alpha"),
+    ("plain", inside(1, put(n=201)), "the votes of the certify sum to 200, n is 201"),
+    ("plain", inside(1, put(sigma=0.5)), "was drawn at sigma 0.5"),
+    ("plain", inside(1, put(slot=1)), "was drawn at sigma"),
+    ("plain", inside(1, put(role="search")), "not a pilot and what certifies"),
+    ("plain", lambda row: row["measurements"].pop(), "does not say why|stopped as if"),
+    ("plain", lambda row: row["measurements"].pop(0), "not a pilot and what certifies"),
+    ("plan", lambda row: row["measurements"].pop(), "does not say why|draws"),
     ("plain", put(prediction=7), "prediction is 7, the counts give"),
     ("plain", other_label, "correct is"),
+    ("plain", put(label=10), "label is 10"),
     ("plain", put(correct=None), "correct is"),
     ("plain", put(reason="abstained"), "reason is 'abstained'"),
     ("plain", put(samples=221), "samples is 221"),
-    ("plain", put(alpha=0.01), "alpha is 0.01"),
-    ("plain", put(level="stateless"), "level is 'stateless'"),
-    ("plain", put(norm="l1", **{"lambda": 0.4}), "norm is 'l1'"),
-    ("plain", put(bound="two-class"), "bound is 'two-class'"),
-    ("plain", put(sampler="plan"), "sampler is 'plan'"),
     ("plain", put(id=51), "does not belong to the run's subset"),
     ("plain", put(id=100), "its id is already on line|already"),
     ("plain", put(id="50"), "not usable"),
     ("plain", put(input_sha256="0" * 63), "input_sha256"),
-    ("plain", put(coin=0.5), "the coin is 0.5, the run's seed gives None"),
-    ("coin", put(coin=1e-6), "the coin is 1e-06, the run's seed gives"),
+    ("plain", inside(1, put(coin=0.5)), "the coin is 0.5, the run's seed gives None"),
+    ("coin", inside(1, put(coin=1e-6)), "the coin is 1e-06, the run's seed gives"),
     ("coin", scaled("p_lower", 1 + 1e-8), "p_lower is .* more than the counts allow"),
-    ("target", lambda row: row["looks"][-1].__setitem__(2, 0.001), "more than its share of alpha|spend more"),
-    ("target", lambda row: row["looks"].reverse() or row["looks"].append(row["looks"][0]), "look"),
+    ("target", inside(1, lambda one: one["looks"][-1].__setitem__(2, 0.001)), "more than its share|spend more"),
+    ("target", inside(1, lambda one: one["looks"].append(one["looks"][0])), "look"),
+    ("target", inside(1, lambda one: one["looks"].pop(0)), "looks are not those of|last look"),
     ("plan", put(choice=None), "record of the sigma search"),
-    ("plain", without("n_counts"), "the field 'n_counts' is missing"),
-    ("plain", without("tv"), "the field 'tv' is missing"),
+    ("plain", inside(1, without("votes")), "the field 'votes' is missing"),
+    ("plain", without("noise"), "the field 'noise' is missing"),
     ("plain", put(radius=None), "not usable"),
-    ("plain", put(n_counts=[200.0] + [0] * 9), "counts must be whole numbers"),
-    ("plain", put(n_counts=[10**18] + [0] * 9), "counts must be whole numbers"),
-    ("plain", put(sigma=1e6), "not usable: sigma is 1000000.0"),
+    ("plain", inside(1, put(votes=[200.0] + [0] * 9)), "are not 10 whole numbers"),
+    ("plain", inside(1, put(votes=[10**18] + [0] * 9)), "are not 10 whole numbers"),
+    ("plain", lambda row: (put(sigma=1e6)(row), both(sigma=1e6)(row)), "not usable: sigma is 1000000.0"),
 ]
 
 
@@ -320,11 +342,14 @@ def test_a_tampered_row_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put(schema_version=2), "schema_version"),
+        (put(schema_version=3), "schema_version"),
         (put(norm="linf"), "norm is 'linf'"),
         (put(level="certain"), "level is 'certain'"),
         (put(level="stateless"), "not recomputed"),
-        (put(level="memory"), "that of the header .memory."),
+        (put(level="memory"), "not usable"),
+        (lambda h: h["rule"].update(vote="plurality"), "does not count what a plurality vote asks for"),
+        (lambda h: h["rule"].update(bound="two-class"), "a vote and a bound that go together"),
+        (lambda h: h["subset"].update(shard=[1, 2], size=3), "does not belong to shard 1 of 2"),
         (put(alpha=0.0), "alpha is 0.0"),
         (put(sigma=None), "sigma must be a number"),
         (without("alpha"), "the field 'alpha' is missing"),
@@ -388,12 +413,12 @@ def noted(**values: Any) -> Change:
     ("name", "change", "message"),
     [
         ("first", scaled("radius", 1.01), "more than the .* that was certified"),
-        ("first", noted(certified=9.0), "certified is 9.0, more than the bounds give"),
+        ("first", noted(certified=9.0), "certified is 9.0, more than the counts give"),
         ("first", noted(kind="found"), "kind is 'found'"),
         ("first", noted(prediction=7), "class is 7, which the counts do not give"),
         ("first", put(prediction=7), "prediction is 7, that of its certificate|correct"),
         ("first", put(correct=None), "correct is None"),
-        ("first", noted(alpha=0.5), "the memory gave alpha 0.5"),
+        ("first", noted(alpha=1e-12), "more than the counts give at alpha 1e-12"),
         ("first", noted(kind="abstained"), "an abstained row has a class"),
         ("first", put(memory=None), "not usable"),
         ("second", noted(by=None), "names no region"),
@@ -451,11 +476,11 @@ def test_drawing_again_gives_the_same_counts(
 
 def forge(row: dict[str, Any]) -> None:
     """Counts that hang together and were never drawn."""
-    top = row["n0_counts"].index(max(row["n0_counts"]))
-    row["n_counts"] = [0] * 10
-    row["n_counts"][top] = 200
-    row["looks"][-1][1] = 200
-    lower = math.nextafter(clopper_pearson_lower(200, 200, 0.001) - row["tv"], 0)
+    fresh = row["measurements"][1]
+    top, fresh["votes"] = fresh["anchor"], [0] * 10
+    fresh["votes"][top], fresh["wins"] = 200, [200] * 10
+    fresh["looks"][-1][1] = [200] * 10
+    lower = math.nextafter(clopper_pearson_lower(200, 200, 0.001) - fresh["tv"], 0)
     row.update(p_lower=lower, p_upper=math.nextafter(1 - lower, 2), reason="certified", prediction=top)
     row.update(correct=row["prediction"] == row["label"], radius=float(row["sigma"] * normal_quantile_below(lower)))
     row["radius"] = math.nextafter(row["radius"], 0) * (1 - 1e-12)
@@ -465,14 +490,14 @@ def test_forged_counts_pass_the_arithmetic_but_not_the_draw(
     runs: dict[str, Path], smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in (runs["plain"] / "results.jsonl").read_text().splitlines()]
-    line = 1 + min(range(6), key=lambda i: max(rows[i]["n_counts"]))
+    line = 1 + min(range(6), key=lambda i: max(rows[i]["measurements"][1]["votes"]))
     target = tampered(runs["plain"], tmp_path / "run", forge, line)
     assert verify_run(target).ok
     run = load_run(target)
     found = resample_run(run, smoothed.with_block_size(run.header.block_size), data, 6)
     bad = [one for one in found if one.message]
     assert [one.id for one in bad] == [rows[line - 1]["id"]]
-    assert "have another class than the run says" in str(bad[0].message)
+    assert "give other answers than the run says" in str(bad[0].message)
 
 
 def test_another_input_is_named(
@@ -520,3 +545,66 @@ def test_many_findings_are_cut_short(cli: Callable[..., Answer], runs: dict[str,
     with (tmp_path / "run" / "results.jsonl").open("a") as file:
         file.write("{}\n" * 30)
     assert ".. and 10 more" in cli("verify", tmp_path / "run").out
+
+
+# a run of level memory beside its memory
+
+
+def test_rows_that_a_memory_answered_want_its_file(
+    cli: Callable[..., Answer], remembered: Path, tmp_path: Path
+) -> None:
+    second, store = remembered / "second", remembered / "a.memory"
+    alone = cli("verify", second)
+    assert alone.code == 0
+    assert "rows not checked: a memory's file answered them" in alone.out
+    assert cli("card", second, "--out", tmp_path / "card.json").code == 1
+    for name in ("first", "second"):
+        both = cli("verify", remembered / name, "--store", store)
+        assert (both.code, "not checked" in both.out) == (0, False), both.out
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("second", put(radius=9.0), "radius is 9.0, more than the .* that region 1|2 leaves"),
+        ("second", lambda row: row.update(prediction=7, correct=row["label"] == 7), "its class is 7, that of region"),
+        ("second", noted(by=99), "region 99 is not in the memory"),
+        ("first", noted(region=99), "region 99 is not in the memory"),
+        ("first", noted(region=1, attempt=1), "another certification|round another input|$^"),
+        ("first", noted(attempt=5), "another certification"),
+    ],
+)
+def test_a_row_that_its_memory_does_not_bear_out_is_named(
+    name: str, change: Change, message: str, remembered: Path, tmp_path: Path
+) -> None:
+    target = tampered(remembered / name, tmp_path / "run", change, line=1 if name == "second" else 2)
+    data = dds.load_data("fashion-mnist-sample")
+    found = verify_run(target, store=remembered / "a.memory", point=lambda i: data.x[i].ravel())
+    assert any(re.search(message, finding.message) for finding in found.findings), found.findings
+
+
+def test_a_region_larger_than_its_counts_is_named(remembered: Path, tmp_path: Path) -> None:
+    """A memory whose chain was made anew after a region grew: only its counts tell."""
+    import sqlite3
+
+    shutil.copy(remembered / "a.memory", tmp_path / "b.memory")
+    with sqlite3.connect(tmp_path / "b.memory") as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        db.execute("UPDATE regions SET radius = 3 * radius, certified = 3 * certified")
+    found = verify_run(remembered / "second", store=tmp_path / "b.memory")
+    assert any("was certified, more than its counts allow" in finding.message for finding in found.findings)
+
+
+def test_labels_are_those_of_the_data_set(
+    runs: dict[str, Path], smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
+) -> None:
+    """Labels set to the predictions hang together with every count; the data set tells."""
+
+    def flatter(row: dict[str, Any]) -> None:
+        row.update(label=(row["label"] + 1) % 10, correct=row["prediction"] == (row["label"] + 1) % 10)
+
+    target = tampered(runs["plain"], tmp_path / "run", flatter)
+    assert verify_run(target).ok
+    found = resample_run(load_run(target), smoothed.with_block_size(64), data, 6)
+    assert sum("its label is" in str(one.message) for one in found) == 1

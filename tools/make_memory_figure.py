@@ -25,7 +25,14 @@ from ddsmoothing.memory.regions import Regions
 POINTS = [(0.12, 0.35), (0.48, 0.6), (0.9, 0.55), (0.52, 0.25), (0.72, 0.2), (0.3, 0.8), (0.47, 0.88)]
 COLOURS = ("#0072B2", "#D55E00")
 BINDING = Binding(
-    model="id:strip", transform="none", norm="l2", dtype="float64", precision="fp32", shape=(2,), num_classes=2
+    model="id:strip",
+    transform="none",
+    norm="l2",
+    dtype="float64",
+    precision="fp32",
+    shape=(2,),
+    num_classes=2,
+    vote="pairwise",
 )
 
 

@@ -216,9 +216,15 @@ def _digest(grid: NDArray[np.int16], value: torch.Tensor, on_grid: bool) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _key(digest: str, before: int) -> int:
+    """The noise key of an input: of its bytes, and of how many equal ones stand before it, so that none share noise."""
+    text = digest if not before else hashlib.sha256(f"{digest} {before}".encode()).hexdigest()
+    return int(text[:16], 16)
+
+
 def _ids(ids: Sequence[int] | None, sha256: tuple[str, ...]) -> tuple[int, ...]:
     if ids is None:
-        return tuple(int(digest[:16], 16) for digest in sha256)
+        return tuple(_key(digest, sha256[:i].count(digest)) for i, digest in enumerate(sha256))
     given = ids.tolist() if isinstance(ids, (torch.Tensor, np.ndarray)) else ids
     try:
         checked = tuple(check_word(i, "input id") for i in given)

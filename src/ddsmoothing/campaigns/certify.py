@@ -34,7 +34,16 @@ from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.events import EventLog, Listener
-from ddsmoothing.runs.schema import NOT_COMPARED, DataIdentity, Header, ModelIdentity, ResultRow, RuleSpec, Subset
+from ddsmoothing.runs.schema import (
+    NOT_COMPARED,
+    DataIdentity,
+    Header,
+    ModelIdentity,
+    PolicySpec,
+    ResultRow,
+    RuleSpec,
+    Subset,
+)
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
 from ddsmoothing.streams import checked_seed
@@ -134,7 +143,7 @@ def certify_run(
         levels=smoothed.levels,
         device=str(batch.device),
         block_size=size,
-        policy=policy.config(),
+        policy=PolicySpec.model_validate(policy.config()),
         config=command or {},
     )
     if before is not None:

@@ -5,8 +5,11 @@ It draws nothing and knows no models and no files. Anyone who holds the measurem
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +26,12 @@ from ddsmoothing.noise import grid_table
 def total_variation(certificate: Certificate, sigma: float, d: int, levels: int) -> float:
     """Bound on the total-variation distance of d-dimensional grid noise to the rounded noise of the theorem."""
     return d * grid_table(certificate.noise.name, certificate.noise.scale(sigma), levels).tau
+
+
+def evidence_text(rule: Rule, alpha: float, moved: float, measurements: Sequence[dict[str, Any]]) -> str:
+    """JSON of a rule, the failure probability its looks were given, and measurements."""
+    text = {"rule": rule.config(), "alpha": alpha, "moved": moved, "measurements": measurements}
+    return json.dumps(text, separators=(",", ":"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,6 +178,11 @@ class Certification(Evidence):
         """``certified``, ``abstained``, or why sampling stopped before there was anything to certify."""
         pairs = zip(self.abstained, self.stopped, strict=True)
         return tuple((stopped or "abstained") if gone else "certified" for gone, stopped in pairs)
+
+    def evidence(self, i: int) -> str:
+        """JSON of all that the claim of one input follows from, for those who keep certificates one by one."""
+        drawn = [one.compact() for one in (self.pilots[i], self.fresh[i]) if one is not None]
+        return evidence_text(self.rule, self.alpha, float(self.moved[i]), drawn)
 
     def outcome(self, labels: ArrayLike) -> Outcome:
         """These certificates against the true classes ``(B,)``, for analysis; InputError where they are no classes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,19 +11,34 @@ import click
 
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
-from ddsmoothing.cli.loading import PLAUSIBLE_SIGMA, add, data_options, load
-from ddsmoothing.errors import InputError, SigmaError
+from ddsmoothing.cli.loading import add, data_options, load
+from ddsmoothing.cli.parsing import fixed_sigma, seconds_of, shard_of, sigma_policy, wanted_radii
+from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
     from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
 
+PAPER = {"n0": 100, "n": 100_000, "vote": "plurality", "bound": "one-class"}
 RUN_OPTIONS = (
     *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed"),
 )
 RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
-    *("model", "data", "split", "norm", "sigma", "lambda_", "alpha", "skip", "maximum", "num_classes", "no_labels"),
+    *(
+        "model",
+        "data",
+        "split",
+        "norm",
+        "vote",
+        "sigma",
+        "lambda_",
+        "alpha",
+        "skip",
+        "maximum",
+        "num_classes",
+        "no_labels",
+    ),
     *("precision", "channels_last", "compiled", "snap", "levels", "allow_large_sigma", "data_dependent", "sigma0"),
     *("sigma_min", "sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound"),
     *("randomized", "model_id", "shard"),
@@ -65,6 +79,7 @@ Examples:
 @click.option("--n-max", type=int, help="At most so many for the planning sampler (100,000), the default one.")
 @click.option("--radius", type=float, help="Only ask whether this radius is certified: the fewest samples.")
 @click.option("--radii", help="The same for several, such as 0.25,0.5,1: a certified-accuracy table.")
+@click.option("--paper", is_flag=True, help="As in papers' tables: n0 100, n 100,000, plurality vote, one-class bound.")
 @click.option("--label-aware", is_flag=True, help="Stop inputs whose pilot class is wrong.")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
 @click.option("--randomized", is_flag=True, help="Randomised bound: larger by about 1 %, depends on a coin.")
@@ -88,6 +103,19 @@ def certify(context: click.Context, /, **options: Any) -> None:
         _certify(context, options)
 
 
+def as_in_papers(context: click.Context, options: dict[str, Any]) -> None:
+    """What --paper stands for; refused beside options that say something else."""
+    for key, value in PAPER.items():
+        given = context.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT
+        if given and options[key] != value:
+            raise InputError(
+                f"--paper means {key.replace('_', '-')} {value}, got {options[key]}; leave one of them out."
+            )
+    if any(options[key] is not None for key in ("n_max", "radius", "radii")):
+        raise InputError("--paper fixes the numbers of samples, expected no --n-max, --radius or --radii with it.")
+    options.update(PAPER)
+
+
 def advice(out: Path | None) -> str:
     """How to go on after an interruption."""
     from ddsmoothing.runs.store import finished_rows
@@ -99,25 +127,29 @@ def advice(out: Path | None) -> str:
 
 def _certify(context: click.Context, options: dict[str, Any]) -> None:
     from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.claims import rule_for
     from ddsmoothing.plan import sampler_for
 
     if options["out"] is None and not options["forecast"]:
         raise InputError("expected --out, the run folder to write (or --forecast).")
     if options["out"] is not None:
         recall(context, options)
+    if options["paper"]:
+        as_in_papers(context, options)
     radii = wanted_radii(options)
     seconds_of(options["budget"])  # what is wrong with it is said before anything is loaded
     smoothed, data = load(options)
     policy = sigma_policy(options, smoothed, data)
     ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
     sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
+    rule = rule_for(options["vote"], options["bound"])
     if options["forecast"]:
         from ddsmoothing.campaigns.forecast import forecast
 
-        click.echo(forecast(smoothed, data, ids, policy, sampler, options["alpha"], options["bound"]).text())
+        click.echo(forecast(smoothed, data, ids, policy, sampler, options["alpha"], rule).text())
         return
     policy.check(smoothed, len(ids))
-    sampler.check(options["alpha"], options["bound"])
+    sampler.check(options["alpha"], rule.bound)
     check_labels(data, ids, smoothed.num_classes)
     if not options["no_preflight"] and not options["out"].exists():
         preflight(smoothed, data, ids, policy)
@@ -204,39 +236,6 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
                 raise InputError(f"{options['out'] / HEADER}: {key} is {text}: {error.message}") from None
 
 
-def wanted_radii(options: dict[str, Any]) -> list[float] | None:
-    """The radii of --radius or --radii."""
-    if options["radius"] is not None and options["radii"] is not None:
-        raise InputError("expected one of --radius and --radii.")
-    if options["radius"] is not None:
-        return [options["radius"]]
-    return None if options["radii"] is None else numbers(options["radii"], "--radii")
-
-
-def shard_of(text: str | None) -> tuple[int, int] | None:
-    """``2/8`` as a pair."""
-    if text is None:
-        return None
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise InputError(f"--shard is {text!r}, expected i/n such as 2/8.")
-    return int(parts[0]), int(parts[1])
-
-
-def seconds_of(text: str | None) -> float | None:
-    """``90s``, ``30m``, ``8h`` or plain seconds."""
-    if text is None:
-        return None
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
-    try:
-        value = float(text if unit is None else text[:-1]) * (unit or 1.0)
-    except ValueError:
-        value = -1.0
-    if not 0.0 < value < float("inf"):
-        raise InputError(f"--budget is {text!r}, expected a time such as 90s, 30m or 8h.")
-    return value
-
-
 @click.command(
     epilog="""\b
 Example:
@@ -275,75 +274,3 @@ def predict(**options: Any) -> None:
             click.echo(json.dumps({"id": i, "label": label, "prediction": answer}))
         else:
             click.echo(f"{i}\t{'-' if label is None else label}\t{answer}")
-
-
-def check_plausible(sigma: float, allowed: bool) -> float:
-    """Refuse a sigma that was meant for pixels in 0..255."""
-    if sigma > PLAUSIBLE_SIGMA and not allowed:
-        raise SigmaError(
-            f"sigma {sigma:g} is very large for pixels in [0, 1]; if it was meant for 0..255, use {sigma / 255:.4g}. "
-            "If not, add --allow-large-sigma."
-        )
-    return sigma
-
-
-def fixed_sigma(options: dict[str, Any]) -> float:
-    """The one sigma that --sigma or --lambda gives."""
-    from ddsmoothing.noise import Uniform
-
-    sigma, lambda_ = options["sigma"], options["lambda_"]
-    if lambda_ is not None and options["norm"] != "l1":
-        raise InputError("--lambda is the half-width of uniform noise, expected --norm l1 with it.")
-    if (sigma is None) == (lambda_ is None):
-        raise InputError("expected exactly one of --sigma S and --lambda L (l1 only).")
-    return check_plausible(sigma if lambda_ is None else Uniform().sigma(lambda_), options["allow_large_sigma"])
-
-
-def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Dataset) -> SigmaPolicy:
-    """Where the options say that sigma comes from."""
-    from ddsmoothing.campaigns import SigmaPolicy
-    from ddsmoothing.campaigns.policy import subset_ids
-    from ddsmoothing.models import model_identity
-    from ddsmoothing.sigma.files import load_sigmas
-
-    fixed = options["sigma"] is not None or options["lambda_"] is not None
-    if fixed + options["data_dependent"] + (options["sigmas"] is not None) != 1:
-        raise InputError("expected exactly one of --sigma S (or --lambda L), --data-dependent and --sigmas FILE.")
-    if fixed:
-        return SigmaPolicy.fixed(fixed_sigma(options))
-    if options["sigmas"] is not None:
-        file = load_sigmas(options["sigmas"])
-        file.check(data.fingerprint(), model_identity(smoothed.model, options["model_id"]), options["norm"])
-        ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
-        return SigmaPolicy.given(file.of(ids), hashlib.sha256(options["sigmas"].read_bytes()).hexdigest())
-    grid = parse_grid(options["sigma_grid"], options["allow_large_sigma"])
-    return SigmaPolicy.search(start_sigma(options, smoothed), options["sigma_min"], options["sigma_max"], grid)
-
-
-def start_sigma(options: dict[str, Any], smoothed: SmoothedClassifier) -> float:
-    """sigma0 as given, else what the model says it was trained with."""
-    from ddsmoothing.models import spec_of
-
-    sigma0 = options["sigma0"]
-    if sigma0 is None:
-        spec = spec_of(smoothed.model)
-        sigma0 = None if spec is None else spec.sigma0
-        if sigma0 is None:
-            raise InputError("this model does not say what noise it was trained with; give --sigma0.")
-    for value in (sigma0, options["sigma_min"], options["sigma_max"]):
-        if value is not None:
-            check_plausible(value, options["allow_large_sigma"])
-    return float(sigma0)
-
-
-def parse_grid(text: str | None, allowed: bool) -> list[float] | None:
-    """The sigmas of --sigma-grid."""
-    return None if text is None else [check_plausible(value, allowed) for value in numbers(text, "--sigma-grid")]
-
-
-def numbers(text: str, option: str) -> list[float]:
-    """Numbers separated by commas."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} is {text!r}, expected numbers such as 0.25,0.5,1.") from None

@@ -20,7 +20,7 @@ PLAUSIBLE_SIGMA = 4.0
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, cifar-resnet110, .., or pkg.module:function."
 DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
 OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
-OF_ENGINE = ("block_size", "precision", "channels_last", "compiled", "snap", "levels")
+OF_ENGINE = ("vote", "block_size", "precision", "channels_last", "compiled", "snap", "levels")
 
 
 Command = Callable[..., Any]
@@ -62,6 +62,13 @@ def engine_options(function: Command) -> Command:
     return add(function, options)
 
 
+def vote_option(function: Command) -> Command:
+    """Which smoothed classifier is meant."""
+    text = "pairwise: the class that beats every other one; plurality: the class given most often."
+    known = click.Choice(["pairwise", "plurality"])
+    return add(function, [click.option("--vote", type=known, default="pairwise", show_default=True, help=text)])
+
+
 def data_options(function: Command) -> Command:
     """Options of every command that takes a model and a data set."""
     options = [
@@ -74,6 +81,7 @@ def data_options(function: Command) -> Command:
         click.option("--max", "maximum", type=int, help="At most so many inputs."),
         click.option("--no-labels", is_flag=True, help="Accept data without labels."),
         click.option("--seed", type=int, help="Of the noise; default: from the operating system, and recorded."),
+        vote_option,
         engine_options,
         click.option("--snap", is_flag=True, help="Move inputs to the grid first; radii lose the distance."),
         click.option("--levels", type=int, default=255, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."),

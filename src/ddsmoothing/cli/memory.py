@@ -1,4 +1,4 @@
-"""``ddsmoothing memory``: apply, query, info, verify, seal and order-study."""
+"""``ddsmoothing memory``: apply, query, info, head, verify, seal and order-study."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options
+from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options, vote_option
 from ddsmoothing.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
@@ -122,7 +124,7 @@ def _floors(run: Any, data: Any, options: dict[str, Any]) -> Any:
     grid = grid_of(run)
     if options["model"] is None:
         raise InputError("--floor draws fresh samples at every sigma of the grid; give the run's --model.")
-    options = options | {"norm": run.header.norm, "num_classes": run.header.num_classes}
+    options = options | {key: getattr(run.header, key) for key in ("norm", "num_classes", "vote")}
     smoothed = load_smoothed(options, data[:1][0])
     with SampleProgress(len(run) * len(grid) * options["floor_n"], "floor") as progress:
         return order_proof_floor(run, smoothed, data, n=options["floor_n"], progress=progress)
@@ -148,6 +150,7 @@ Examples:
 @click.option("--n-max", type=int, help="Most samples an input, where they are planned.  [default: 100000]")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
 @click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True)
+@vote_option
 @_risk_options
 @click.option("--grow", is_flag=True, help="Inside a region, certify all the same and store a larger ball.")
 @click.option("--model-id", help="Names a model that has no hash (a bare callable).")
@@ -178,7 +181,6 @@ def _floored(radius: float) -> str:
 
 def _inputs(path: Path) -> torch.Tensor:
     """Inputs ``(B, ...)`` of an npz or png file."""
-    import numpy as np
     import torch
 
     from ddsmoothing.data import load_data
@@ -187,19 +189,30 @@ def _inputs(path: Path) -> torch.Tensor:
         return load_data(str(path), labels=False)[:][0]
     if path.suffix != ".png":
         raise InputError(f"--input is {path}, expected FILE.npz with x or FILE.png.")
-    from PIL import Image, UnidentifiedImageError
+    return torch.from_numpy(_pixels(path))[None]
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    """The pixels ``(C, H, W)`` of a PNG image of 8 bits a channel."""
+    import numpy as np
+
+    from ddsmoothing.data.images import read_image
 
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA", "I", "I;16") else "RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} is not a readable PNG image: {error}.") from error
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)[None].contiguous()
+        with path.open("rb") as file:
+            front = file.read(25)  # the depth, in bits a channel, is the last of these bytes
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    if front[:8] != b"\x89PNG\r\n\x1a\n" or front[24:] != b"\x08":
+        raise InputError(f"{path} is no PNG image of 8 bits a channel; save it as one, or give numbers as FILE.npz.")
+    image = read_image(path)
+    pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolicy:
     from ddsmoothing.campaigns import SigmaPolicy
-    from ddsmoothing.cli.certify import check_plausible, parse_grid, start_sigma
+    from ddsmoothing.cli.parsing import check_plausible, parse_grid, start_sigma
 
     if options["sigma"] is not None:
         if any(options[key] is not None for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")):
@@ -242,6 +255,7 @@ def info(store: Path, as_json: bool) -> None:
         "risk": str(opened.risk),
         "alpha_of_next_attempt": opened.risk.of(opened.attempts + 1),
         "sealed": opened.sealed,
+        "head": opened.head,
         "created": opened.created,
         **asdict(opened.binding),
     }
@@ -254,22 +268,38 @@ def info(store: Path, as_json: bool) -> None:
 
 @memory.command()
 @FILE
+def head(store: Path) -> None:
+    """Print the last hash of a memory, over all that was ever done with it. Keep it elsewhere, for `verify --head`."""
+    from ddsmoothing.memory import Store
+
+    opened = Store.open(store)
+    with opened.reading():
+        click.echo(f"{opened.head}  {store} ({len(opened)} regions, {opened.attempts} attempts)")
+
+
+@memory.command()
+@FILE
 @click.option("--quick", is_flag=True, help="Leave out the distances of all pairs of regions.")
-def verify(store: Path, quick: bool) -> None:
-    """Check pages, hashes, points, sketches, radii, the seal, and that regions of two classes never meet."""
+@click.option("--head", "known", help="What `memory head` printed earlier: the file must go on from there.")
+def verify(store: Path, quick: bool, known: str | None) -> None:
+    """Check pages, tables, hashes, points, sketches, radii, attempts, the seal, and that no two classes' regions meet.
+
+    Without --head a file that was rewritten as a whole, or put back from an older copy, is not told from the memory.
+    """
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.memory import Store
     from ddsmoothing.memory.verify import verify_store
 
     opened = Store.open(store)
     with SampleProgress(max(1, len(opened)), f"verifying {len(opened)} regions", "regions") as progress:
-        found = verify_store(opened, pairs=not quick, progress=progress)
+        found = verify_store(opened, pairs=not quick, head=known, progress=progress)
     for line in found.findings:
         click.echo(printable(line))
     if not found.ok:
         raise StoreError(f"{store}: {len(found.findings)} findings.")
     pairs = "" if found.pairs else ", pairs left out"
     click.echo(f"{store}: {found.regions} regions of {found.attempts} attempts hold what they say{pairs}.")
+    click.echo(f"head {found.head}{'' if known is None else ', and the one given is in its chain'}")
 
 
 @memory.command()

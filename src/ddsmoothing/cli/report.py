@@ -68,7 +68,8 @@ Example:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="The same as Markdown, for a model card.")
-def card(run: Path, out: Path, markdown: Path | None) -> None:
+@click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
+def card(run: Path, out: Path, markdown: Path | None, store: Path | None) -> None:
     """Write a certificate card: what a run certified, how, with which results, and what it does not claim.
 
     Its JSON Schema is shipped as ddsmoothing/report/certificate.schema.json. See docs/report.md.
@@ -76,7 +77,7 @@ def card(run: Path, out: Path, markdown: Path | None) -> None:
     from ddsmoothing.report import write_card
     from ddsmoothing.runs import load_run
 
-    write_card(load_run(run), out, markdown)
+    write_card(load_run(run), out, markdown, store=store)
     for path in (out, markdown):
         if path is not None:
             say(str(path), out, markdown)

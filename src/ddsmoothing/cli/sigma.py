@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from ddsmoothing.cli.certify import parse_grid, start_sigma
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import data_options, load
 from ddsmoothing.cli.messages import say
+from ddsmoothing.cli.parsing import parse_grid, start_sigma
 
 FILE = click.Path(path_type=Path)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ddsmoothing.cli.certify import numbers
 from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
 from ddsmoothing.cli.loading import add
+from ddsmoothing.cli.parsing import numbers
 
 if TYPE_CHECKING:
     from ddsmoothing.data import Dataset

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ddsmoothing.campaigns.policy import SigmaPolicy
+from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError, ShapeError
 from ddsmoothing.inputs import Batch, prepare
@@ -28,12 +29,12 @@ from ddsmoothing.plan import sampler_for
 
 
 class Certifier(Protocol):
-    """What a memory asks outside its regions; every call draws fresh noise, keyed by (seed, attempt)."""
+    """What a memory asks outside its regions; every call draws fresh noise, keyed by (seed, noise_id)."""
 
     def check(self, alpha: float) -> None:
         """Raise InfeasibleError if no sample could certify at this alpha."""
 
-    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> Found:
+    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, noise_id: int) -> Found:
         """A certificate of level ``pointwise`` for one input ``(1, ...)``."""
 
     def predict(self, x: torch.Tensor, *, seed: int) -> int:
@@ -43,13 +44,15 @@ class Certifier(Protocol):
 class CertifiedMemory:
     """A data-dependent smoothed classifier that keeps its word, backed by one file.
 
-    ``create`` starts a memory and ``open`` takes one up again; any number of processes may query the same file. Its
-    invariant: regions of different classes never meet, and no stored radius exceeds the certified one.
+    ``create`` starts a memory and ``open`` takes one up again; any number of threads and processes may query the same
+    file. Its invariant: regions of different classes never meet, and no stored radius exceeds the certified one.
 
+    Args:
+        certifier: what is asked outside the regions; None for a memory that is only to be peeked into.
     References: Alfarra et al. 2022, arXiv:2012.04351, section 4 (the memory), with the rules of docs/memory.md.
     """
 
-    def __init__(self, store: Store, certifier: Certifier) -> None:
+    def __init__(self, store: Store, certifier: Certifier | None = None) -> None:
         self.store, self._certifier, self._regions = store, certifier, Regions(store)
 
     @classmethod
@@ -78,7 +81,7 @@ class CertifiedMemory:
             shape, dtype: of one input.   alpha: failure probability of each certification (default 0.001), or delta:
                 of the whole memory, all attempts together.
             n0, n, n_max, bound: as for ``SmoothedClassifier.certify``.   transform: how stored numbers became inputs.
-            seed: 64 bits that key all noise; keep None (random) wherever an adversary may ask.
+            seed: 64 bits that key all noise, together with random bits of each attempt: a fixed seed repeats nothing.
         """
         binding = binding_of(smoothed, tuple(shape), transform=transform, dtype=dtype, model_id=model_id)
         risk = Risk(alpha=0.001 if alpha is None and delta is None else alpha, delta=delta)
@@ -106,8 +109,8 @@ class CertifiedMemory:
         return cls(store, SmoothedCertifier(smoothed, policy, sampler_for(n0, n, n_max, None), bound))
 
     def __len__(self) -> int:
-        self.store.refresh()
-        return len(self.store)
+        with self.store.reading():
+            return len(self.store)
 
     def query(self, x: torch.Tensor, *, grow: bool = False) -> Answers:
         """Answer inputs ``(B, ...)`` one after another, in their order.
@@ -119,8 +122,22 @@ class CertifiedMemory:
             grow: inside a region, certify all the same, and store the ball if it is larger than what is known.
         Raises: ShapeError, StoreError, InfeasibleError, ModelError.
         """
-        batch = prepared(x, self.store.binding)
-        return Answers(rows=tuple(self._query(x[i : i + 1], point_of(batch, i), grow) for i in range(len(batch))))
+        if self._certifier is None:
+            raise InputError("this memory was opened without a classifier, expected one; `peek` needs none.")
+        batch, asked = prepared(x, self.store.binding), self._certifier
+        return Answers(
+            rows=tuple(self._query(asked, x[i : i + 1], point_of(batch, i), grow) for i in range(len(batch)))
+        )
+
+    def peek(self, x: torch.Tensor) -> Answers:
+        """What inputs ``(B, ...)`` are answered inside the regions: nothing is stored, drawn or asked of a classifier.
+
+        Outside all regions: ABSTAIN, radius 0, reason ``outside``.
+        """
+        batch, store = prepared(x, self.store.binding), self.store
+        points = [point_of(batch, i) for i in range(len(batch))]
+        found = [self._regions.look_up(point, store.sketch.of(point[None])[0]) for point in points]
+        return Answers(rows=tuple(row or Answer(prediction=ABSTAIN, radius=0.0, reason="outside") for row in found))
 
     def seal(self) -> str:
         """Freeze the memory for good and return its hash; see ``Store.seal``."""
@@ -130,19 +147,18 @@ class CertifiedMemory:
         """Close the file."""
         self.store.close()
 
-    def _query(self, x: torch.Tensor, point: Point, grow: bool) -> Answer:
+    def _query(self, certifier: Certifier, x: torch.Tensor, point: Point, grow: bool) -> Answer:
         store, sketch = self.store, self.store.sketch.of(point[None])[0]
-        store.refresh()
         inside = self._regions.look_up(point, sketch)
         if inside is not None and not (grow and store.sealed is None):
             return inside
         if store.sealed is not None:
-            return self._uncertified(self._certifier.predict(x, seed=secrets.randbits(64)))
-        self._certifier.check(store.risk.of(self._next_attempt()))
+            return self._uncertified(certifier.predict(x, seed=secrets.randbits(64)))
+        certifier.check(store.risk.of(store.attempts + 1))
         attempt = store.reserve()
-        found = self._certifier.certify(
-            x, alpha=store.risk.of(self._alpha_number(attempt)), seed=store.seed, attempt=attempt
-        )
+        found = certifier.certify(
+            x, alpha=store.risk.of(attempt), seed=store.seed, noise_id=store.noise_id(attempt)
+        )  # no lock is held meanwhile
         with store.writing():
             if store.sealed is not None:
                 return self._uncertified(found.prediction)
@@ -154,13 +170,6 @@ class CertifiedMemory:
                 return grown if grown.region is not None else inside
             return inside
 
-    def _next_attempt(self) -> int:
-        return self.store.attempts + 1
-
-    def _alpha_number(self, attempt: int) -> int:
-        """Which number decides an attempt's share of delta: its own, whatever became of those before it."""
-        return attempt
-
     @staticmethod
     def _uncertified(prediction: int) -> Answer:
         return Answer(prediction=prediction, radius=0.0, reason="uncertified")
@@ -170,7 +179,7 @@ def prepared(x: torch.Tensor, binding: Binding) -> Batch:
     """Inputs ``(B, ...)`` made ready; ShapeError or InputError unless they are of the memory's shape and type."""
     if isinstance(x, torch.Tensor) and tuple(x.shape[1:]) != binding.shape:
         raise ShapeError(f"got inputs of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, binding.shape))}).")
-    batch = prepare(x, range(len(x)), torch.device("cpu"), any_range=True)  # perturbed ones may lie anywhere
+    batch = prepare(x, None, torch.device("cpu"), any_range=True)  # perturbed ones may lie anywhere
     dtype = str(batch.dtype).removeprefix("torch.")
     if dtype != binding.dtype:
         raise InputError(f"got {dtype} inputs, expected {binding.dtype} (or uint8): the memory belongs to that type.")

@@ -33,12 +33,12 @@ NO_FLOOR = Floor(radius=0.0)
 
 def grid_of(run: Run) -> tuple[float, ...]:
     """The finite set of sigmas that a run chose from; InputError for any other run."""
-    grid = run.header.policy.get("sigma_grid")
+    grid = run.header.policy.sigma_grid
     if not grid:
         raise InputError(
             f"{run.path} did not choose its sigmas from a finite set; certify with --sigma-grid to have a floor."
         )
-    return tuple(float(sigma) for sigma in grid)
+    return grid
 
 
 def check_sigmas(store: Store, grid: tuple[float, ...]) -> None:

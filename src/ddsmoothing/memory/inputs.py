@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsmoothing.claims import POINTWISE
+from ddsmoothing.claims.results import evidence_text
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.memory.classifier import point_of, prepared
@@ -111,7 +112,13 @@ def sketches_of(points: list[Point], binding: Binding) -> NDArray[np.float32]:
 def found_at(header: Header, row: ResultRow, alpha: float) -> Found:
     """The certificate that a row's counts allow at the memory's alpha; what the row says of itself is not believed."""
     claim = header.claim(row, alpha)
-    return Found(prediction=claim.prediction, radius=claim.radius, sigma=row.sigma)
+    drawn = [one.compact() for one in row.measurements]
+    return Found(
+        prediction=claim.prediction,
+        radius=claim.radius,
+        sigma=row.sigma,
+        evidence=evidence_text(header.judge, header.alpha, row.moved, drawn),
+    )
 
 
 def touching(inputs: Inputs, found: list[Found]) -> list[Pair]:

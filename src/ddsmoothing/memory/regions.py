@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsmoothing.claims import ABSTAIN
-from ddsmoothing.errors import StoreError
 from ddsmoothing.memory import rules
 from ddsmoothing.memory.rules import Point
 from ddsmoothing.memory.store import Store
@@ -20,11 +19,16 @@ LEVEL_MEMORY: Final = "memory"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A certificate of level ``pointwise``: ABSTAIN (-1) and 0 where there is none; sigma is what it was made at."""
+    """A certificate of level ``pointwise``: ABSTAIN (-1) and 0 where there is none.
+
+    Attributes:
+        sigma: what it was made at.   evidence: JSON of the counts behind it, kept with its region; may be empty.
+    """
 
     prediction: int
     radius: float
     sigma: float
+    evidence: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,8 @@ class Answer:
         prediction: class, or ABSTAIN (-1).   radius: within it every LATER query to the same memory gets this class;
             0 where nothing is claimed.
         reason: ``answered`` (inside region ``by``, no forward pass), ``kept`` (stored whole), ``cut`` (by region
-            ``by``; stored unless nothing was left), ``abstained``, or ``uncertified`` (outside a sealed memory).
+            ``by``; stored unless nothing was left), ``abstained``, ``uncertified`` (outside a sealed memory), or
+            ``outside`` (all regions; nothing was asked of the classifier).
         by: region that answered or cut.   region: the one stored for this input.   certified: radius before the rules.
         attempt, sigma: of the certification made; None without one.
     """
@@ -84,7 +89,7 @@ class Regions:
         self._norm, self._d = store.binding.norm, store.binding.d
 
     def look_up(self, point: Point, sketch: NDArray[np.float32]) -> Answer | None:
-        """The answer of the regions that contain a point, None outside all of them.
+        """The answer of the regions that contain a point, of all that were stored by now; None outside all of them.
 
         Raises: StoreError where regions of different classes contain it: then the file is damaged.
         """
@@ -93,10 +98,8 @@ class Regions:
         if not len(held):
             return None
         if len(set(labels[held].tolist())) > 1:
-            raise StoreError(
-                f"{self.store.name} is damaged: regions {[numbers[i] for i in held]} of different classes meet in a "
-                "point. Restore a copy."
-            )
+            met = " and ".join(str(numbers[i]) for i in held)
+            raise self.store.database.damaged(f"regions {met}", "those of different classes meet in a point")
         left = [rules.within(self._norm, self._d, float(radii[i]), float(far[i])) for i in held]
         best = int(np.argmax(left))
         return Answer(
@@ -112,8 +115,9 @@ class Regions:
     def _near(
         self, point: Point, sketch: NDArray[np.float32], radius: float, not_of: int | None
     ) -> tuple[list[int], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        numbers = (self.store.index.near(sketch, radius, not_of=not_of) + 1).tolist()
-        balls = [self.store.ball(number) for number in numbers]
+        with self.store.reading():
+            numbers = (self.store.index.near(sketch, radius, not_of=not_of) + 1).tolist()
+            balls = [self.store.ball(number) for number in numbers]
         far = [rules.distance(self._norm, point, ball[2]) for ball in balls]
         labels = np.array([ball[0] for ball in balls], dtype=np.int64)
         return numbers, labels, np.array(far), np.array([ball[1] for ball in balls])
@@ -139,6 +143,7 @@ class Regions:
                 certified=found.radius,
                 sigma=found.sigma,
                 attempt=attempt,
+                evidence=found.evidence,
                 sketch=sketch,
             )
         return Answer(

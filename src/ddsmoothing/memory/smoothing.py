@@ -1,4 +1,4 @@
-"""A smoothed classifier as a memory asks it: one input, one attempt number, noise that is never drawn twice."""
+"""A smoothed classifier as a memory asks it: one input, one attempt, noise that is never drawn twice."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PREDICT_SAMPLES, PREDICT_ALPHA = 1000, 0.001
 
 
 class SmoothedCertifier:
-    """Chooses sigma by a policy, then certifies with fresh samples; both keyed by the memory's seed and the attempt.
+    """Chooses sigma by a policy, then certifies with fresh samples; both keyed by the memory's seed and a noise id.
 
-    The streams of search, pilot and certification are disjoint, and an attempt number is given once, so no random
-    number is ever used twice.
+    The streams of search, pilot and certification are disjoint, and each attempt has a noise id of its own, so no
+    random number is ever used twice.
     """
 
     def __init__(self, smoothed: SmoothedClassifier, policy: SigmaPolicy, sampler: Sampler, bound: str) -> None:
@@ -36,13 +36,18 @@ class SmoothedCertifier:
         """Raise InfeasibleError if samples that all agree certify nothing at this alpha."""
         self._sampler.check(alpha, self._bound)
 
-    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, attempt: int) -> Found:
-        """Certify one input ``(1, ...)`` as this attempt."""
-        sigma = self._sigma(x, alpha, seed, attempt)
+    def certify(self, x: torch.Tensor, *, alpha: float, seed: int, noise_id: int) -> Found:
+        """Certify one input ``(1, ...)``."""
+        sigma = self._sigma(x, alpha, seed, noise_id)
         result = self._smoothed.certify(
-            x, sigma, sampler=self._sampler, alpha=alpha, bound=self._bound, seed=seed, ids=[attempt]
+            x, sigma, sampler=self._sampler, alpha=alpha, bound=self._bound, seed=seed, ids=[noise_id]
         )
-        return Found(prediction=int(result.prediction[0]), radius=float(result.radius[0]), sigma=sigma)
+        return Found(
+            prediction=int(result.prediction[0]),
+            radius=float(result.radius[0]),
+            sigma=sigma,
+            evidence=result.evidence(0),
+        )
 
     def predict(self, x: torch.Tensor, *, seed: int) -> int:
         """The smoothed classifier's class at the sigma of the policy; nothing is claimed."""
@@ -50,7 +55,7 @@ class SmoothedCertifier:
         answer = self._smoothed.predict(x, sigma, n=PREDICT_SAMPLES, alpha=PREDICT_ALPHA, seed=seed, ids=[0])
         return int(answer.prediction[0])
 
-    def _sigma(self, x: torch.Tensor, alpha: float, seed: int, attempt: int) -> float:
+    def _sigma(self, x: torch.Tensor, alpha: float, seed: int, noise_id: int) -> float:
         policy = self._policy
         if policy.kind != "search":
             assert policy.sigma is not None
@@ -66,7 +71,7 @@ class SmoothedCertifier:
             n=self._sampler.largest(),
             alpha=alpha,
             seed=seed,
-            ids=[attempt],
+            ids=[noise_id],
         )
         return float(found.sigma[0])
 

@@ -193,7 +193,7 @@ def _facts_of(run: Results) -> dict[str, str]:
         source = f"{run.header.source}, SHA-256 {run.header.sha256}"
         return {"folder": run.name, "created": run.header.created, "file": source}
     header, risk = run.header, set_risk(run)
-    options = {key: value for key, value in header.policy.items() if value is not None}
+    options = header.policy.model_dump(exclude_none=True)
     modes = [
         name for name in ("randomized", "label_aware", "channels_last", "compiled", "snap") if getattr(header, name)
     ]

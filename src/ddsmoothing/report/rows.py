@@ -31,7 +31,7 @@ _EXACT: Final = 2**53  # larger integers are no numbers to a browser
 
 def rows_data(runs: Sequence[Results], pictures: Pictures) -> dict[str, Any]:
     """Rows of all runs by input and run, as columns; texts that repeat are numbered in ``names``."""
-    reasons = {text: i for i, text in enumerate(sorted({row.reason for run in runs for row in run.rows}))}
+    reasons = {text: i for i, text in enumerate(sorted({_reason(row) for run in runs for row in run.rows}))}
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     order = sorted((row.id, number, row) for number, run in enumerate(runs) for row in run.rows)
     for key, number, row in order:
@@ -45,7 +45,7 @@ def rows_data(runs: Sequence[Results], pictures: Pictures) -> dict[str, Any]:
             "outcome": _outcome(row.prediction != ABSTAIN and row.radius > 0.0, row.correct),
             "sigma": None if math.isnan(row.sigma) else round(row.sigma, DIGITS),
             "radius": float(floor_text(row.radius, DIGITS)),
-            "reason": reasons[row.reason],
+            "reason": reasons[_reason(row)],
         }
         for name, value in cells.items():
             columns[name].append(value)
@@ -55,6 +55,12 @@ def rows_data(runs: Sequence[Results], pictures: Pictures) -> dict[str, Any]:
         "pictures": pictures.png,
         "digits": DIGITS,
     }
+
+
+def _reason(row: Any) -> str:
+    """In words, with the region of a memory where one answered or cut."""
+    note = getattr(row, "memory", None)
+    return str(row.reason) if note is None or note.by is None else f"{row.reason} by region {note.by}"
 
 
 def _outcome(certified: bool, correct: bool | None) -> int:

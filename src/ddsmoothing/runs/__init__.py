@@ -2,6 +2,7 @@
 
 from ddsmoothing.runs.export import FORMATS, export_run
 from ddsmoothing.runs.imports import Imported, Results, import_file, load_results
+from ddsmoothing.runs.rejudge import rejudged
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run, load_run
 
@@ -16,4 +17,5 @@ __all__ = [
     "import_file",
     "load_results",
     "load_run",
+    "rejudged",
 ]

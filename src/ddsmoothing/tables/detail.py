@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddsmoothing.analysis import RADII, acr, certified_accuracy
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.claims import ABSTAIN
-from ddsmoothing.runs import Results, Run
+from ddsmoothing.runs import ResultRow, Results, Run
 from ddsmoothing.tables.labels import labels_of, paired, percent, provenance
 from ddsmoothing.tables.summary import Record
 from ddsmoothing.tables.table import Table
@@ -20,8 +20,9 @@ from ddsmoothing.tables.table import Table
 WORST: Final = 10
 KEYS: Final = (
     *("id", "label", "prediction", "correct", "reason", "radius", "p_lower", "p_upper", "sigma", "lambda_"),
-    *("norm", "level", "alpha", "bound", "sampler", "n0_counts", "n_counts", "samples", "seconds"),
+    *("samples", "seconds"),
 )
+OF_RUN: Final = ("norm", "level", "alpha", "vote", "bound", "sampler")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +142,12 @@ def _worst(label: str, found: Record) -> Table:
 
 def row_records(run: Run) -> list[dict[str, Any]]:
     """One flat record a row, with its counts; numbers as they are in the run folder."""
-    marks = {"partial": run.partial, "made_on": provenance(run)}
-    return [{key.removesuffix("_"): _plain(getattr(row, key)) for key in KEYS} | marks for row in run.rows]
+    marks: dict[str, Any] = {key: getattr(run.header, key) for key in OF_RUN}
+    marks |= {"partial": run.partial, "made_on": provenance(run)}
+    return [{key.removesuffix("_"): getattr(row, key) for key in KEYS} | _counts(row) | marks for row in run.rows]
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _counts(row: ResultRow) -> dict[str, list[int]]:
+    """Votes of the pilot, and votes and wins of what certifies; empty where nothing was drawn or counted."""
+    votes, wins = (row.fresh.votes, row.fresh.wins or ()) if row.fresh is not None else ((), ())
+    return {"pilot_votes": list(row.pilot.votes), "votes": list(votes), "wins": list(wins)}

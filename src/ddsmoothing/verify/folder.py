@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import RunError
-from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size, levels_of
+from ddsmoothing.verify.memory import Memory, Points, check_binding, check_remembered
+from ddsmoothing.verify.old import is_old, new_header, new_row
+from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
 
 SAMPLERS: Final = ("exact", "plan", "target")
-BOUNDS: Final = ("one-class", "two-class")
+RULES: Final = (("pairwise", "one-class"), ("plurality", "one-class"), ("plurality", "two-class"))
 LEVELS: Final = ("pointwise", "memory", "stateless")
 RECOMPUTED: Final = ("pointwise", "memory")  # memory: as far as the run alone shows it
 
@@ -37,12 +39,18 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked and what was found wrong; d: numbers in one input, as its total-variation budgets imply."""
+    """What was checked and what was found wrong.
+
+    Attributes:
+        d: numbers in one input, as its total-variation budgets imply.
+        unchecked: rows whose claims rest on a memory's file that was not given.
+    """
 
     path: Path
     rows: int
     findings: tuple[Finding, ...]
     d: int | None
+    unchecked: int = 0
 
     @property
     def ok(self) -> bool:
@@ -50,13 +58,23 @@ class Verification:
         return not self.findings
 
 
-def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) -> Verification:
-    """Recompute every bound and radius of a run folder from its counts.
+def verify_run(
+    path: str | Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    store: str | Path | None = None,
+    point: Points | None = None,
+) -> Verification:
+    """Recompute every bound and radius of a run folder from its counts, those of schema 1 too.
 
     Args:
         progress: called with the number of rows done.
-    Raises: RunError where the folder cannot be read or its header is not a JSON object; all else is a finding.
+        store: the memory's file, for a run of level ``memory``: rows that it answered rest on it.
+        point: gives an input by its id as flat stored numbers, so that distances to regions are recomputed too.
+    Raises: RunError where the folder cannot be read or its header is not a JSON object; StoreError for the memory's
+        file; all else is a finding.
     """
+    memory = None if store is None else Memory(Path(store))
     folder = Path(path)
     if (folder / "imported.json").exists():
         raise RunError(f"{folder} holds imported results: rounded radii are never proof, and there are no counts.")
@@ -67,23 +85,33 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
         raise RunError(f"{folder} is not a run folder: {Path(error.filename).name}: {error.strerror}.") from error
     except ValueError as error:
         raise RunError(f"{folder / 'header.json'} is not readable: {error}.") from error
+    old = is_old(header)
+    try:
+        header = new_header(header) if old else header
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'header.json'} is not a header of schema 1: {error}.") from error
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
-    seen: dict[int, int] = {}
+    if memory is not None:
+        findings += [Finding(line=None, id=None, message=text) for text in _run(check_binding, header, memory)]
+    unchecked, seen = 0, dict[int, int]()
     sizes: dict[int, int] = {}  # d implied -> rows
     shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
         try:
-            row = _parse(line)
-        except ValueError as error:
+            row = new_row(_parse(line)) if old else _parse(line)
+        except (ValueError, KeyError, TypeError) as error:
             findings.append(Finding(line=number, id=None, message=str(error)))
             continue
         texts = list(_run(check_row, row, header))
+        if memory is not None and not texts:
+            texts += _run(check_remembered, row, header, memory, point)
+        unchecked += memory is None and isinstance(row.get("memory"), dict) and row["memory"].get("kind") == "answered"
         key = row.get("id") if isinstance(row.get("id"), int) else None
         if key is not None and key in seen:
             texts.append(f"its id is already on line {seen[key]}")
         elif key is not None:
             seen[key] = number
-        if not texts and (d := implied_size(row, levels_of(header))) is not None:
+        if not texts and (d := implied_size(row, header)) is not None:
             sizes[d] = sizes.get(d, 0) + 1
             if shape is not None and d != math.prod(shape):
                 texts.append(f"tv implies inputs of {d} numbers, the header's shape {math.prod(shape)}")
@@ -97,7 +125,11 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     if not any(f.line is None for f in findings) and len(seen) > header["subset"]["size"]:
         findings.append(Finding(line=None, id=None, message=f"{len(seen)} results, more than the subset's size"))
     return Verification(
-        path=folder, rows=len(lines), findings=tuple(findings), d=next(iter(sizes)) if len(sizes) == 1 else None
+        path=folder,
+        rows=len(lines),
+        findings=tuple(findings),
+        d=next(iter(sizes)) if len(sizes) == 1 else None,
+        unchecked=unchecked,
     )
 
 
@@ -133,11 +165,16 @@ def _run(check: Callable[..., Iterator[str]], *args: Any) -> Iterator[str]:
 
 def check_header(header: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a header."""
-    if header["schema_version"] != 1:
-        yield f"schema_version is {header['schema_version']!r}, expected 1"
-    for name, known in (("norm", ("l2", "l1")), ("level", LEVELS), ("sampler", SAMPLERS), ("bound", BOUNDS)):
+    if header["schema_version"] not in (1, 2):
+        yield f"schema_version is {header['schema_version']!r}, expected 2 (or 1, of older runs)"
+    for name, known in (("norm", ("l2", "l1")), ("level", LEVELS), ("sampler", SAMPLERS)):
         if header[name] not in known:
             yield f"{name} is {header[name]!r}, expected one of {', '.join(known)}"
+    rule = header["rule"]
+    if set(rule) != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
+        yield f"rule is {rule!r}, expected a vote and a bound that go together"
+    if header["randomized"] and rule["bound"] != "one-class":
+        yield "the randomised bound is a one-class bound"
     if header["level"] not in RECOMPUTED:
         yield f"level {header['level']!r} is not recomputed by this version"
     if not 0 < header["alpha"] < 1:
@@ -152,6 +189,16 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         expected = -(-(expected - index + 1) // parts)
     if subset["size"] != expected:
         yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
+    policy = header["policy"]
+    sources = {"fixed": (), "search": ("sigma0",), "file": ("sha256",)}
+    if header["sigma_policy"] not in sources:
+        yield f"sigma_policy is {header['sigma_policy']!r}, expected one of {', '.join(sources)}"
+    elif any(policy.get(name) is None for name in sources[header["sigma_policy"]]):
+        yield f"the policy {header['sigma_policy']} says nothing of its {' and '.join(sources[header['sigma_policy']])}"
+    if header["sigma_policy"] != "search" and any(
+        policy.get(f"sigma{end}") is not None for end in ("0", "_min", "_max")
+    ):
+        yield "a start and a range of sigma belong to the policy search"
     if (header["sigma"] is None) == (header["sigma_policy"] == "fixed"):
         yield "sigma must be a number for the policy fixed and null otherwise"
     shape = header.get("shape")
