@@ -6,6 +6,7 @@ inside the commands, so ``--help`` is fast.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -83,4 +84,7 @@ def main(args: list[str] | None = None) -> int:
 def script() -> None:
     """Entry point of the ``ddsmoothing`` command; ``--model pkg.module:function`` may lie in the current folder."""
     sys.path.append("")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is shown as escapes
     sys.exit(main())
