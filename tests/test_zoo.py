@@ -47,11 +47,14 @@ SIZES = {
     "cifar-resnet110": 1_727_962 + 16 * 32 + 64 + 32 * 64 + 128,
     "wrn-40-2": 2_243_546,
     "resnet50": 25_557_032 - 990 * 2049,  # ImageNet's 1,000 classes less 990
+    # 5x5/2-32, 3x3/2-64, 3x3/2-128, each with batch normalisation, 2048-128-10
+    "stride-cnn": 3 * 25 * 32 + 64 + 9 * 32 * 64 + 128 + 9 * 64 * 128 + 256 + 2049 * 128 + 1290,
+    "lenet": 3 * 25 * 20 + 20 + 20 * 25 * 50 + 50 + (25 * 50 + 1) * 500 + 501 * 10,
 }
 
 
 def test_every_architecture_is_tested() -> None:
-    assert SIZES.keys() == ARCHITECTURES.keys()
+    assert SIZES.keys() == {name for name, known in ARCHITECTURES.items() if not known.denoiser}
 
 
 @pytest.mark.parametrize("name", SIZES)

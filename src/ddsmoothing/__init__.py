@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
     from ddsmoothing.memory import CertifiedMemory
-    from ddsmoothing.models import load_model
+    from ddsmoothing.models import BySigma, DenoisedClassifier, load_denoiser, load_model
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.runs import Run, load_run
     from ddsmoothing.sigma import (
@@ -36,11 +36,13 @@ __version__ = _version("ddsmoothing")
 
 _ROOMS = {
     "ABSTAIN": "claims",
+    "BySigma": "models",
     "Certificate": "certificate",
     "Certification": "claims",
     "CertifiedMemory": "memory",
     "Dataset": "data",
     "DdsmoothingError": "errors",
+    "DenoisedClassifier": "models",
     "L1Certificate": "certificate",
     "L2Certificate": "certificate",
     "OptimizeIsotropicSmoothingParameters": "sigma",
@@ -56,6 +58,7 @@ _ROOMS = {
     "certified_accuracy": "analysis",
     "certify_run": "campaigns",
     "load_data": "data",
+    "load_denoiser": "models",
     "load_model": "models",
     "load_run": "runs",
     "optimize_isotropic_dds": "sigma",
@@ -65,11 +68,13 @@ _ROOMS = {
 
 __all__ = [
     "ABSTAIN",
+    "BySigma",
     "Certificate",
     "Certification",
     "CertifiedMemory",
     "Dataset",
     "DdsmoothingError",
+    "DenoisedClassifier",
     "L1Certificate",
     "L2Certificate",
     "OptimizeIsotropicSmoothingParameters",
@@ -85,6 +90,7 @@ __all__ = [
     "certified_accuracy",
     "certify_run",
     "load_data",
+    "load_denoiser",
     "load_model",
     "load_run",
     "optimize_isotropic_dds",

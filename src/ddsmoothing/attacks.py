@@ -17,8 +17,10 @@ from torch.nn.functional import log_softmax
 
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.counting.contract import BaseClassifier
+from ddsmoothing.counting.engine import at_sigma
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import LEVELS
 
 INSIDE: Final = 1.0 - 1e-6  # of the radius: float32 rounding must not carry a point out of the ball
@@ -82,13 +84,14 @@ def eot_pgd(
         noise = draw_noise(x, sigma, attack.samples, certificate, generator)
     best = x.detach().clone()
     highest = torch.full((len(x),), -math.inf, device=x.device, dtype=x.dtype)
+    told = torch.as_tensor(np.broadcast_to(np.asarray(sigma, np.float32), len(x)).copy(), device=x.device)
     with untouched(model):
         for restart in range(attack.restarts):
             delta = torch.zeros_like(x) if restart == 0 else _random(x, size, certificate.norm, generator)
             for step in range(attack.steps + 1):
                 if step == attack.steps and attack.keep == "last":
                     return x.detach() + delta
-                gradient, loss = smoothed_gradient(model, x + delta, y, noise)
+                gradient, loss = smoothed_gradient(model, x + delta, y, noise, told)
                 better = loss >= highest if restart == 0 else loss > highest  # of equal ones the farther point
                 best[better], highest[better] = (x + delta)[better], loss[better]
                 if step < attack.steps:
@@ -109,7 +112,7 @@ def draw_noise(
 
 
 def smoothed_gradient(
-    model: BaseClassifier, x: torch.Tensor, y: torch.Tensor, noise: torch.Tensor
+    model: BaseClassifier, x: torch.Tensor, y: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient ``(B, ...)`` and value ``(B,)`` of ``-log mean softmax_y`` over the noisy copies.
 
@@ -119,7 +122,8 @@ def smoothed_gradient(
     rows = max(1, ROWS // noise.shape[1])
     for start in range(0, len(x), rows):
         part, copies = x[start : start + rows].detach().requires_grad_(True), noise[start : start + rows]
-        logits = model((part[:, None] + copies).flatten(0, 1))
+        told = model if sigma is None else at_sigma(model, sigma[start : start + rows])
+        logits = told((part[:, None] + copies).flatten(0, 1))
         if not isinstance(logits, torch.Tensor) or not logits.requires_grad:
             raise ModelError("no gradient flows through the base classifier, so it cannot be attacked by gradients.")
         logits = logits.reshape(*copies.shape[:2], -1)
@@ -142,7 +146,7 @@ def first_rounded(model: Any, levels: int = LEVELS) -> Any:
     """The base classifier that rounds its input to the grid first: the one that grid certificates speak of."""
     if isinstance(model, torch.nn.Module):
         return _Rounded(model, levels)
-    return lambda x: model((x * levels).round() / levels)
+    return lambda x: model(on_grid_values((x * levels).round(), levels, x.dtype))
 
 
 class _Rounded(torch.nn.Module):
@@ -151,7 +155,7 @@ class _Rounded(torch.nn.Module):
         self.model, self.levels = model, levels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model((x * self.levels).round() / self.levels)
+        logits: torch.Tensor = self.model(on_grid_values((x * self.levels).round(), self.levels, x.dtype))
         return logits
 
 

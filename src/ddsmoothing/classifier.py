@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,7 @@ from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.streams import Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
 
 
 class SmoothedClassifier:
@@ -161,7 +160,7 @@ class SmoothedClassifier:
     ) -> list[Found]:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
         found: dict[int, Found] = {}
-        blocks: Counter[tuple[int, int]] = Counter()  # noise blocks of (row, stream) already used
+        blocks = [Blocks(batch.d) for _ in talks]
         tv = self._tv(batch, sigma)
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
         while wishes:
@@ -175,12 +174,11 @@ class SmoothedClassifier:
                         sigma=float(sigma[row]),
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=blocks[row, draw.stream],
+                        first_block=blocks[row].take(draw.stream, draw.n),
                         tally=kind,
                         anchor=anchor,
                     )
                 )
-                blocks[row, draw.stream] += -(-draw.n // rows_per_block(batch.d))
             counts = self.count(batch, requests, seed, progress)
             answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
             for (row, draw), each in zip(asked, counts, strict=True):

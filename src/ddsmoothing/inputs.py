@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.errors import DdsmoothingWarning, InputError, ShapeError, SigmaError
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import LARGEST_LEVELS, LARGEST_SIGMA, LEVELS, snap_to_grid
 from ddsmoothing.streams import check_word
 
@@ -132,7 +133,7 @@ def prepare(
     integer = torch.int16 if levels == LEVELS else torch.int32
     if flat.dtype in INTEGERS:
         grid, on_grid = flat.to(integer), torch.ones(len(flat), dtype=torch.bool)
-        flat = _decoded(grid, levels, torch.float32)
+        flat = on_grid_values(grid, levels, torch.float32)
     else:
         if not bool(torch.isfinite(flat).all()):
             raise InputError("the inputs contain NaN or infinity, expected finite numbers.")
@@ -143,10 +144,10 @@ def prepare(
         near = (flat.double() * levels).round()
         low, high = _range(levels)
         on_grid = ((near >= low) & (near <= high)).all(1) & ((near / levels).to(flat.dtype) == flat).all(1)
-        on_grid &= (_decoded(near, levels, flat.dtype) == flat).all(1)
+        on_grid &= (on_grid_values(near, levels, flat.dtype) == flat).all(1)
         if flat.element_size() < 4:  # a coarse type may not tell grid points apart
             for other in (near - 1, near + 1):
-                on_grid &= (_decoded(other, levels, flat.dtype) != flat).all(1)
+                on_grid &= (on_grid_values(other, levels, flat.dtype) != flat).all(1)
         if snap is not None and not bool(on_grid.all()):
             raise InputError(
                 f"numbers of type {flat.dtype} do not tell the points of a grid of {levels} levels apart; give the "
@@ -186,11 +187,6 @@ def _range(levels: int) -> tuple[float, float]:
     return (0.0, 255.0) if levels == LEVELS else (-(2.0**23), 2.0**23)
 
 
-def _decoded(integers: torch.Tensor, levels: int, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers ``X / levels`` that stand for grid points, divided as the sampler divides."""
-    return integers.to(dtype) / levels
-
-
 def _snapped(x: torch.Tensor, norm: str, levels: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Inputs ``(B, d)`` at their nearest grid points, and bounds ``(B,)`` on the distances."""
     values = x.double().numpy()
@@ -203,7 +199,7 @@ def _snapped(x: torch.Tensor, norm: str, levels: int) -> tuple[torch.Tensor, NDA
     ):
         place = "[0, 1]" if levels == LEVELS else f"[{low / levels:g}, {high / levels:g}]"
         raise InputError(f"only inputs in {place} can be moved to the grid; scale them, or do without snap.")
-    points = _decoded(torch.from_numpy(nearest), levels, x.dtype)
+    points = on_grid_values(torch.from_numpy(nearest), levels, x.dtype)
     return points, np.where((points == x).all(1).numpy(), 0.0, moved)
 
 

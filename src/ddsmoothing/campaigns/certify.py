@@ -104,6 +104,7 @@ def certify_run(
     sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
     check_labels(data, ids, smoothed.num_classes)
+    policy = policy.settled(smoothed)
     policy.check(smoothed, len(ids))
     if label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")

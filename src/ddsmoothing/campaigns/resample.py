@@ -24,7 +24,7 @@ from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
-from ddsmoothing.streams import Stream, rows_per_block
+from ddsmoothing.streams import Blocks, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +134,16 @@ def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> l
     """The samples of a row: the pilot, then what each look added, every wish in noise blocks of its own."""
     kind, _ = Tally(VOTES) if row.pilot.least is None else rule.pilot_tally(num_classes)
     requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=row.pilot.n, tally=kind)]
-    block = before = 0
+    blocks, before = Blocks(batch.d), 0
     if row.fresh is None:
         return requests
     kind = VOTES if row.fresh.anchor is None else WINS
     for look in row.fresh.looks:
         new = look.n - before
-        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=block)
+        first = blocks.take(Stream.CERTIFY, new)
+        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=first)
         requests.append(replace(wish, tally=kind, anchor=row.fresh.anchor))
-        block, before = block + -(-new // rows_per_block(batch.d)), look.n
+        before = look.n
     return requests
 
 

@@ -17,6 +17,7 @@ from ddsmoothing.cli.demo import demo
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
 from ddsmoothing.cli.messages import plain_warnings
+from ddsmoothing.cli.predictions import predictions
 from ddsmoothing.cli.report import card, report
 from ddsmoothing.cli.results import analyze, export, import_results, plot
 from ddsmoothing.cli.runs import merge, status
@@ -43,6 +44,7 @@ for command in (status, merge):
 for command in (
     demo,
     train,
+    predictions,
     certify,
     predict,
     optimize,

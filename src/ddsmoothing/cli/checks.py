@@ -155,7 +155,7 @@ Examples:
   ddsmoothing doctor --model checkpoint.pth.tar --normalize center --data cifar10:DIR --sigma 0.25
   ddsmoothing doctor --model timm:resnet50 --download --data imagenet:DIR --sigma 0.25"""
 )
-@click.option("--model", required=True, help=MODEL)
+@click.option("--model", help=MODEL)
 @model_options
 @click.option("--data", required=True, help=DATA)
 @click.option("--split", default="test", show_default=True, help="test or train.")

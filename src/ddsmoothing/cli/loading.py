@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 PLAUSIBLE_SIGMA = 4.0
 DEFAULT_LEVELS = 255
-MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, cifar-resnet110, .., or pkg.module:function."
+MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
 DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
 OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
 OF_ENGINE = ("vote", "block_size", "precision", "channels_last", "compiled", "snap", "levels")
@@ -36,7 +37,15 @@ def add(function: Command, options: list[Any]) -> Command:
 
 def model_options(function: Command) -> Command:
     """What a model's name may leave open; options of every command that takes a model."""
+
+    @functools.wraps(function)
+    def named(*args: Any, **options: Any) -> Any:
+        return function(*args, **options | {"model": denoised_name(options)})
+
     options = [
+        click.option("--denoiser", help="In place of --model: FILE, KIND:FILE, diffusers:DIR, or pkg.module:function."),
+        click.option("--classifier", help="What is behind the denoiser; as --model, whose options are then its own."),
+        click.option("--resize", type=click.IntRange(min=1), help="Sides of a denoised image before the classifier."),
         click.option("--arch", help="Of a checkpoint that does not say: cifar-resnet110, timm:NAME, .."),
         click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
         click.option(
@@ -48,7 +57,19 @@ def model_options(function: Command) -> Command:
             "--download", is_flag=True, help="Fetch data or weights that are missing; else nothing is fetched."
         ),
     ]
-    return add(function, options)
+    return add(named, options)
+
+
+def denoised_name(options: dict[str, Any]) -> str | None:
+    """What the model is called in results: as given, or the denoiser and the classifier behind it."""
+    model, denoiser, classifier = (options[key] for key in ("model", "denoiser", "classifier"))
+    if denoiser is None and classifier is None:
+        if options["resize"] is not None:
+            raise InputError("--resize is of denoised images, expected --denoiser and --classifier with it.")
+        return str(model) if model is not None else None
+    if denoiser is None or classifier is None or model is not None:
+        raise InputError("expected --model, or --denoiser and --classifier, which are one model together.")
+    return f"{denoiser} > {classifier}"
 
 
 def engine_options(function: Command) -> Command:
@@ -122,10 +143,17 @@ def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifie
     from ddsmoothing.certificate import certificate_for
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.devices import named_device
-    from ddsmoothing.models import load_model, probe_classes
+    from ddsmoothing.models import DenoisedClassifier, load_denoiser, load_model, probe_classes
 
+    if not options["model"]:
+        raise InputError("expected --model, or --denoiser and --classifier; see --help for what may stand there.")
     asked = {key: options[key] for key in OF_MODEL if key in options}
-    model = load_model(options["model"], input_shape=tuple(x.shape[1:]), **asked)
+    shape, denoiser = tuple(x.shape[1:]), options.get("denoiser")
+    model = load_model(options["classifier" if denoiser else "model"], input_shape=shape, **asked)
+    if denoiser:
+        if not isinstance(model, torch.nn.Module):
+            raise InputError(f"--classifier {options['classifier']} is a bare callable, expected a torch.nn.Module.")
+        model = DenoisedClassifier(load_denoiser(denoiser, input_shape=shape), model, options["resize"]).eval()
     device = named_device(options["device"])
     if isinstance(model, torch.nn.Module):
         model.to(device)

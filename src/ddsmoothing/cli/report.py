@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,9 @@ Examples:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The page to write.")
 @click.option("--data", multiple=True, help="Data set of the runs, for pictures; shipped ones are found by themselves.")
 @click.option("--thumbnails", default=str(THUMBNAILS), show_default=True, help="Inputs that get pictures, or none.")
-def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails: str) -> None:
-    """Write runs, side by side, as one HTML page: claims, figures, and every input in a table.
+@click.option("--radius", type=float, help="At which the accuracy stands first; any other can be chosen on the page.")
+def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails: str, radius: float | None) -> None:
+    """Write runs, side by side, as one HTML page: how good, what it means, figures, and every input in a table.
 
     The page is self-contained and needs no network. See docs/report.md.
     """
@@ -40,10 +42,13 @@ def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails:
 
     if thumbnails != "none" and not thumbnails.isdecimal():
         raise InputError(f"--thumbnails is {thumbnails!r}, expected a number of inputs, or none.")
+    if radius is not None and not 0.0 < radius < inf:
+        raise InputError(f"--radius is {radius}, expected a number above 0, in the units of the inputs.")
     count = 0 if thumbnails == "none" else int(thumbnails)
     loaded = [load_results(path) for path in runs]
     with SampleProgress(max(1, count * len(loaded)), "drawing inputs", "pictures") as progress:
-        page = write_report(loaded, out, _data(loaded, data) if count else [], thumbnails=count, progress=progress)
+        found = _data(loaded, data) if count else []
+        page = write_report(loaded, out, found, thumbnails=count, radius=radius, progress=progress)
     say(str(page), out)
 
 

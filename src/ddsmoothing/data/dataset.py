@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ddsmoothing.errors import DataError, InputError
 from ddsmoothing.files import file_name
 from ddsmoothing.inputs import INTEGERS
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.labels import checked_labels
 
 FINGERPRINT_INPUTS: Final = 64
@@ -83,7 +84,7 @@ class Dataset:
         """Inputs, float32, and labels, int64 (-1 where there are none: not to be given on as labels)."""
         x = torch.from_numpy(np.array(self.x[index]))
         if (levels := LEVELS.get(self.x.dtype)) is not None:
-            x = x.to(torch.float32) / levels
+            x = on_grid_values(x, levels, torch.float32)
         y = np.full(len(self), -1) if self.y is None else self.y
         return x, torch.from_numpy(np.array(y[index]))
 

@@ -17,7 +17,7 @@ from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.memory.store import Store
 from ddsmoothing.models import model_identity
 from ddsmoothing.runs import ResultRow, Run
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
+from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def _floor(
             sigma=sigma,
             stream=Stream.CERTIFY,
             n=n,
-            first_block=k * SLOT_BLOCKS,
+            first_block=Blocks(batch.d).take(Stream.CERTIFY, n, slot=k),
             tally=tally.kind,
             anchor=tally.anchor,
         )

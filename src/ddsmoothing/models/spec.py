@@ -9,15 +9,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.models.conditional import Conditional
 from ddsmoothing.models.zoo import Normalize, architecture
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 STATISTICS: Final[dict[str, Statistics]] = {  # mean and standard deviation of each channel, as the field uses them
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -54,30 +56,42 @@ class ModelSpec(BaseModel):
 
     Attributes:
         arch: a key of ARCHITECTURES, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:function``.
-        classes: their names.   mean, std: of the normalisation inside the model; empty if a function brought its own.
+        classes: their names; none of a denoiser.   mean, std: of the normalisation inside the model; empty if a
+            function brought its own, or a denoiser its scale.
         training_sigmas: the noise it was trained with: one sigma, or the ends of a range; empty if unknown.
         input_shape: of one input; None: the architecture's.
+        condition: how it is told sigma, see ``Conditional``; None: not at all, or in its own way.
+        sigma_range: of a model that takes sigma, the least and the largest that it was trained on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arch: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    training_sigmas: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    training_sigmas: tuple[Positive, ...] = ()
     input_shape: tuple[Annotated[int, Field(gt=0, le=1024)], ...] | None = None
+    condition: Literal["channel", "film"] | None = None
+    sigma_range: tuple[Positive, Positive] | None = None
 
     def build(self) -> nn.Module:
-        """The architecture with random weights, behind its normalisation."""
+        """The architecture with random weights: a classifier behind its normalisation, or a denoiser."""
         known = architecture(self.arch)
         shape = self.input_shape or known.shape
-        if len(shape) != 3 or not len(self.mean) == len(self.std) == shape[0]:
+        channels = 0 if known.denoiser else shape[0]
+        if len(shape) != 3 or not len(self.mean) == len(self.std) == channels:
             raise ModelError(
                 f"{len(self.mean)} means and {len(self.std)} deviations for inputs of shape {shape}, expected one for "
-                "each channel of (C, H, W)."
+                f"each channel of (C, H, W){', none of a denoiser' if known.denoiser else ''}."
             )
-        model = normalized(known.build(len(self.classes), shape), self.mean, self.std)
+        if known.denoiser != (len(self.classes) == 0) or len(self.classes) == 1 or (known.denoiser and self.condition):
+            what = "denoiser, which has no classes and" if known.denoiser else "classifier, which has at least 2 and"
+            raise ModelError(f"{self.arch} is a {what} got {len(self.classes)}, told sigma by {self.condition}.")
+        model = known.build(len(self.classes), shape)
+        if not known.denoiser:
+            model = normalized(model, self.mean, self.std)
+            model = model if self.condition is None else Conditional(model, self.condition)
         model.spec = self  # type: ignore[assignment]
         return model
 

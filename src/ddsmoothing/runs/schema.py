@@ -21,6 +21,7 @@ Reason = Literal[
 Level = Literal["pointwise", "memory", "stateless"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
+Size = Annotated[int, Field(ge=0, le=2**40)]  # of a data set: more is no data set
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -33,7 +34,7 @@ class DataIdentity(_Strict):
 
     name: str
     split: str
-    length: Count
+    length: Size
     transform: str
     sha256: Digest
     labels_sha256: Digest | None = None
@@ -48,7 +49,7 @@ class Subset(_Strict):
 
     skip: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] | None = None
-    size: Count
+    size: Size
     shard: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
 
 

@@ -17,6 +17,7 @@ from rich.progress import track
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
+from ddsmoothing.counting.engine import at_sigma
 from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, named_device
 from ddsmoothing.errors import InputError, ShapeError, unknown
@@ -105,7 +106,7 @@ def optimize_isotropic_dds(
     with torch.no_grad():
         was_training = model.training
         model.eval()
-        probs = are_probs(model(x[:2]))
+        probs = are_probs(at_sigma(model, sig_0.reshape(-1)[:2])(x[:2]))
         model.train(was_training)
     return ascend_theta(
         model,

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from ddsmoothing.errors import DataError, RunError, first_error
 from ddsmoothing.files import write_durably
+from ddsmoothing.models.checkpoints import UNREADABLE, safetensors_metadata
 
 FIELD: Final = "ddsmoothing-training"
 
@@ -47,21 +47,24 @@ class Checkpoint:
     """A position with its tensors.
 
     Attributes:
-        model: the state dict.   momentum: by parameter name.   sigma: ``(N,)``.   sums: of the epoch's metrics so far.
+        model: the state dict.   optimizer: its state, ``KEY.PARAMETER``.   sigma: ``(N,)``.   sums: of the epoch's
+            metrics so far.   votes: ``(N, K)``, the network's own, where the objective keeps them.
     """
 
     position: Position
     model: dict[str, torch.Tensor]
-    momentum: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
     sigma: torch.Tensor
     sums: torch.Tensor
+    votes: torch.Tensor | None = None
 
 
 def save_checkpoint(state: Checkpoint, path: Path) -> None:
     """Write a checkpoint so that after a crash either the old or the new one is there; RunError where impossible."""
     tensors = {"sigma": state.sigma, "sums": state.sums}
     tensors |= {f"model.{name}": tensor for name, tensor in state.model.items()}
-    tensors |= {f"momentum.{name}": tensor for name, tensor in state.momentum.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()}
+    tensors |= {} if state.votes is None else {"votes": state.votes}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     position = state.position.model_copy(update={"digest": _digest(state.position, tensors)})
     write_whole(path, save(tensors, {FIELD: position.model_dump_json()}))
@@ -78,33 +81,30 @@ def write_whole(path: Path, data: bytes) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Does a file say that it is a checkpoint of a training run?"""
     try:
-        with safe_open(path, framework="pt") as file:
-            return FIELD in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
+        return FIELD in safetensors_metadata(path)
+    except UNREADABLE:
         return False
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; DataError where it is none, or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        position = Position.model_validate_json(metadata[FIELD])
+        position, tensors = Position.model_validate_json(safetensors_metadata(path)[FIELD]), load(path.read_bytes())
     except KeyError:
         raise DataError(f"{path} is not a training checkpoint of this package.") from None
     except ValidationError as error:
         raise DataError(f"{path} is not a training checkpoint: {first_error(error)}.") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is not a readable checkpoint: {error}.") from error
     if position.digest != _digest(position, tensors) or not {"sigma", "sums"} <= tensors.keys():
         raise DataError(f"{path} is damaged: its digest does not fit. Remove it to start anew.")
     return Checkpoint(
         position=position,
         model=_part(tensors, "model."),
-        momentum=_part(tensors, "momentum."),
+        optimizer=_part(tensors, "optimizer."),
         sigma=tensors["sigma"],
         sums=tensors["sums"],
+        votes=tensors.get("votes"),
     )
 
 
