@@ -22,8 +22,9 @@ from ddsmoothing.counting.function import ROWS, check_is_function
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
-from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
+from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
@@ -51,6 +52,7 @@ class SmoothedClassifier:
             noise too.
         levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
             of 0.01. Inputs on it get exact noise.
+        any_range: take inputs outside [0, 1] also where no levels are stated; sigma and radii are in their units.
         check: before the first answer, see on a few noisy rows whether the model is a function of one row: some hundred
             forward passes of few rows, once. False leaves that out.
     """
@@ -68,6 +70,7 @@ class SmoothedClassifier:
         compiled: bool = False,
         snap: bool = False,
         levels: int = LEVELS,
+        any_range: bool = False,
         check: bool = True,
     ) -> None:
         if not callable(model):
@@ -80,7 +83,7 @@ class SmoothedClassifier:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
-        self.levels, self.vote = check_levels(levels), rule_for(vote).vote
+        self.levels, self.vote, self.any_range = check_levels(levels), rule_for(vote).vote, any_range
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self._to_check = {True} if check else set()  # shared by all forms of this classifier; empty when done
         self.executor: Executor | None = None  # None: the workers, or this process
@@ -129,9 +132,9 @@ class SmoothedClassifier:
             raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
         batch, sigmas = self._prepare(x, sigma, ids)
         seed, start = checked_seed(seed), time.perf_counter()
-        truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
-        if len(truth) != len(batch):
-            raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+        truth = [None] * len(batch)
+        if labels is not None:
+            truth = checked_labels(labels, len(batch), self.num_classes).tolist()
         questions = [
             Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)
@@ -236,7 +239,8 @@ class SmoothedClassifier:
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
-        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None, self.levels)
+        norm = self.certificate.norm if self.snap else None
+        return prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -263,6 +267,10 @@ class SmoothedClassifier:
     def with_executor(self, executor: Executor) -> SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
         return self._with(executor=executor)
+
+    def with_any_range(self) -> SmoothedClassifier:
+        """The same classifier, for inputs outside [0, 1] too: perturbed ones lie there."""
+        return self._with(any_range=True)
 
     def with_block_size(self, block_size: int) -> SmoothedClassifier:
         """The same classifier with another number of rows in one forward pass."""

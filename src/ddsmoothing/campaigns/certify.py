@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ddsmoothing.bounds import check_alpha
-from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, subset_ids
+from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
 from ddsmoothing.campaigns.rows import rows_of
 from ddsmoothing.claims import POINTWISE, rule_for
 from ddsmoothing.classifier import SmoothedClassifier
@@ -29,7 +29,7 @@ from ddsmoothing.counting.contract import Progress, Workers
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
 from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
 from ddsmoothing.counting.kept import KeptCounts, Paced
-from ddsmoothing.data import Dataset
+from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
@@ -100,6 +100,7 @@ def certify_run(
     Raises: InputError and its kin before anything is written; ModelError, RunError.
     """
     start, out = time.monotonic(), Path(out)
+    data, policy = as_dataset(data), checked_policy(policy)
     sampler = sampler_for(n0, n, n_max, radii)
     rule = rule_for(smoothed.vote, bound)
     sampler.check(check_alpha(alpha), rule.bound)
@@ -144,6 +145,7 @@ def certify_run(
         compiled=smoothed.compiled,
         snap=smoothed.snap,
         levels=smoothed.levels,
+        any_range=smoothed.any_range,
         device=str(batch.device),
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),
