@@ -14,7 +14,19 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # An import only points to the left; a room may import from itself.
 ROOMS = (
     *("errors", "files", "streams", "lattice", "noise", "bounds", "devices", "certificate", "claims", "plan"),
-    *("inputs", "counting", "classifier", "compat2021", "smooth", "data", "models", "attacks", "sigma", "runs"),
+    *(
+        "inputs",
+        "counting",
+        "classifier",
+        "compat2021",
+        "smooth",
+        "data",
+        "models",
+        "attacks",
+        "sigma",
+        "stateless",
+        "runs",
+    ),
     *("campaigns", "training", "memory", "verify", "doctor", "analysis", "tables", "plots", "report", "cli"),
 )
 WITHOUT_TORCH = (

@@ -16,7 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import Certificate
-from ddsmoothing.claims import Certification, Measurement, Prediction, Rule, measured, rule_for, total_variation
+from ddsmoothing.claims import (
+    Certification,
+    Measurement,
+    Prediction,
+    Rule,
+    check_offsets,
+    measured,
+    rule_for,
+    total_variation,
+)
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
 from ddsmoothing.counting.local import ClassCounter, default_block_size
@@ -41,6 +50,8 @@ class SmoothedClassifier:
             back in the mode it came in.
         certificate: ``L2Certificate()`` or ``L1Certificate()``.   num_classes: K, at least 2.
         vote: ``pairwise`` or ``plurality`` (as in papers' tables).
+        offsets: of the classes, for a pairwise vote: a class has to win by more against those with a larger offset. In
+            the units of the radius; see ``fit_offsets``. None for none.
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
@@ -58,6 +69,7 @@ class SmoothedClassifier:
         *,
         num_classes: int,
         vote: str = "pairwise",
+        offsets: Sequence[float] | None = None,
         block_size: int | None = None,
         precision: str = "fp32",
         channels_last: bool = False,
@@ -76,9 +88,15 @@ class SmoothedClassifier:
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self.levels, self.vote = check_levels(levels), rule_for(vote).vote
+        self.offsets = None if offsets is None else check_offsets(offsets, num_classes)
+        self.rule()  # what does not go together is said here
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
+
+    def rule(self, bound: str = "one-class") -> Rule:
+        """How noisy answers become the smoothed answer, and how a radius is bounded."""
+        return rule_for(self.vote, bound, offsets=self.offsets, norm=self.certificate.norm)
 
     def certify(
         self,
@@ -117,7 +135,7 @@ class SmoothedClassifier:
         References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
         """
         sampler = sampler or sampler_for(n0, n, n_max, radii)
-        rule = rule_for(self.vote, bound)
+        rule = self.rule(bound)
         sampler.check(check_alpha(alpha), bound)
         if randomized and bound != "one-class":
             raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
@@ -130,7 +148,9 @@ class SmoothedClassifier:
             Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)
         ]
-        if isinstance(sampler, Target) and len(set(sigmas.tolist())) == 1:
+        if len(set(sigmas.tolist())) == 1:
+            rule.check(float(sigmas[0]), sampler.largest(), alpha)
+        if isinstance(sampler, Target) and self.offsets is None and len(set(sigmas.tolist())) == 1:
             sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
         found = self._converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
         coins = [coin(seed, i) if randomized else None for i in batch.ids]
@@ -165,7 +185,6 @@ class SmoothedClassifier:
             asked = [(row, draw) for row, draws in wishes.items() for draw in draws]
             requests = []
             for row, draw in asked:
-                kind, anchor = draw.tally
                 requests.append(
                     Request(
                         row=row,
@@ -173,8 +192,8 @@ class SmoothedClassifier:
                         stream=draw.stream,
                         n=draw.n,
                         first_block=blocks[row, draw.stream],
-                        tally=kind,
-                        anchor=anchor,
+                        tally=draw.tally.kind,
+                        anchor=draw.tally.anchor,
                     )
                 )
                 blocks[row, draw.stream] += -(-draw.n // rows_per_block(batch.d))
@@ -216,10 +235,12 @@ class SmoothedClassifier:
         """
         check_count(n, "n")
         check_count(n0, "n0")
-        rule = rule_for(self.vote)
+        rule = self.rule()
         if n < (needed := rule.samples_to_answer(check_alpha(alpha))):
             raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
         batch, sigmas = self._prepare(x, sigma, ids)
+        if len(set(sigmas.tolist())) == 1:
+            rule.check(float(sigmas[0]), n, alpha)
         seed, start = checked_seed(seed), time.perf_counter()
         talks = [_asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
         found = self._converse(batch, sigmas, talks, seed, progress)
@@ -249,6 +270,12 @@ class SmoothedClassifier:
     def with_workers(self, workers: Workers | None) -> SmoothedClassifier:
         """The same classifier, its forward passes run by these workers; None: by this process."""
         return self._with(workers=workers)
+
+    def with_offsets(self, offsets: Sequence[float] | None) -> SmoothedClassifier:
+        """The same base classifier with these class offsets, or with none."""
+        other = self._with(offsets=None if offsets is None else check_offsets(offsets, self.num_classes))
+        other.rule()
+        return other
 
     def with_executor(self, executor: Executor) -> SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
