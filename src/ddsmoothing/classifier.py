@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +35,9 @@ from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.streams import Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed, coin, rows_per_block
+
+Result = TypeVar("Result")
 
 
 class SmoothedClassifier:
@@ -152,7 +154,7 @@ class SmoothedClassifier:
             rule.check(float(sigmas[0]), sampler.largest(), alpha)
         if isinstance(sampler, Target) and self.offsets is None and len(set(sigmas.tolist())) == 1:
             sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
-        found = self._converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
+        found = self.converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
         coins = [coin(seed, i) if randomized else None for i in batch.ids]
         fresh = [
             None if one.fresh is None else replace(one.fresh, coin=each) for one, each in zip(found, coins, strict=True)
@@ -168,17 +170,17 @@ class SmoothedClassifier:
     def _gap(self, sigma: float, p: float) -> float:
         return float(self.certificate.estimate(np.array(sigma), np.array(p)))
 
-    def _converse(
+    def converse(
         self,
         batch: Batch,
         sigma: NDArray[np.float64],
-        talks: list[Conversation],
+        talks: Sequence[Generator[tuple[Draw, ...], list[Measurement], Result]],
         seed: int,
         progress: Progress | None,
-    ) -> list[Found]:
+    ) -> list[Result]:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
-        found: dict[int, Found] = {}
-        blocks: Counter[tuple[int, int]] = Counter()  # noise blocks of (row, stream) already used
+        found: dict[int, Result] = {}
+        blocks: Counter[tuple[int, int, int]] = Counter()  # noise blocks of (row, stream, slot) already used
         tv = self._tv(batch, sigma)
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
         while wishes:
@@ -188,20 +190,21 @@ class SmoothedClassifier:
                 requests.append(
                     Request(
                         row=row,
-                        sigma=float(sigma[row]),
+                        sigma=float(sigma[row]) if draw.sigma is None else draw.sigma,
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=blocks[row, draw.stream],
+                        first_block=draw.slot * SLOT_BLOCKS + blocks[row, draw.stream, draw.slot],
                         tally=draw.tally.kind,
                         anchor=draw.tally.anchor,
                     )
                 )
-                blocks[row, draw.stream] += -(-draw.n // rows_per_block(batch.d))
+                blocks[row, draw.stream, draw.slot] += -(-draw.n // rows_per_block(batch.d))
             counts = self.count(batch, requests, seed, progress)
             answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
-            for (row, draw), each in zip(asked, counts, strict=True):
-                one = measured(draw.stream.name.lower(), float(sigma[row]), draw.tally, each)
-                answers[row].append(replace(one, tv=float(tv[row])))
+            for (row, draw), request, each in zip(asked, requests, counts, strict=True):
+                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=draw.slot)
+                known = tv[row] if draw.sigma is None else self._tv_at(batch, row, draw.sigma)
+                answers[row].append(replace(one, tv=known))
             wishes = {}
             for row, answer in answers.items():
                 try:
@@ -212,10 +215,10 @@ class SmoothedClassifier:
 
     def _tv(self, batch: Batch, sigma: NDArray[np.float64]) -> list[float]:
         """Bounds on the total-variation distance of each input's noise to the theorem's; 0 where it is not known."""
-        return [
-            total_variation(self.certificate, float(s), batch.d, batch.levels) if on else 0.0
-            for s, on in zip(sigma, batch.on_grid, strict=True)
-        ]
+        return [self._tv_at(batch, row, float(s)) for row, s in enumerate(sigma)]
+
+    def _tv_at(self, batch: Batch, row: int, sigma: float) -> float:
+        return total_variation(self.certificate, sigma, batch.d, batch.levels) if batch.on_grid[row] else 0.0
 
     def predict(
         self,
@@ -243,7 +246,7 @@ class SmoothedClassifier:
             rule.check(float(sigmas[0]), n, alpha)
         seed, start = checked_seed(seed), time.perf_counter()
         talks = [_asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
-        found = self._converse(batch, sigmas, talks, seed, progress)
+        found = self.converse(batch, sigmas, talks, seed, progress)
         return Prediction(
             **self._evidence(batch, sigmas, rule, alpha, seed, start),
             pilots=tuple(one.pilot for one in found),

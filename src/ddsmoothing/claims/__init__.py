@@ -4,6 +4,7 @@ from ddsmoothing.claims.levels import LEVELS, MEMORY, POINTWISE, STATELESS, Leve
 from ddsmoothing.claims.measurement import Look, Measurement, Tally, measured
 from ddsmoothing.claims.named import RULES, rule_for
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
+from ddsmoothing.claims.pair_table import PairTable
 from ddsmoothing.claims.results import Certification, Evidence, Outcome, Prediction, total_variation
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise, Plurality, Rule
 
@@ -22,6 +23,7 @@ __all__ = [
     "Measurement",
     "OffsetPairwise",
     "Outcome",
+    "PairTable",
     "Pairwise",
     "Plurality",
     "Prediction",

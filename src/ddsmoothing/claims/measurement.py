@@ -22,8 +22,8 @@ MOST_DUELLISTS: Final = 128  # classes, of which every pair is counted; with mor
 class Tally(NamedTuple):
     """What is counted on each sample.
 
-    ``votes``: the class. ``wins``: the class, and which others the anchor beats. ``duels``: who beats whom, of which only
-    what each class did against one rival is kept: the one it beat least often, or that which ``rivals`` names.
+    ``votes``: the class. ``wins``: the class, and which others the anchor beats. ``duels``: who beats whom, of which
+    only what each class did against one rival is kept: the one it beat least often, or that which ``rivals`` names.
 
     Attributes:
         rivals: from sigma, n and duels ``(K, K)`` (n on the diagonal) the rival ``(K,)`` of each class.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -66,40 +67,57 @@ class OffsetPairwise(Pairwise):
         plain = super().pilot_tally(num_classes)
         return plain._replace(rivals=self._rivals) if plain.kind == DUELS else plain
 
+    def against(self, top: int) -> NDArray[np.int64]:
+        """The classes that the certified one is held against."""
+        return np.delete(np.arange(len(self.offsets)), top)
+
+    @cached_property
+    def _held(self) -> NDArray[np.bool_]:
+        """``(K, K)`` which classes each one is held against."""
+        held = np.zeros((len(self.offsets),) * 2, dtype=bool)
+        for c in range(len(self.offsets)):
+            held[c, self.against(c)] = True
+        return held
+
     def _rivals(self, sigma: float, n: int, duels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of each class the other one against which its estimated margin is smallest."""
+        """Of each class the other one against which its estimated margin is smallest; itself where it has none."""
         margins = self._estimate(sigma, n, duels) - (np.array(self.offsets) - np.array(self.offsets)[:, None])
-        np.fill_diagonal(margins, math.inf)
-        return np.asarray(margins.argmin(1))
+        held = self._held
+        margins[~held] = math.inf
+        return np.asarray(np.where(held.any(1), margins.argmin(1), np.arange(len(margins))))
 
     def _estimate(self, sigma: float, n: int, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         shares: NDArray[np.float64] = (counts.astype(np.float64) + 0.5) / (n + 1.0)
         return certificate_for(self.norm).estimate(np.full(shares.shape, sigma), shares)
 
-    def _pilot(self, pilot: Measurement) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def bound_by(self, pilot: Measurement) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of each class the count of its binding event and the rival; without duels the votes and the hardest rival."""
         if pilot.least is not None and pilot.rivals is not None:
             return np.array(pilot.least), np.array(pilot.rivals)
-        first, second = np.argsort(-np.array(self.offsets), kind="stable")[:2]
-        rivals = np.full(len(self.offsets), first)
-        rivals[first] = second
-        return np.array(pilot.votes), rivals
+        held = self._held
+        rivals = np.where(held, np.array(self.offsets), -math.inf).argmax(1)
+        return np.array(pilot.votes), np.where(held.any(1), rivals, np.arange(len(rivals)))
+
+    def margins(self, pilot: Measurement) -> NDArray[np.float64]:
+        """``(K,)`` the smallest estimated margin of each class, infinite where it is held against none."""
+        least, rivals = self.bound_by(pilot)
+        offsets = np.array(self.offsets)
+        found = self._estimate(pilot.sigma, pilot.n, least) - (offsets[rivals] - offsets)
+        return np.where(rivals == np.arange(len(rivals)), math.inf, found)
 
     def choose(self, pilot: Measurement) -> int:
         """The class whose smallest estimated margin is largest; of equal ones that with more votes, then the first."""
-        least, rivals = self._pilot(pilot)
-        offsets = np.array(self.offsets)
-        margins = (self._estimate(pilot.sigma, pilot.n, least) - (offsets[rivals] - offsets)).tolist()
+        margins = self.margins(pilot).tolist()
         return max(range(len(margins)), key=lambda c: (margins[c], pilot.votes[c], -c))
 
     def fewest(self, pilot: Measurement, top: int) -> int:
-        return int(self._pilot(pilot)[0][top])
+        return int(self.bound_by(pilot)[0][top])
 
     def needed(self, pilot: Measurement, top: int) -> float:
-        rival = int(self._pilot(pilot)[1][top])
-        return self._probability(self.offsets[rival] - self.offsets[top], pilot.sigma)
+        rival = int(self.bound_by(pilot)[1][top])
+        return self.probability_at(self.offsets[rival] - self.offsets[top], pilot.sigma)
 
-    def _probability(self, threshold: float, sigma: float) -> float:
+    def probability_at(self, threshold: float, sigma: float) -> float:
         """Of an event whose phi is at the threshold (float64), kept away from 0 and 1."""
         certificate = certificate_for(self.norm)
         if self.norm == "l2":
@@ -109,7 +127,7 @@ class OffsetPairwise(Pairwise):
         return min(max(found, CERTAIN), 1.0 - CERTAIN)
 
     def handicap(self, top: int) -> float:
-        return float(np.delete(self.thresholds(top), top).max())
+        return float(self.thresholds(top)[self.against(top)].max())
 
     def reached(self, looks: Sequence[Look], top: int, gap: Callable[[float], float]) -> float:
         if not looks:
@@ -125,8 +143,8 @@ class OffsetPairwise(Pairwise):
         Left out is an atom that happened at least as often at every look as one with no smaller threshold: the other's
         bound holds for it as well.
         """
-        counts = np.delete(np.array([look.counts for look in looks]).T, top, 0)  # (K - 1, looks)
-        thresholds = np.delete(self.thresholds(top), top)
+        held = self.against(top)
+        counts, thresholds = np.array([look.counts for look in looks]).T[held], self.thresholds(top)[held]
         while len(counts):
             first = np.lexsort((-thresholds, counts[:, -1]))[0]
             draws = [(look.n, k, look.alpha) for look, k in zip(looks, counts[first].tolist(), strict=True)]
@@ -158,7 +176,7 @@ class OffsetPairwise(Pairwise):
         return top if self.judged(asked, top, certificate_for(self.norm), alpha)[3] else ABSTAIN
 
     def check(self, sigma: float, n: int, alpha: float) -> None:
-        least = self._probability(max(self.offsets) - min(self.offsets), sigma)
+        least = self.probability_at(max(self.offsets) - min(self.offsets), sigma)
         if alpha ** (1.0 / n) > least:
             return
         spread = max(self.offsets) - min(self.offsets)
