@@ -153,10 +153,12 @@ class PairTable:
         left = n - sum(found.values())
         assert left >= 0, "checked before"
         part = max(1, left // PARTS)
+        expected = {slot: self._expected(pilots[slot], slot, top, size, alpha) for slot, size in found.items()}
         while left > 0:
-            slot = min(found, key=lambda k: (self._expected(pilots[k], k, top, found[k], alpha), k))
+            slot = min(found, key=lambda k: (expected[k], k))
             found[slot] += min(part, left)
             left -= min(part, left)
+            expected[slot] = self._expected(pilots[slot], slot, top, found[slot], alpha)
         return found
 
     def _expected(self, pilot: Measurement, slot: int, top: int, n: int, alpha: float) -> float:

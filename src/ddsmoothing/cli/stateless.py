@@ -9,7 +9,7 @@ import click
 
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.loading import add, data_options, load
-from ddsmoothing.cli.parsing import fixed_sigma
+from ddsmoothing.cli.parsing import fixed_sigma, parse_grid
 from ddsmoothing.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--favour-accuracy", type=float, default=1.0, show_default=True, help="Its weight against ACR."),
         click.option("--n", type=int, default=128, show_default=True, help="Samples an input and sigma, to fit on."),
         click.option(
-            "--samples", type=int, default=1000, show_default=True, help="Of each certificate of the figures."
+            "--samples",
+            type=int,
+            default=1000,
+            show_default=True,
+            help="Forward passes of each certificate of the figures.",
         ),
         click.option("--alpha", type=float, default=0.001, show_default=True, help="Of these certificates."),
         click.option("--model-id", help="Names a model that has no hash (a bare callable)."),
@@ -91,6 +95,57 @@ def fit(**options: Any) -> None:
     save_fit(found.model_copy(update={"model": identity, "data": data.fingerprint()}), options["out"])
     _show(found)
     click.echo(f"offsets in {options['out']}")
+
+
+@click.group()
+def pairs() -> None:
+    """Pair tables: one sigma for each pair of classes."""
+
+
+@pairs.command(
+    "fit",
+    epilog="""\b
+Example:
+  ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json""",
+)
+@data_options
+@executor_options
+@click.option("--sigmas", required=True, help="The finite set, such as 0.5,0.7,1. Pixels in [0, 1].")
+@click.option("--with-offsets", is_flag=True, help="Fit class offsets as well, for the table and each fixed sigma.")
+@click.option("--n0", type=int, default=100, show_default=True, help="Samples at each sigma that choose the class.")
+@fit_options
+def fit_table(**options: Any) -> None:
+    """Fit one sigma for each pair of classes on inputs that no run will certify.
+
+    The table stands beside every fixed sigma at equal total forward passes (--samples); a line says if it does not pay.
+    """
+    from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.stateless import fit_pairs, save_fit
+    from ddsmoothing.stateless.offsets import HELD_OUT
+
+    sigmas = parse_grid(options["sigmas"], options["allow_large_sigma"]) or []
+    check_folder(options["out"])
+    smoothed, data = load(options)
+    ids = subset_ids(data, options["skip"], options["maximum"])
+    if data.y is None:
+        raise InputError("a table is fitted to labels, and this data set has none.")
+    check_labels(data, ids, smoothed.num_classes)
+    identity = model_identity(smoothed.model, options["model_id"])
+    x, y = data[ids]
+    held = len(ids) // HELD_OUT
+    total = (len(ids) - held) * options["n"] * len(sigmas)
+    with executing(smoothed, options) as placed, SampleProgress(total, f"fitting on {len(ids)} inputs") as progress:
+        names = ("favour_accuracy", "with_offsets", "n", "n0", "samples", "alpha", "seed")
+        chosen = {key: options[key] for key in names}
+        found = fit_pairs(placed, x, y, sigmas=sigmas, ids=ids, progress=progress, **chosen)
+    save_fit(found.model_copy(update={"model": identity, "data": data.fingerprint()}), options["out"])
+    click.echo(f"{found.held_out} held-out inputs, {found.samples} forward passes each, {found.norm}")
+    show_rows([("table", found.figures), *((f"sigma {one.sigma:g}", one.figures) for one in found.fixed)])
+    if not found.pays:
+        click.echo("this table does not pay: a fixed sigma has at least its mean radius and its accuracy.")
+    click.echo(f"table in {options['out']}")
 
 
 def check_folder(out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddsmoothing.claims import PairTable
 from ddsmoothing.errors import DataError, InputError, first_error
 from ddsmoothing.files import write_durably
 
@@ -95,6 +96,51 @@ class OffsetsFile(Fitted):
     offsets: Annotated[tuple[Finite, ...], Field(min_length=2)]
     without: Figures
     figures: Figures
+
+
+class Fixed(_Strict):
+    """The pairwise vote at one sigma, of as many forward passes in all; offsets as for the table, fitted for it."""
+
+    sigma: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    offsets: tuple[Finite, ...] | None
+    figures: Figures
+
+
+class PairsFile(Fitted):
+    """A pair table and what it did, beside every fixed sigma at equal total forward passes; see ``fit_pairs``.
+
+    Attributes:
+        sigmas, slots, groups, offsets: of the ``PairTable``.   figures: of held-out inputs.
+        fixed: the same for each sigma alone.   pays: no fixed sigma has both its mean radius and its accuracy.
+    """
+
+    kind: Literal["ddsmoothing-pairs"] = "ddsmoothing-pairs"
+    schema_version: Literal[1] = 1
+    sigmas: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
+    slots: tuple[tuple[int, ...], ...]
+    groups: tuple[int, ...]
+    offsets: tuple[Finite, ...] | None
+    figures: Figures
+    fixed: tuple[Fixed, ...]
+    pays: bool
+
+    @property
+    def table(self) -> PairTable:
+        """The rule; InputError where the table is none."""
+        return PairTable(sigmas=self.sigmas, slots=self.slots, groups=self.groups, offsets=self.offsets, norm=self.norm)
+
+
+def load_pairs(path: str | Path) -> tuple[PairsFile, str]:
+    """Read a pair table and the SHA-256 of its bytes; DataError where it is not one."""
+    data = _bytes(path, "pair table")
+    try:
+        file = PairsFile.model_validate_json(data)
+        file.table  # noqa: B018
+    except ValidationError as error:
+        raise DataError(f"{path} is not a pair table: {first_error(error)}.") from error
+    except InputError as error:
+        raise DataError(f"{path} is not a pair table: {error}") from error
+    return file, hashlib.sha256(data).hexdigest()
 
 
 def load_offsets(path: str | Path) -> tuple[OffsetsFile, str]:

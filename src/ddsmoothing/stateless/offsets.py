@@ -14,6 +14,7 @@ from ddsmoothing.claims import Pairwise
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
+from ddsmoothing.plan import N0
 from ddsmoothing.stateless.counts import checked_labels, own_phis
 from ddsmoothing.stateless.figures import MULTIPLES, figures
 from ddsmoothing.stateless.files import DIGITS, Figures, OffsetsFile
@@ -77,7 +78,9 @@ def fit_offsets(
     found = ascended(own.phi[:, 0], own.y, float(own.caps[0]), scale, favour_accuracy, smoothed.num_classes)
 
     def figures_of(offsets: tuple[float, ...] | None) -> Figures:
-        return _held_out(smoothed.with_offsets(offsets), x[out], labels[held], sigma, samples, alpha, seed, keys[held])
+        return held_out_figures(
+            smoothed.with_offsets(offsets), x[out], labels[held], sigma, samples, alpha, seed, keys[held]
+        )
 
     return OffsetsFile(
         norm=smoothed.certificate.norm,
@@ -95,7 +98,7 @@ def fit_offsets(
     )
 
 
-def _held_out(
+def held_out_figures(
     smoothed: SmoothedClassifier,
     x: torch.Tensor,
     y: NDArray[np.int64],
@@ -104,18 +107,21 @@ def _held_out(
     alpha: float,
     seed: int,
     ids: NDArray[np.int64],
+    *,
+    n0: int = N0,
+    cap: float | None = None,
+    unit: float | None = None,
 ) -> Figures:
-    """Certificates of these inputs, with the noise that every other classifier gets."""
-    result = smoothed.certify(x, sigma, n=samples, alpha=alpha, seed=seed, ids=ids.tolist())
-    cap = float(
-        smoothed.certificate.estimate(np.array(sigma), np.array(clopper_pearson_lower(samples, samples, alpha)))
-    )
+    """Figures of certificates of these inputs, with the noise that every other classifier gets."""
+    result = smoothed.certify(x, sigma, n0=n0, n=samples, alpha=alpha, seed=seed, ids=ids.tolist())
+    largest = np.array(clopper_pearson_lower(samples, samples, alpha))
+    own_cap = float(smoothed.certificate.estimate(np.array(sigma), largest))
     return figures(
         y,
         result.prediction,
         result.radius,
-        cap=cap,
-        radii=tuple(m * smoothed.certificate.noise.scale(sigma) for m in MULTIPLES),
+        cap=own_cap if cap is None else cap,
+        radii=tuple(m * (unit or smoothed.certificate.noise.scale(sigma)) for m in MULTIPLES),
         num_classes=smoothed.num_classes,
         forwards=float(result.samples.mean()),
     )
