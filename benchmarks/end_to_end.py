@@ -21,8 +21,7 @@ import torch
 
 import ddsmoothing as dds
 import official_2021
-from ddsmoothing.plan import Exact, Plan, Sampler
-from ddsmoothing.sigma.search import SearchPlan
+from ddsmoothing.plan import Exact, Plan, Sampler, SearchPlan
 
 SEARCH = SearchPlan(pilot=128, widths=(12, 7, 5, 4), samples=(24, 48, 96, 192))  # twice the default
 LOW, HIGH, CAP, SIGMA0, ALPHA, N = 0.0625, 1.0, 2.0, 0.25, 0.001, 100_000

@@ -27,7 +27,7 @@ from ddsmoothing.counting import ledger as policy
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.counting.ledger import IN_HAND, Ledger, Pace, Task
 from ddsmoothing.counting.on_ray import RayWorkers
-from ddsmoothing.sigma.search import SearchPlan
+from ddsmoothing.plan import SearchPlan
 
 BLOCK = 42  # rows of one forward pass: one noise block of 3,072 numbers, so that tasks can be small
 D = 3 * 32 * 32

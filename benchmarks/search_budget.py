@@ -17,8 +17,8 @@ import numpy as np
 
 import ddsmoothing as dds
 from ddsmoothing.counting.contract import Request
+from ddsmoothing.plan import SearchPlan
 from ddsmoothing.sigma.score import certified_scores
-from ddsmoothing.sigma.search import SearchPlan
 from ddsmoothing.streams import Stream
 
 LOW, HIGH, SIGMA0 = 0.0625, 1.5, 0.346

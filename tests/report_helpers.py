@@ -44,5 +44,5 @@ def hostile(run: dds.Run, folder: Path) -> dds.Run:
         "device": HOSTILE,
         "versions": {HOSTILE: HOSTILE},
     }
-    bad = altered(run, header, {"reason": HOSTILE})
+    bad = altered(run, header)
     return written(bad, folder / HOSTILE.replace("/", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import Any
 import ddsmoothing as dds
 from ddsmoothing.runs.schema import MemoryNote
 from ddsmoothing.runs.store import RunWriter
+
+
+def with_header(run: dds.Run, **fields: Any) -> dds.Run:
+    """The run with other header fields; its files are not touched."""
+    return dataclasses.replace(run, header=run.header.model_copy(update=fields))
+
+
+def of_vote(run: dds.Run, vote: str) -> dds.Run:
+    """The run as if its header said another vote."""
+    return with_header(run, rule=run.header.rule.model_copy(update={"vote": vote}))
 
 
 def planted(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 
 import ddsmoothing as dds
@@ -13,12 +14,14 @@ from ddsmoothing.analysis import (
     certified_accuracy_interval,
     certified_accuracy_of_inputs,
     certified_accuracy_of_population,
+    certified_wrong,
     closed_form_loss,
     envelope,
     failures_at_most,
     held_radius,
 )
 from ddsmoothing.bounds import clopper_pearson_lower, clopper_pearson_upper
+from ddsmoothing.errors import InputError
 
 
 @dataclass
@@ -185,3 +188,57 @@ def test_held_radius_is_what_acr_is_the_mean_of() -> None:
 def test_a_run_is_analysed(run_l2: dds.Run) -> None:
     assert dds.acr(run_l2) == pytest.approx((run_l2.radius * run_l2.correct).sum() / 12)
     assert dds.certified_accuracy(run_l2, [0.0])[0] == run_l2.correct.mean()
+
+
+@dataclass
+class Unlabelled:
+    prediction: np.ndarray
+    radius: np.ndarray
+    sampler: str = "exact"
+
+
+# of classes 1 2 - 1 2, where - abstained
+ANSWERS = Unlabelled(np.array([1, 2, -1, 1, 2]), np.array([1.0, 2.0, 0.0, 0.5, 0.25]))
+
+
+def test_labels_given_are_what_a_run_would_know() -> None:
+    labels = [1, 1, 1, 1, 2]
+    known = Results(np.array([True, False, False, True, True]), ANSWERS.radius)
+    for given in (labels, np.array(labels), torch.tensor(labels)):
+        assert dds.certified_accuracy(ANSWERS, [0.0, 0.3], labels=given).tolist() == [0.6, 0.4]
+    assert dds.acr(ANSWERS, labels=labels) == dds.acr(known)
+    assert acr_interval(ANSWERS, labels=labels) == acr_interval(known)
+    found = certified_accuracy_interval(ANSWERS, [0.0], labels=labels)
+    assert found.tolist() == certified_accuracy_interval(known, [0.0]).tolist()
+    assert dds.certified_accuracy(known, [0.0]).tolist() == [0.6]
+
+
+def test_an_abstention_is_never_right_not_even_of_an_input_without_a_label() -> None:
+    assert dds.certified_accuracy(ANSWERS, [0.0], labels=[-1] * 5).tolist() == [0.0]
+
+
+def test_labels_that_are_missing_or_do_not_fit() -> None:
+    for results, labels, message in (
+        (ANSWERS, None, "labels=y"),
+        (ANSWERS, [1, 2], r"shape \(2,\) for 5 inputs"),
+        (ANSWERS, np.eye(5), r"shape \(5, 5\)"),
+        (FIVE, [1] * 5, "leave labels out"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dds.certified_accuracy(results, [0.0], labels=labels)
+    with pytest.raises(InputError, match="wanted radius"):
+        dds.acr(Unlabelled(ANSWERS.prediction, ANSWERS.radius, "target"), labels=[1] * 5)
+
+
+def test_a_certification_is_judged_by_labels(linear: dds.SmoothedClassifier, pixels: torch.Tensor) -> None:
+    result = linear.certify(pixels, 0.25, n0=50, n=200, alpha=0.01, seed=0)
+    labels = (pixels[:, 0].numpy() > 100).astype(int)
+    expected = ((result.prediction == labels) & (result.radius >= 0.1)).mean()
+    assert 0.0 < expected < 1.0
+    assert dds.certified_accuracy(result, [0.1], labels=labels).tolist() == [expected]
+
+
+def test_wrong_certificates_are_those_with_a_radius() -> None:
+    assert certified_wrong(FIVE) == 0.2
+    assert certified_wrong(ANSWERS, labels=[2, 2, 2, 2, 2]) == 0.4
+    assert certified_wrong(Results(np.array([False, True]), np.array([0.0, 1.0]))) == 0.0

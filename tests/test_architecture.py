@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +15,22 @@ SOURCE = ROOT / "src" / "ddsmoothing"
 FILES = sorted(SOURCE.rglob("*.py"))
 # An import only points to the left; a room may import from itself.
 ROOMS = (
-    *("errors", "files", "streams", "lattice", "noise", "bounds", "devices", "certificate", "claims", "plan"),
+    *("errors", "files", "streams", "lattice", "noise", "bounds", "devices", "modules", "kernels", "certificate"),
+    *("claims", "plan", "inputs", "counting", "classifier", "compat2021", "smooth", "data", "models", "attacks"),
     *(
-        "inputs",
-        "counting",
-        "classifier",
-        "compat2021",
-        "smooth",
-        "data",
-        "models",
-        "attacks",
         "sigma",
         "stateless",
         "runs",
+        "campaigns",
+        "training",
+        "memory",
+        "verify",
+        "doctor",
+        "analysis",
+        "tables",
+        "plots",
     ),
-    *("campaigns", "training", "memory", "verify", "doctor", "analysis", "tables", "plots", "report", "cli"),
+    *("report", "cli", "__main__"),
 )
 WITHOUT_TORCH = (
     *("errors", "streams", "lattice", "noise", "bounds", "claims", "plan", "runs"),
@@ -131,6 +134,33 @@ def test_the_pure_core_knows_neither_torch_nor_files() -> None:
         assert room(path) == "plots" or "matplotlib" not in tops, path
         assert room(path) == "cli" or "click" not in tops, path
         assert room(path) in ("cli", "sigma") or "rich" not in tops, path
+
+
+LIGHT = (
+    *("streams", "noise", "bounds", "certificate", "claims", "plan", "counting.contract", "counting.kept"),
+    *("runs", "runs.status", "runs.merge", "runs.rejudge", "memory.rules", "memory.store", "memory.verify"),
+    *("verify", "analysis", "tables", "report.claims", "report.card"),
+)
+NO_TORCH = """
+import importlib, importlib.abc, sys
+
+class NoTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("there is no torch here", name="torch")
+
+sys.meta_path.insert(0, NoTorch())
+for name in sys.argv[1:]:
+    importlib.import_module(f"ddsmoothing.{name}")
+"""
+
+
+def test_what_reads_and_judges_needs_no_torch() -> None:
+    """In a process that cannot import it, not by reading imports."""
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, *LIGHT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    heavy = subprocess.run([sys.executable, "-c", NO_TORCH, "classifier"], capture_output=True, text=True, check=False)
+    assert "there is no torch here" in heavy.stderr  # the process is what it should be
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -112,7 +112,7 @@ def test_every_reason(tmp_path: Path) -> None:
     done = applied(run, data, tmp_path)
     rows = done.run.rows
     assert [row.reason for row in rows] == [
-        *("kept", "cut by region 1", "answered by region 1", "abstained", "answered by region 1", "kept"),
+        *("kept", "cut", "answered", "abstained", "answered", "kept"),
     ]
     assert [row.prediction for row in rows] == [1, 2, 1, -1, 1, 0]
     assert [row.correct for row in rows] == [True, True, True, False, True, True]
@@ -136,7 +136,7 @@ def test_a_row_cut_to_nothing_is_no_certificate(tmp_path: Path) -> None:
     run, data = planted(tmp_path / "run", np.array([[0, 0], [51, 0]]), [1, 2], [0.2, 0.1])
     done = applied(run, data, tmp_path)
     row = done.run.rows[1]
-    assert (row.prediction, row.radius, row.correct, row.reason) == (2, 0.0, False, "cut by region 1")
+    assert (row.prediction, row.radius, row.correct, row.reason) == (2, 0.0, False, "cut")
     assert done.emptied == 1
     assert dds.certified_accuracy(done.run, [0.0]).tolist() == [0.5]
 

@@ -24,6 +24,7 @@ from ddsmoothing.noise import (
     Uniform,
     grid_table,
     snap_to_grid,
+    table_of,
 )
 from ddsmoothing.streams import Stream, check_word, noise_blocks, philox, rows_per_block
 from reference import PRECISION, normal_cdf
@@ -423,3 +424,70 @@ def test_a_grid_input_does_not_move() -> None:
     integers, far = snap_to_grid(x, "l2")
     np.testing.assert_array_equal(integers[0], np.arange(256))
     assert far[0] < 1e-13
+
+
+# undecided cells: one comparison where a cell holds one threshold, a search elsewhere
+
+
+def by_search(table: GridTable, u: np.ndarray) -> np.ndarray:
+    """The definition: ``start + #{thresholds <= u}``."""
+    return np.searchsorted(table.thresholds, u, side="right") + table.start
+
+
+def by_cells(table: GridTable, u: np.ndarray, more: np.random.Generator) -> np.ndarray:
+    """As noise is drawn: 16 bits first, the next 47 where they do not decide, 17 bits of the word unused."""
+    cells = (u >> np.uint64(47)).astype(np.intp)
+    found = table.first[cells].astype(np.int64)
+    undecided = np.flatnonzero(found == table.undecided)
+    words = (u[undecided] << np.uint64(17)) | more.integers(0, 2**17, undecided.size, dtype=np.uint64)
+    found[undecided] = table.refined(cells[undecided], words)
+    return found
+
+
+def words_near(table: GridTable, more: np.random.Generator) -> np.ndarray:
+    """63-bit words at and next to every threshold, at both ends of every cell, and anywhere."""
+    edges = table.thresholds
+    near = np.concatenate(
+        [edges[edges >= 2] - np.uint64(2), edges[edges >= 1] - np.uint64(1), edges, edges + np.uint64(1)]
+    )
+    cells = np.arange(65536, dtype=np.uint64) << np.uint64(47)
+    ends = cells + np.uint64(2**47 - 1)
+    return np.concatenate([near[near < 2**63], cells, ends, more.integers(0, 2**63, 50_000, dtype=np.uint64)])
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "levels"),
+    [
+        *(("gaussian", sigma, 255) for sigma in (0.001, 0.12, 0.25, 0.5, 1.0, 4.0, 12.0)),
+        *(("uniform", scale, 255) for scale in (0.5 / 255, 50.5 / 255, 0.8, 20.0)),
+        ("gaussian", 0.1, 65535),
+        ("gaussian", 2.0, 100),
+    ],
+)
+def test_cells_and_the_search_agree_next_to_every_threshold(name: str, scale: float, levels: int) -> None:
+    table, more = grid_table(name, scale, levels), np.random.default_rng(SEED)
+    u = words_near(table, more)
+    np.testing.assert_array_equal(by_cells(table, u, more), by_search(table, u))
+
+
+@given(
+    cells=st.lists(st.integers(0, 65535), min_size=1, max_size=12),
+    lows=st.lists(st.sampled_from([0, 1, 2, 2**46, 2**47 - 2, 2**47 - 1]), min_size=12, max_size=12),
+    start=st.integers(-9, 9),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_thresholds_may_be_equal_and_lie_on_the_edges_of_cells(cells: list[int], lows: list[int], start: int) -> None:
+    pairs = zip(cells, lows[: len(cells)], strict=True)
+    thresholds = np.array(sorted((cell << 47) | low for cell, low in pairs), dtype=np.uint64)
+    table, more = table_of(thresholds, start, 0.0, True), np.random.default_rng(SEED)
+    u = words_near(table, more)
+    np.testing.assert_array_equal(by_cells(table, u, more), by_search(table, u))
+
+
+def test_a_threshold_taken_one_too_high_is_found_out() -> None:
+    """The words above are near enough: an integer that begins one word late differs."""
+    right, more = grid_table("gaussian", 0.5), np.random.default_rng(SEED)
+    late = table_of(right.thresholds + np.uint64(1), right.start, 0.0, True)
+    u = words_near(right, more)
+    wrong = np.flatnonzero(by_cells(late, u, more) != by_search(right, u))
+    assert set(u[wrong].tolist()) == set(right.thresholds[right.thresholds < 2**63].tolist())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -12,10 +13,11 @@ import pytest
 import ddsmoothing as dds
 from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.plots import FIGURES, images_figure, images_table, images_text, save, svg_text
-from ddsmoothing.plots.images import noisy_copies
+from ddsmoothing.plots import FIGURES, PHOTOS, curves, images_figure, save, svg_text
+from ddsmoothing.plots.chosen import once
+from ddsmoothing.plots.images import extremes, images_table, images_text, noisy_copies
 from ddsmoothing.runs import Results, import_file
-from results_helpers import planted
+from results_helpers import of_vote, planted, with_header
 
 Cli = Callable[..., object]
 RADII = [1.0, 0.3, 0.0, 0.7]
@@ -92,19 +94,112 @@ def test_the_drawn_curve_is_never_above_the_truth(runs: list[dds.Run]) -> None:
     """Between two points of a curve the lower value is drawn; the envelope is the upper edge of the fixed curves."""
     figure = FIGURES["certified_accuracy"].draw(runs[:3])
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    envelope = lines.pop("envelope of the fixed sigmas (no single classifier attains it)")
+    envelope = lines.pop("envelope of the fixed sigmas (no one classifier)")
     assert len(lines) == 3
     at = np.linspace(0.0, 0.95, 500)
     seen = {}
     for line, run in zip(lines.values(), runs, strict=False):
         assert line.get_drawstyle() == "steps-pre"
-        x, y = (np.asarray(values) for values in line.get_data())
-        seen[run.name] = y[np.searchsorted(x, at, side="left")]
+        seen[run.name] = _read(line, at)
         truth = 100 * dds.certified_accuracy(run, at)
         assert (seen[run.name] <= truth + 1e-9).all()
         assert (seen[run.name] == truth).mean() > 0.9
-    x, y = (np.asarray(values) for values in envelope.get_data())
-    assert (y[np.searchsorted(x, at)] == np.maximum(seen["small"], seen["large"])).all()
+    assert (_read(envelope, at) == np.maximum(seen["small"], seen["large"])).all()
+
+
+def _read(line: Any, at: np.ndarray) -> np.ndarray:
+    """A drawn curve's values; 0 beyond its end."""
+    x, y = (np.asarray(values) for values in line.get_data())
+    return np.append(y, 0.0)[np.searchsorted(x, at, side="left")]
+
+
+def test_a_curve_and_its_band_end_where_it_reaches_zero(runs: list[dds.Run]) -> None:
+    axes = FIGURES["certified_accuracy"].draw(runs[:3]).axes[0]
+    radii, drawn, best = curves(runs[:3])
+    assert best is not None
+    step = radii[1]
+    for line, largest in zip(axes.get_lines(), (0.9, 0.4, 0.9, 1.0), strict=True):
+        x, y = (np.asarray(values) for values in line.get_data())
+        assert (y[:-1] > 0.0).all()
+        assert y[-1] == 0.0
+        assert largest < x[-1] <= largest + step + 1e-9
+    for band, (_, values) in zip(axes.collections, drawn, strict=True):
+        assert band.get_paths()[0].vertices[:, 0].max() == radii[int((values > 0).sum()) - 1]
+
+
+def test_a_run_that_says_the_same_at_another_level_is_drawn_once(
+    runs: list[dds.Run], run_l2: dds.Run, tmp_path: Path
+) -> None:
+    _, _, chosen, cut = runs
+    hair = [radius * (1.0 - 1e-12) for radius in RADII]
+    same = planted(
+        run_l2,
+        tmp_path / "whole",
+        hair,
+        level="memory",
+        notes=[("kept", radius) for radius in RADII],
+        labels=LABELS,
+        predictions=PREDICTIONS,
+        sigmas=[0.5, 0.12, 0.25, 1.0],
+    )
+    assert [label for _, label in once([chosen, cut])] == [
+        "data-dependent sigma (pointwise)",
+        "data-dependent sigma (memory)",
+    ]
+    ((kept, label),) = once([chosen, same])
+    assert label == "data-dependent sigma (pointwise and memory)"
+    assert (kept.radius == np.minimum(chosen.radius, same.radius)).all()  # nothing is too large for either
+    assert len(FIGURES["certified_accuracy"].draw([chosen, same]).axes[0].get_lines()) == 1
+    assert [len(FIGURES["sigma"].draw(some).axes) for some in ([chosen, same], [chosen, cut])] == [2, 3]
+    fixed = planted(run_l2, tmp_path / "fixed", [0.5], sigma=0.25)
+    remembered = planted(run_l2, tmp_path / "remembered", [0.5], sigma=0.25, level="memory", notes=[("kept", 0.5)])
+    assert [text for _, text in once([fixed, remembered])] == ["fixed sigma 0.25, level memory the same"]
+    assert len(once([of_vote(chosen, "plurality"), same])) == 2
+
+
+def test_figures_say_units_and_vote(runs: list[dds.Run]) -> None:
+    small, _, chosen, _ = runs
+    said = [with_header(run, units="standard deviations") for run in (small, chosen)]
+    for name in ("certified_accuracy", "sigma", "paired_radius"):
+        text = " ".join(axes.get_xlabel().replace("\n", " ") for axes in FIGURES[name].draw(said).axes)
+        assert "standard deviations" in text
+        assert "pixel" not in text
+    assert not FIGURES["certified_accuracy"].applies([small, said[1]])  # units do not share an axis
+    with pytest.raises(RunError, match="different units"):
+        FIGURES["certified_accuracy"].draw([small, said[1]])
+    small, pairwise = (of_vote(small, vote) for vote in ("plurality", "pairwise"))
+    assert "pairwise vote" in FIGURES["certified_accuracy"].draw([pairwise]).axes[0].get_title()
+    assert (
+        "fashion-mnist-cnn on fashion-mnist-sample" in FIGURES["certified_accuracy"].draw([small]).axes[0].get_title()
+    )
+    for some, words in (
+        ([small], "top class's probability"),
+        ([pairwise], "beats its strongest rival"),
+        ([small, pairwise], "probability of the event that binds"),
+    ):
+        assert words in FIGURES["confidence"].draw(some).axes[0].get_xlabel()
+        assert words in FIGURES["confidence"].text(some)
+
+
+@pytest.mark.parametrize("name", ["certified_accuracy", "paired_radius", "sigma", "memory"])
+def test_no_title_is_cut(name: str, run_l2: dds.Run, tmp_path: Path) -> None:
+    """Long names break into lines inside the figure."""
+    model = run_l2.header.model.model_copy(update={"name": "a-rather-long-name-of-a-network/" * 4})
+    same = {"labels": LABELS, "predictions": PREDICTIONS, "sigmas": [0.5, 0.12, 0.25, 1.0], "model": model}
+    notes = [("kept", radius) for radius in RADII]
+    some = [
+        planted(run_l2, tmp_path / "a-fixed-sigma", [0.4] * 4, labels=LABELS, sigma=0.12),
+        planted(run_l2, tmp_path / "chosen", RADII, **same),
+        planted(run_l2, tmp_path / "kept", [1.0, 0.2, 0.0, 0.7], level="memory", notes=notes, **same),
+    ]
+    figure = FIGURES[name].draw(some)
+    svg_text(figure)  # lays it out
+    width = figure.bbox.width
+    titles = [axes.title for axes in figure.axes] + [axes._left_title for axes in figure.axes]
+    titles += [figure._suptitle] if figure._suptitle is not None else []
+    for title in titles:
+        box = title.get_window_extent()
+        assert -1.0 <= box.x0 <= box.x1 <= width + 1.0, title.get_text()
 
 
 def test_the_table_under_the_curves_is_floored(runs: list[dds.Run]) -> None:
@@ -131,10 +226,27 @@ def test_pairs_show_winners_and_losers(runs: list[dds.Run]) -> None:
     table = picture.table(runs)
     assert [row[2:6] for row in table.rows] == [("4", "1", "2", "1"), ("4", "2", "1", "1")]
     figure = picture.draw(runs)
-    points = sum(len(c.get_offsets()) for c in figure.axes[0].collections)
-    assert points == 4
-    assert "1 won, 2 lost, 1 equal" in figure.axes[0].get_title()
+    assert "1 won, 2 lost, 1 equal" in figure.axes[0].get_title().replace("\n", " ")
     assert "2 inputs won radius, 1 lost, 1 stayed equal" in picture.text(runs)
+
+
+def test_the_change_of_the_radius_is_drawn_where_ties_can_be_told_apart(runs: list[dds.Run]) -> None:
+    """Radii with sigma .12 are .4 .4 .1 0, with .5 they are .9 0 0 .9."""
+    picture = FIGURES["paired_radius"]
+    for axes, base in zip(picture.draw(runs).axes, runs[:2], strict=True):
+        theirs, ours = (np.where(run.correct, run.radius, 0.0) for run in (base, runs[2]))
+        points = np.concatenate(
+            [c.get_offsets() for c in axes.collections if len(c.get_offsets()) and c.get_sizes().any()]
+        )
+        assert sorted(points[:, 1]) == pytest.approx(sorted(ours - theirs))
+        assert len(set(points[:, 0].tolist())) == 4  # none lies on another
+        free = [x for x in theirs if 0.0 < x < theirs.max()]
+        assert set(free) <= set(points[:, 0].tolist())
+        low, high = axes.get_xlim()
+        assert low < points[:, 0].min() <= points[:, 0].max() < high
+    names = [{label.get_text() for label in axes.get_xticklabels()} for axes in picture.draw(runs).axes]
+    assert ["none\n2" in one for one in names] == [False, True]  # one input alone lies on no other
+    assert all("largest\n2" in one for one in names)
 
 
 def test_confidence_is_the_share_of_inputs_at_each_bound(run_l2: dds.Run) -> None:
@@ -185,6 +297,37 @@ def test_noisy_copies_have_the_row_s_sigma(searched: dds.Run) -> None:
         assert not np.array_equal(copies[0], copies[1])
 
 
+def test_the_smallest_and_the_largest_sigma(run_l2: dds.Run, data: dds.Dataset, tmp_path: Path) -> None:
+    sigmas = [0.5, 0.1, 0.3, 0.2, 0.7, 0.6, 0.9]
+    radii, predictions = [0.4, 0.1, 0.0, 0.2, 0.3, 0.3, 0.5], [1, 1, -1, 1, 1, 2, 1]
+    run = planted(run_l2, tmp_path / "run", radii, predictions=predictions, sigmas=sigmas)
+    run = with_header(run, config={"classes": [f"c{k}" for k in range(10)]})
+    small, large = extremes(run, data)
+    assert [row.sigma for row in small] == [0.1, 0.2, 0.5]  # without the one that abstained
+    assert [row.sigma for row in large] == [0.6, 0.7, 0.9]
+    photo = PHOTOS["extremes"]
+    figure = photo.draw(run, data)
+    assert svg_text(photo.draw(run, data)) == svg_text(figure)
+    clean = [axes.images[0].get_array() for axes in (*figure.axes[:3], *figure.axes[6:9])]
+    for picture, row in zip(clean, [*small, *large], strict=True):
+        np.testing.assert_allclose(np.asarray(picture), data[row.id][0][0].numpy(), atol=1e-7)
+    assert figure.axes[3].get_xlabel() == "sigma 0.1\nradius 0.100"
+    assert "class 2 c2, label 1 c1" in figure.axes[6].get_xlabel().replace("\n", " ")
+    assert "smallest" in photo.text(run, data)
+    assert [row[0] for row in photo.table(run, data).rows] == [str(row.id) for row in [*small, *large]]
+    assert photo.applies(run)
+    assert not photo.applies(run_l2)
+    one = planted(run_l2, tmp_path / "one", [0.4], sigmas=[0.5])
+    assert not photo.applies(one)
+
+
+def test_every_noisy_picture_has_a_caption(searched: dds.Run, data: dds.Dataset) -> None:
+    for axes, row in zip(images_figure(searched, data).axes[2::3], searched.rows, strict=False):
+        assert axes.get_xlabel().startswith("noise at sigma ")
+        assert "radius" in axes.get_xlabel()
+        assert row.sigma > 0
+
+
 def test_images_refuse_what_they_cannot_show(searched: dds.Run, run_l2: dds.Run, data: dds.Dataset) -> None:
     other = dds.Dataset(name="other", split="test", x=data.x, y=data.y)
     with pytest.raises(InputError, match="not the data set"):
@@ -230,7 +373,8 @@ def test_plot_draws_everything_there_is(
     answer = cli("plot", run_l2.path, searched.path, "--out", tmp_path)
     assert (answer.code, answer.err) == (0, "")
     names = [Path(line).name for line in answer.out.splitlines()]
-    assert names == [f"{n}.svg" for n in ("certified_accuracy", "sigma", "paired_radius", "confidence", "images_given")]
+    figures = ("certified_accuracy", "sigma", "paired_radius", "confidence", "extremes_given", "images_given")
+    assert names == [f"{n}.svg" for n in figures]
     assert len(list(tmp_path.iterdir())) == len(names)
     answer = cli("plot", run_l2.path, "--out", tmp_path, "--data", "fashion-mnist-sample", "--ids", "50")
     assert answer.out.splitlines()[-1].endswith("images_l2.svg")

@@ -15,11 +15,15 @@ import pytest
 from PIL import Image
 
 import ddsmoothing as dds
+from ddsmoothing import analysis, tables
+from ddsmoothing.analysis import RADII
 from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.report import page, thumbnails, write_report
+from ddsmoothing.report.headers import common_facts, different_facts
 from ddsmoothing.report.thumbnails import datasets_of, pictures_of
 from ddsmoothing.runs import import_file
 from report_helpers import HOSTILE, altered, hostile, written
+from results_helpers import of_vote, planted, with_header
 
 Cli = Callable[..., object]
 
@@ -33,6 +37,7 @@ class Parsed(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.pieces: list[tuple[str, dict[str, str | None], str]] = []
         self._inside = ""
         self.feed(path.read_text())
 
@@ -48,6 +53,19 @@ class Parsed(HTMLParser):
             self.raw[self._inside].append(data)
         else:
             self.text += data
+            if self._inside:
+                self.pieces.append((*self.tags[-1], data))
+
+    def of(self, name: str) -> str:
+        """The text of the first element of that name."""
+        return next(text for tag, _, text in self.pieces if tag == name)
+
+    def tile(self, name: str) -> str:
+        return next(text for _, attributes, text in self.pieces if attributes.get("data-tile") == name)
+
+    @property
+    def marks(self) -> list[str]:
+        return [text for _, attributes, text in self.pieces if attributes.get("class") == "mark"]
 
     @property
     def data(self) -> dict:
@@ -71,7 +89,109 @@ def test_the_page_says_what_was_certified_and_what_was_not(parsed: Parsed) -> No
     assert "Level pointwise is not level stateless" in parsed.text
     assert "a subset" in parsed.text
     assert "partial run" not in parsed.text
-    assert "rounded" not in parsed.text.replace("Figures are rounded down", "")
+    assert "rounded, no evidence" not in parsed.text
+
+
+def test_the_first_screen_says_what_how_good_and_why_to_trust_it(parsed: Parsed, run_dds: dds.Run) -> None:
+    day = run_dds.header.created[:10]
+    title = "fashion-mnist-cnn on fashion-mnist-sample, 12 of 1,000 inputs, "
+    assert parsed.of("h1").startswith(title)
+    assert parsed.of("title").startswith(title)
+    assert day in parsed.of("h1")
+    assert [a["id"] for tag, a in parsed.tags if tag == "h2"][:2] == ["overview", "what"]
+    lead = next(a["id"] for tag, a in parsed.tags if tag == "div" and a.get("class") == "plot")
+    assert lead == "l2-certified_accuracy"
+    trust = parsed.data["tiles"]["runs"][1]["trust"]
+    assert trust in parsed.text
+    assert "false with probability at most 0.001; at most " in trust
+    assert "ddsmoothing verify recomputes" in trust
+    targets = {a["id"] for _, a in parsed.tags if a.get("id")}
+    links = [a["href"] for tag, a in parsed.tags if tag == "a"]
+    assert len(links) >= 7
+    assert {link.removeprefix("#") for link in links if link} <= targets
+
+
+def test_tiles_are_the_figures_of_the_run_with_their_intervals(run_l2: dds.Run, tmp_path: Path) -> None:
+    """Three of seven certified at 0.3, of which two hold half of what is certified at 0; one abstained."""
+    radii, labels = [0.8, 0.6, 0.3, 0.2, 0.0, 0.9, 0.1], [1, 1, 1, 1, 1, 2, 2]
+    run = planted(run_l2, tmp_path / "run", radii, labels=labels, predictions=[1, 1, 1, 1, -1, 1, 1])
+    parsed = Parsed(write_report([run], tmp_path / "r.html"))
+    tiles = parsed.data["tiles"]
+    (one,) = tiles["runs"]
+    assert (tiles["radii"], tiles["radii"][tiles["radius"]]) == (["0", "0.25", "0.5", "0.75", "1"], "0.5")
+    assert [value for value, _ in one["accuracy"]] == ["57.1 %", "42.8 %", "28.5 %", "14.2 %", "0.0 %"]
+    for (_, interval), radius in zip(one["accuracy"], RADII, strict=True):
+        low, high = analysis.certified_accuracy_interval(run, [radius])[0]
+        shown = [float(end) for end in interval.removesuffix(" %").split("-")]
+        assert shown[0] <= 100 * low < shown[0] + 1
+        assert shown[1] - 1 < 100 * high <= shown[1]
+    assert one["acr"][0] == "0.271"
+    assert one["abstained"][0] == "14.3 %"
+    assert parsed.tile("zero") == "57.1 %"
+    assert parsed.tile("chosen") == "28.5 %"
+    chosen = Parsed(write_report([run], tmp_path / "c.html", radius=0.6)).data["tiles"]
+    assert chosen["radii"][chosen["radius"]] == "0.6"
+    assert chosen["runs"][0]["accuracy"][chosen["radius"]][0] == "28.5 %"
+
+
+def test_tiles_without_labels_say_certified_and_a_run_with_a_sigma_each_stands_first(
+    run_l2: dds.Run, run_dds: dds.Run, tmp_path: Path
+) -> None:
+    bare = altered(run_dds, row={"label": None, "correct": None})
+    tiles = Parsed(write_report([run_l2, bare], tmp_path / "r.html")).data["tiles"]
+    assert tiles["run"] == 1
+    shown = tiles["runs"][1]
+    assert shown["what"].startswith("Certified, of whatever class")
+    certified = int(((run_dds.prediction >= 0) & (run_dds.radius > 0)).sum())
+    assert shown["accuracy"][0][0] == tables.percent(certified, len(run_dds)) + " %"
+    stopped = altered(run_l2, {"sampler": "target"})
+    assert Parsed(write_report([stopped], tmp_path / "s.html")).data["tiles"]["runs"][0]["acr"] == ["-", ""]
+
+
+def test_runs_of_other_models_data_votes_and_units_are_marked(run_l2: dds.Run, tmp_path: Path) -> None:
+    model = run_l2.header.model.model_copy(update={"name": "other-net", "sha256": "1" * 64})
+    data = run_l2.header.data.model_copy(update={"name": "other-data", "sha256": "0" * 64})
+    others = [with_header(run_l2, model=model), with_header(run_l2, data=data), of_vote(run_l2, "plurality")]
+    for other, words in zip(
+        others, ("of 2 models", "of 2 data sets", "smoothed classifiers of two kinds"), strict=True
+    ):
+        marks = Parsed(write_report([run_l2, other], tmp_path / "r.html")).marks
+        assert any(words in mark for mark in marks), marks
+    text = Parsed(write_report([run_l2, others[0]], tmp_path / "r.html")).text
+    assert "other-net" in text
+    apart = Parsed(write_report([run_l2, with_header(run_l2, units="cm")], tmp_path / "r.html"))
+    assert "runs of several norms or units" in apart.marks
+    ids = [a["id"] for tag, a in apart.tags if tag == "div" and a.get("class") == "plot"]
+    assert len(ids) == len(set(ids))
+    assert {"l2-certified_accuracy", "l2-certified_accuracy-2"} <= set(ids)
+    columns = Parsed(write_report([with_header(run_l2, units="those of the input")], tmp_path / "r.html")).text
+    assert "pixel" not in columns
+
+
+def test_headers_say_common_values_once_and_differences_in_a_table(
+    run_l2: dds.Run, run_dds: dds.Run, tmp_path: Path
+) -> None:
+    common, different = dict(common_facts([run_l2, run_dds])), different_facts([run_l2, run_dds])
+    assert common["model"] == "fashion-mnist-cnn"
+    assert common["model's SHA-256"] == run_l2.header.model.sha256
+    assert different is not None
+    assert {"folder", "sigma", "sampler"} <= set(different.columns)
+    assert not set(common) & set(different.columns)
+    assert len(different.rows) == 2
+    assert different_facts([run_l2]) is None
+    (tmp_path / "t.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t9\t9\t0.33\t1\n")
+    beside = different_facts([run_l2, import_file(tmp_path / "t.tsv", tmp_path / "theirs")])
+    assert beside is not None
+    assert {"folder", "created"} <= set(beside.columns) <= {"run", "folder", "created", "vote"}
+    text = Parsed(write_report([run_l2, run_dds], tmp_path / "r.html")).text
+    assert text.count(str(run_l2.header.model.sha256)) == 1
+
+
+def test_classes_are_named_where_the_runs_know_them(run_l2: dds.Run, run_dds: dds.Run, tmp_path: Path) -> None:
+    names = [f"name {k}" for k in range(10)]
+    some = [with_header(run, config={"classes": names}) for run in (run_l2, run_dds)]
+    assert Parsed(write_report(some, tmp_path / "r.html")).data["classes"] == names
+    assert Parsed(write_report([some[0], run_dds], tmp_path / "r.html")).data["classes"] == []
 
 
 def test_every_figure_has_a_text_and_a_table(parsed: Parsed) -> None:
@@ -229,7 +349,6 @@ def test_no_name_becomes_markup(run_l2: dds.Run, tmp_path: Path) -> None:
     assert [tag for tag, _ in parsed.tags].count("script") == 2
     assert all((a["src"] or "").startswith("data:") for tag, a in parsed.tags if tag == "img")
     assert HOSTILE in parsed.text
-    assert HOSTILE in parsed.data["names"]["reason"]
     assert "</" not in parsed.raw["script"][0]
 
 
@@ -258,6 +377,7 @@ def test_bad_input_is_one_line(cli: Cli, run_l2: dds.Run, tmp_path: Path, npz: C
         (2, "expected a number of inputs, or none", (run_l2.path, *out, "--thumbnails", "some")),
         (2, "none of these runs", (run_l2.path, *out, "--data", other)),
         (2, "leave it out", (tmp_path / "theirs", *out, "--data", other)),
+        (2, "--radius is nan", (run_l2.path, *out, "--radius", "nan")),
         (1, "cannot write", (run_l2.path, "--out", tmp_path / "file" / "r.html", "--thumbnails", "none")),
     ):
         answer = cli("report", *args)

@@ -15,6 +15,7 @@ import pytest
 
 import ddsmoothing as dds
 from ddsmoothing.report import write_report
+from ddsmoothing.tables import labels_of, percent
 from report_helpers import hostile, many
 
 CHROMIUM = shutil.which("chromium")
@@ -94,17 +95,17 @@ def test_sort_and_filter(visit: Callable[..., Seen], small: Path, run_l2: dds.Ru
     page.focus("[data-column=radius] button")
     page.keyboard.press("Enter")
     assert [float(text) for text in column(seen, "radius")] == sorted(radii, reverse=True)
-    page.fill("[name=radius]", "0.3")
+    page.fill("#filters [name=radius]", "0.3")
     assert len(column(seen, "id")) == sum(radius >= 0.3 for radius in radii)
-    page.select_option("[name=run]", "1")
+    page.select_option("#filters [name=run]", "1")
     wanted = sum(radius >= 0.3 for radius in run_l1.radius)
     assert len(column(seen, "id")) == wanted
-    page.select_option("[name=outcome]", label="wrong")
-    page.fill("[name=id]", "1")
+    page.select_option("#filters [name=outcome]", label="wrong")
+    page.fill("#filters [name=id]", "1")
     assert page.inner_text("#status") == "No row matches."
-    page.click("button[type=reset]")
+    page.click("#filters button[type=reset]")
     sync_api.expect(page.locator("#rows tbody tr")).to_have_count(24)
-    page.fill("[name=reason]", "ABST")
+    page.fill("#filters [name=reason]", "ABST")
     reasons = [row.reason for run in (run_l2, run_l1) for row in run.rows]
     assert len(column(seen, "id")) == reasons.count("abstained")
     seen.check()
@@ -128,6 +129,58 @@ def test_curves_are_read_by_pointer_and_keys(visit: Callable[..., Seen], small: 
     seen.check()
 
 
+def test_tiles_are_those_of_the_run_and_radius_chosen(visit: Callable[..., Seen], small: Path, run_l1: dds.Run) -> None:
+    seen = visit(small)
+    page, told = seen.page, lambda name: seen.page.inner_text(f"dd[data-tile={name}]")
+    before = told("acr")
+    page.select_option("#choose [name=run]", "1")
+    page.select_option("#choose [name=radius]", label="0.25")
+    assert told("zero") == f"{percent(int(run_l1.correct.sum()), len(run_l1))} %"
+    assert told("acr") != before
+    hits = int((run_l1.correct & (run_l1.radius >= 0.25)).sum())
+    assert told("chosen") == f"{percent(hits, len(run_l1))} %"
+    assert page.inner_text("span[data-tile=radius]") == "0.25"
+    assert "L1 norm" in page.inner_text("#trust")
+    seen.check()
+
+
+def test_one_run_need_not_be_chosen(visit: Callable[..., Seen], run_l2: dds.Run, tmp_path: Path) -> None:
+    seen = visit(write_report([run_l2], tmp_path / "r.html"))
+    assert not seen.page.locator("#choose [name=run]").is_visible()
+    assert seen.page.locator("#choose [name=radius]").is_visible()
+
+
+def test_the_contents_stay_and_lead_to_their_sections(visit: Callable[..., Seen], small: Path) -> None:
+    seen = visit(small)
+    bar = seen.page.locator("#contents")
+    for link in ("#headline", "#limits", "#overview"):
+        seen.page.click(f"#contents a[href='{link}']")
+        assert bar.bounding_box()["y"] >= 0
+        if link != "#overview":
+            assert bar.bounding_box()["y"] == 0
+            assert bar.bounding_box()["height"] - 1 <= seen.page.locator(link).bounding_box()["y"] < 900
+    assert seen.page.evaluate("scrollY") == 0
+    seen.check()
+
+
+def test_on_a_narrow_screen_tables_become_cards(visit: Callable[..., Seen], small: Path) -> None:
+    """Every cell lies inside the window with its column's name before it, and the rows can still be sorted."""
+    seen = visit(small, 400)
+    for cells in ("table.numbers td", "#rows td"):
+        boxes = seen.page.locator(f"{cells}:visible").evaluate_all(
+            "(all) => all.map((e) => [e.getBoundingClientRect().left, e.getBoundingClientRect().right])"
+        )
+        assert len(boxes) > 20
+        assert all(0 <= left < right <= 400 for left, right in boxes)
+    name = "(e) => getComputedStyle(e, '::before').content"
+    assert seen.page.locator("[aria-labelledby=headline] td").first.evaluate(name) == '"inputs"'
+    assert seen.page.locator("#rows td[data-column=radius]").first.evaluate(name) == '"Radius"'
+    seen.page.click("#rows [data-column=radius] button")
+    radii = [float(text) for text in column(seen, "radius")]
+    assert radii == sorted(radii)
+    seen.check()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "dark")])
 def test_nothing_is_wider_than_the_window(
     visit: Callable[..., Seen], small: Path, width: int, scheme: str, tmp_path: Path
@@ -145,10 +198,16 @@ def test_nothing_is_wider_than_the_window(
     seen.check()
 
 
-def test_print_shows_the_data_and_hides_the_controls(visit: Callable[..., Seen], small: Path) -> None:
+def test_print_shows_the_data_and_hides_the_controls(
+    visit: Callable[..., Seen], small: Path, run_l2: dds.Run, run_l1: dds.Run
+) -> None:
     seen = visit(small)
+    assert not seen.page.locator("#which").is_visible()
+    seen.page.select_option("#choose [name=run]", "1")
     seen.page.emulate_media(media="print")
-    for hidden in ("#filters", "#pager", "summary"):
+    assert "L1" in seen.page.inner_text("#trust")
+    assert seen.page.inner_text("#which") == labels_of([run_l2, run_l1])[1]
+    for hidden in ("#filters", "#pager", "summary", "#contents", "#choose"):
         assert not seen.page.locator(hidden).first.is_visible()
     assert seen.page.locator("details table").first.bounding_box()["height"] > 50
     assert seen.page.locator("#rows tbody tr").first.is_visible()
@@ -197,6 +256,6 @@ def test_ten_thousand_inputs(visit: Callable[..., Seen], run_l2: dds.Run, tmp_pa
     assert column(seen, "radius")[:3] == ["0.0000", "0.0001", "0.0002"]
     seen.page.click("#pager [data-step='1']")
     assert seen.page.inner_text("#status") == "Rows 26 to 50 of 10,000"
-    seen.page.fill("[name=radius]", "0.9")
+    seen.page.fill("#filters [name=radius]", "0.9")
     assert seen.page.inner_text("#status") == "Rows 1 to 25 of 1,000, chosen from 10,000"
     seen.check()

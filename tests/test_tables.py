@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from io import StringIO
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 import ddsmoothing as dds
 from ddsmoothing import tables
 from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.runs import import_file
 from ddsmoothing.tables import Table
-from results_helpers import planted
+from results_helpers import of_vote, planted, with_header
 
 Cli = Callable[..., object]
 CHOSEN = ([1.0, 0.3, 0.0, 0.7], [1, 1, 2, 2], [1, 1, -1, 1])  # radii, labels, predictions
@@ -86,10 +88,129 @@ def test_no_envelope_over_other_inputs_levels_or_one_sigma(
     assert tables.labels_of([remembered]) == ["fixed sigma 1 (memory)"]
 
 
+def test_runs_of_two_votes_say_so_everywhere(four: list[dds.Run], run_l2: dds.Run, tmp_path: Path) -> None:
+    small, large, chosen = (of_vote(run, "plurality") for run in four[:3])
+    (alone,) = tables.accuracy_tables([small, large])
+    assert "plurality vote" in alone.title
+    assert "plurality vote" in alone.notes[0]
+    assert column(alone, "sigma (level)") == ["fixed sigma 0.12", "fixed sigma 0.5", "envelope of the fixed sigmas"]
+    pairwise = of_vote(large, "pairwise")
+    (both,) = tables.accuracy_tables([small, pairwise])
+    assert column(both, "sigma (level)") == ["fixed sigma 0.12, plurality vote", "fixed sigma 0.5, pairwise vote"]
+    assert both.title.endswith("plurality and pairwise votes")
+    assert any("two kinds" in note for note in both.notes)
+    named = tables.accuracy_tables([small, pairwise], shown=tables.Shown(names=("a", "b")))[0]
+    assert [note[:2] for note in named.notes[:2]] == ["a:", "b:"]
+    assert "pairwise vote" in named.notes[1]
+    assert tables.fixed_group([small, pairwise]) == []
+    assert [record["vote"] for record in tables.summary_records([small, pairwise])] == ["plurality", "pairwise"]
+    assert "pairwise" in tables.noise_tables([pairwise])[0].title
+    assert "pairwise vote" in tables.pair_tables([chosen], pairwise)[0].notes[1]
+    assert [record["vote"] for record in tables.row_records(pairwise)] == ["pairwise"] * 4
+    (tmp_path / "x.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t1\t1\t0.5\t1\n")
+    assert tables.summary(import_file(tmp_path / "x.tsv", tmp_path / "in"))["vote"] == "plurality"
+
+
+def test_units_are_those_of_the_header_and_never_pixels_for_columns(four: list[dds.Run], cli: Cli) -> None:
+    small, large, chosen, _ = four
+    assert "pixels in [0, 1]" in tables.accuracy_tables([small])[0].notes[-1]
+    columns = with_header(small, units="those of the input")
+    said = with_header(large, units="standard deviations")
+    for run, units in ((columns, "units of the input"), (said, "standard deviations")):
+        shown = [*tables.accuracy_tables([run]), *tables.noise_tables([run]), *tables.class_tables([run])]
+        shown += tables.pair_tables([run], run)
+        for table in shown:
+            text = " ".join([table.title, *table.notes])
+            assert "pixel" not in text
+        assert units in tables.accuracy_tables([run])[0].notes[-1]
+        assert tables.summary(run)["units"] == units
+    assert len(tables.accuracy_tables([small, columns, said])) == 3  # radii of different units share no table
+    assert [len(same) for same in tables.alike([small, columns, said, small])] == [2, 1, 1]
+    with pytest.raises(RunError, match="units"):
+        tables.paired(chosen, columns)
+
+
+def test_certificates_of_a_wrong_class_stand_beside_abstentions(run_l2: dds.Run, tmp_path: Path) -> None:
+    """Wrong with a radius above 0; abstentions and answers without a radius are not."""
+    run = planted(
+        run_l2,
+        tmp_path / "run",
+        [0.5, 0.2, 0.0, 0.0, 0.1, 0.3],
+        labels=[1, 1, 1, 1, 2, 2],
+        predictions=[1, 2, -1, 2, 2, 1],
+    )
+    (table,) = tables.noise_tables([run])
+    assert (column(table, "abstained %"), column(table, "wrong %")) == (["16.7"], ["33.4"])
+    assert tables.summary(run)["certified_wrong"] == pytest.approx(2 / 6)
+    assert [record["certified_wrong"] for record in tables.class_records(run)] == [0.25, 0.5]
+    bare = tuple(row.model_copy(update={"label": None, "correct": None}) for row in run.rows)
+    (table,) = tables.noise_tables([dds.Run(path=run.path, header=run.header, rows=bare)])
+    assert column(table, "wrong %") == ["-"]
+
+
+def test_classes_have_names_where_the_run_knows_them(four: list[dds.Run]) -> None:
+    names = [f"c{k}" for k in range(10)]
+    run = with_header(four[0], config={"classes": names})
+    assert column(tables.class_tables([run])[0], "class") == ["1 c1", "2 c2"]
+    assert [record["class_name"] for record in tables.class_records(run)] == ["c1", "c2"]
+    short = with_header(four[0], config={"classes": ["a", "b"]})  # not one for each class
+    assert column(tables.class_tables([short])[0], "class") == ["1", "2"]
+
+
+def test_columns_intervals_names_and_bold(four: list[dds.Run]) -> None:
+    shown = tables.Shown(names=("a", "b", "c", "d"), only="accuracy", intervals=False, bold=True)
+    pointwise, memory = tables.accuracy_tables(four, [0.0, 0.35], shown)
+    assert pointwise.columns == ("run", "inputs", "0", "0.35")
+    assert pointwise.rows[1] == ("b", "4", "50.0", "50.0")
+    assert pointwise.bold == {(0, 2), (0, 3), (1, 3)}  # equal as they are shown; the envelope does not compete
+    assert (memory.rows[0][0], memory.bold) == ("d", frozenset())  # one alone is not the best of several
+    (acr, _) = tables.accuracy_tables(four, shown=tables.Shown(only="acr"))
+    assert acr.columns == ("sigma (level)", "inputs", "ACR")
+    assert len(acr.rows) == 3
+    with pytest.raises(InputError, match="3 names for 4 runs"):
+        tables.accuracy_tables(four, shown=tables.Shown(names=("a", "b", "c")))
+
+
+def test_headings_name_model_data_and_inputs(run_l2: dds.Run, tmp_path: Path) -> None:
+    assert tables.heading([run_l2]) == "fashion-mnist-cnn on fashion-mnist-sample, 12 of 1,000 inputs"
+    model = run_l2.header.model.model_copy(update={"name": "other", "sha256": "1" * 64})
+    other = planted(run_l2, tmp_path / "other", [0.4, 0.4], sigma=0.5, model=model)
+    assert tables.heading([run_l2, other]) == "2 models on fashion-mnist-sample, 2 of 1,000 / 12 of 1,000 inputs"
+    assert tables.labels_of([run_l2, other])[1] == "fixed sigma 0.5, other"
+    assert "2 models" in " ".join(tables.accuracy_tables([run_l2, other])[0].notes)
+    (tmp_path / "x.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t1\t1\t0.5\t1\n")
+    assert tables.heading([import_file(tmp_path / "x.tsv", tmp_path / "in")]) == "Imported results, 1 inputs"
+
+
 def test_percents_round_down_in_whole_numbers() -> None:
     assert tables.percent(29, 100) == "29.0"  # 29 / 100 * 100 is 28.999999999999996
     assert tables.percent(2, 3) == "66.6"
     assert tables.percent(9999, 10_000) == "99.9"
+
+
+@pytest.mark.parametrize(
+    ("value", "down", "up"),
+    [
+        (0.030000000000000002, "0.03", "0.031"),
+        (Decimal("0.001") * 30, "0.03", "0.03"),
+        (0.0307, "0.03", "0.031"),
+        (1234.0, "1200", "1300"),
+        (99.9, "99", "100"),
+        (0.0, "0", "0"),
+        (1.0, "1", "1"),
+        (-0.0307, "-0.031", "-0.03"),
+        (1.23e-7, "1.2e-7", "1.3e-7"),
+    ],
+)
+def test_two_significant_digits(value: float | Decimal, down: str, up: str) -> None:
+    assert (tables.significant(value), tables.significant(value, up=True)) == (down, up)
+
+
+@given(st.floats(1e-12, 1e12), st.integers(1, 6))
+def test_significant_digits_err_to_their_side(value: float, digits: int) -> None:
+    low, high = (Decimal(tables.significant(value, digits, up=up)) for up in (False, True))
+    assert low <= Decimal(repr(value)) <= high
+    assert high - low <= low * Decimal(10) ** (1 - digits)
 
 
 @given(st.floats(0.0, 1e6), st.integers(0, 6))
@@ -122,7 +243,7 @@ def test_printed_numbers_are_on_the_safe_side(run_l2: dds.Run) -> None:
 
 def test_subsets_and_partial_runs_are_marked_in_every_form(cli: Cli, run_l2: dds.Run, tmp_path: Path) -> None:
     part = planted(run_l2, tmp_path / "part", [0.5, 0.4], labels=[1, 2], size=12)
-    made_on = "2 of 1000 inputs (one in 50, at most 12), partial: 12 were asked for"
+    made_on = "2 of 1,000 inputs (one in 50, at most 12), partial: 12 were asked for"
     for form in ("text", "md", "latex", "csv", "json"):
         for mode in ([], ["--per-class"], ["--against", part.path]):
             out = cli("analyze", part.path, "--format", form, *mode).out
@@ -134,7 +255,7 @@ def test_subsets_and_partial_runs_are_marked_in_every_form(cli: Cli, run_l2: dds
 def test_a_run_that_stopped_at_a_radius_has_no_acr(run_l2: dds.Run, four: list[dds.Run], tmp_path: Path) -> None:
     stopped = planted(run_l2, tmp_path / "stopped", [0.5] * 4, labels=CHOSEN[1], sampler="target")
     assert tables.accuracy_tables([stopped])[0].rows[0][-1] == "-"
-    assert tables.class_tables([stopped])[0].rows[0][-1] == "-"
+    assert column(tables.class_tables([stopped])[0], "ACR") == ["-", "-"]
     (record,) = tables.summary_records([stopped])
     assert (record["acr"], record["acr_low"]) == (None, None)
     with pytest.raises(RunError, match="wanted radius"):
@@ -150,7 +271,7 @@ def test_classes_add_up_to_the_whole(four: list[dds.Run]) -> None:
         hits = sum(record["inputs"] * record["certified_accuracy_0.5"] for record in records)
         assert hits / total == pytest.approx(dds.certified_accuracy(run, [0.5])[0])
     (table,) = tables.class_tables(four[:1], [0.0])
-    assert table.rows == (("1", "2", "100.0", "0.400"), ("2", "2", "50.0", "0.050"))
+    assert table.rows == (("1", "2", "100.0", "0.400", "0.0", "0.0"), ("2", "2", "50.0", "0.050", "50.0", "0.0"))
 
 
 def test_who_lost_radius(four: list[dds.Run]) -> None:
@@ -203,6 +324,33 @@ def test_latex_is_booktabs_and_escaped() -> None:
     assert r"x \& y & n \\" in text
     assert r"\{\textbackslash{}\textasciitilde{}\textasciicircum{}\$\#\} & $-0.5$ \\" in text
     assert r"q & 1.0 {\scriptsize 0--2} \\" in text
+
+
+def test_latex_as_papers_want_it(cli: Cli, four: list[dds.Run]) -> None:
+    runs = [run.path for run in four[:3]]
+    asked = ("--format", "latex", "--only", "accuracy", "--no-intervals", "--bold", "--radii", "0,0.35")
+    text = cli("analyze", *runs, *asked, "--names", "A_1,sigma,C", "--label", "tab:a", "--caption", "At 5 % of L2").out
+    assert "scriptsize" not in text
+    assert r"\caption{At 5 \% of $\ell_2$}" in text
+    assert r"\label{tab:a}" in text
+    assert r"A\_1 & 4 & \textbf{75.0} & \textbf{50.0} \\" in text
+    assert r"$\sigma$ & 4 & 50.0 & \textbf{50.0} \\" in text
+    assert "& ACR" not in text
+    assert r"fixed $\sigma$ 0.12" in cli("analyze", runs[0], "--format", "latex").out
+    odd = Table(title="x", columns=("sigma-file", "my_sigma.tsv", "sigma."), rows=())
+    assert r"sigma-file & my\_sigma.tsv & $\sigma$. \\" in tables.latex([odd])
+    bold = tables.markdown([Table(title="x", columns=("a", "b"), rows=(("c", "1\n0-2"),), bold=frozenset({(0, 1)}))])
+    assert "| c | **1**<br>0-2 |" in bold
+    for options, message in (
+        (("--label", "a"), "LaTeX table"),
+        (("--format", "latex", "--label", "a"), "are of one table, and these are 2"),
+        (("--format", "latex", "--only", "acr", "--label", "a b"), "expected letters"),
+        (("--per-class", "--bold"), "table of accuracies"),
+        (("--json", "--only", "acr"), "table of accuracies"),
+        (("--names", "a"), "1 names for 2 runs"),
+    ):
+        answer = cli("analyze", *runs[:2], *options)
+        assert (answer.code, message in answer.err) == (2, True), answer.err
 
 
 def test_csv_reads_back_and_rounds_down(cli: Cli, four: list[dds.Run]) -> None:

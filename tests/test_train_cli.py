@@ -22,11 +22,12 @@ from ddsmoothing.cli import main
 from ddsmoothing.cli.interrupts import asked_to_stop
 from ddsmoothing.cli.train import PLACES
 from ddsmoothing.errors import DdsmoothingError
-from ddsmoothing.models import load_model
+from ddsmoothing.models import load_model, spec_of
 from ddsmoothing.training import PRESETS, TrainConfig, resolve, train
 from ddsmoothing.training.checkpoint import is_checkpoint, load_checkpoint
 from ddsmoothing.training.log import METRICS, read_metrics
 from ddsmoothing.training.loop import CHECKPOINT
+from ddsmoothing.training.options import SECTIONS
 from fuzzing import cases
 from training_helpers import contents, same, toy_config, toy_data, toy_model
 
@@ -71,34 +72,92 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # presets
 
+OF_PAPER = {"gaussian", "smoothadv", "macer"}
+OURS = {
+    "cifar10-consistency": "consistency",
+    "cifar10-catrs": "catrs",
+    "imagenet-catrs": "catrs",
+    "fashion-mnist-catrs": "catrs",
+    "fashion-mnist-conditional": "gaussian",
+    "fashion-mnist-denoiser": "denoiser",
+    "cifar10-denoised": "gaussian",
+    "imagenet-denoised": "gaussian",
+}
+DENOISED = """
+import torch
+from torch import nn
+class Denoiser(nn.Module):
+    takes_sigma = True
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+    def forward(self, y, sigma):
+        return y - sigma.reshape(-1, 1, 1, 1) * self.conv(y)
+class Denoised(nn.Module):
+    takes_sigma = True
+    def __init__(self):
+        super().__init__()
+        self.denoiser = Denoiser()
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))
+    def forward(self, x, sigma):
+        return self.classifier(self.denoiser(x, sigma))
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A denoised classifier of colour images, as code."""
+    (tmp_path / "denoised_net.py").write_text(DENOISED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "denoised_net:Denoised"
+
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("cifar10")])
-def test_each_cifar_preset_trains_two_batches(preset: str, cifar: Path, tmp_path: Path, cli: Cli) -> None:
+def test_each_cifar_preset_trains_two_batches(preset: str, cifar: Path, tmp_path: Path, cli: Cli, code: str) -> None:
     # the real data format, transform, objective and source of sigma; fewer images a batch, fewer copies, a smaller net
     moving = ["--switch-epoch", 0, "--sigma-samples", 2] if preset.endswith("-dds") else []
     copies = ["--copies", 4] if "macer" in preset else []
-    places = ["--data", f"cifar10:{cifar}", "--model", "cifar-resnet20", "--out", tmp_path / "run", "--seed", 1]
-    answer = cli("train", "--preset", preset, *places, *moving, *copies, *small(4))
+    own = ["--confidence", "own"] if "catrs" in preset else []
+    model = code if "denoised" in preset else "cifar-resnet20"
+    places = ["--data", f"cifar10:{cifar}", "--model", model, "--out", tmp_path / "run", "--seed", 1]
+    answer = cli("train", "--preset", preset, *places, *moving, *copies, *own, *small(4))
     assert answer.code == 0, answer.err
-    check_trained(tmp_path / "run", preset)
+    check_trained(tmp_path / "run", preset, code)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("imagenet")])
-def test_each_imagenet_preset_trains_two_batches(preset: str, imagenet: Path, tmp_path: Path, cli: Cli) -> None:
+def test_each_imagenet_preset_trains_two_batches(
+    preset: str, imagenet: Path, tmp_path: Path, cli: Cli, code: str
+) -> None:
     # as above at 224 pixels; a small network in place of the ResNet-50, which takes seconds a batch on a CPU
-    places = ["--data", f"imagenet:{imagenet}", "--model", "small-cnn", "--out", tmp_path / "run", "--seed", 1]
-    answer = cli("train", "--preset", preset, *places, *small(2))
+    own = ["--confidence", "own"] if "catrs" in preset else []
+    model = code if "denoised" in preset else "small-cnn"
+    places = ["--data", f"imagenet:{imagenet}", "--model", model, "--out", tmp_path / "run", "--seed", 1]
+    answer = cli("train", "--preset", preset, *places, *own, *small(2))
     assert answer.code == 0, answer.err
-    check_trained(tmp_path / "run", preset)
+    check_trained(tmp_path / "run", preset, code)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("fashion-mnist")])
+def test_each_fashion_mnist_preset_trains_two_batches(
+    preset: str, images: Path, tmp_path: Path, cli: Cli, code: str
+) -> None:
+    own = ["--confidence", "own"] if "catrs" in preset else []
+    places = ["--data", images, "--out", tmp_path / "run", "--seed", 1]
+    answer = cli("train", "--preset", preset, *places, *own, "--warmup", 0, *small(8))
+    assert answer.code == 0, answer.err
+    check_trained(tmp_path / "run", preset, code)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["imagenet-smoothadv-dds", "imagenet-macer"])
-def test_imagenet_presets_train_their_resnet50(preset: str, imagenet: Path, tmp_path: Path, cli: Cli) -> None:
+def test_imagenet_presets_train_their_resnet50(
+    preset: str, imagenet: Path, tmp_path: Path, cli: Cli, code: str
+) -> None:
     places = ["--data", f"imagenet:{imagenet}", "--out", tmp_path / "run", "--seed", 1]
     answer = cli("train", "--preset", preset, *places, *small(2))
     assert answer.code == 0, answer.err
-    check_trained(tmp_path / "run", preset)
+    check_trained(tmp_path / "run", preset, code)
 
 
 def small(batch: int) -> list[object]:
@@ -117,23 +176,35 @@ def small(batch: int) -> list[object]:
     ]
 
 
-def check_trained(out: Path, preset: str) -> None:
+def check_trained(out: Path, preset: str, code: str) -> None:
     config = TrainConfig.model_validate_json((out / "config.json").read_bytes())
-    assert config.objective == preset.split("-")[1]
-    moved = load_checkpoint(out / CHECKPOINT).sigma
-    assert (len(moved.unique()) > 1) == preset.endswith("-dds")
+    assert config.objective == OURS.get(preset, preset.split("-")[1])
+    sigma = load_checkpoint(out / CHECKPOINT).sigma
+    assert (len(sigma.unique()) > 1) == (preset.endswith("-dds") or isinstance(config.sigma, tuple))
     assert (out / "sigmas-train.json").exists() == preset.endswith("-dds")
     assert len(read_metrics(out)) == 1
-    assert load_model(str(out / "model.safetensors")) is not None
+    arch = code if "denoised" in preset else None
+    model = load_model(str(out / "model.safetensors"), arch=arch)
+    spec = spec_of(model)
+    assert spec is not None
+    assert spec.sigma_range == (config.sigma if isinstance(config.sigma, tuple) else None)
 
 
 def test_every_preset_is_a_configuration() -> None:
-    kinds = {"gaussian", "smoothadv", "macer"}
-    assert set(PRESETS) == {f"{d}-{k}{end}" for d in ("cifar10", "imagenet") for k in kinds for end in ("", "-dds")}
+    papers = {f"{d}-{k}{end}" for d in ("cifar10", "imagenet") for k in OF_PAPER for end in ("", "-dds")}
+    assert set(PRESETS) == papers | set(OURS)
     for name in PRESETS:
-        config = resolve(preset=name)
-        assert config.objective == name.split("-")[1]
+        settings = {"catrs.confidence": "own"} if "catrs" in name else {}
+        config = resolve(preset=name, settings=settings)
+        assert config.objective == OURS.get(name, name.split("-")[1])
         assert (config.data_dependent is not None) == name.endswith("-dds")
+
+
+def test_a_preset_for_cat_rs_asks_for_predictions(images: Path, tmp_path: Path, cli: Cli) -> None:
+    answer = cli("train", "--preset", "fashion-mnist-catrs", "--data", images, "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert "expected one of predictions (a file) and teacher (a model), or confidence 'own'" in answer.err
+    assert answer.err.count("\n") == 1
 
 
 # the command
@@ -147,6 +218,11 @@ def test_a_run_ends_with_the_command_to_run_next_and_that_command_works(images: 
     assert "--data-dependent --sigma0 0.2" in line
     command = line.removeprefix("next: ddsmoothing ").replace("--out RUN", f"--out {tmp_path / 'certified'}").split()
     assert cli(*command, "--n", 100, "--no-preflight").code == 0
+    lines = [line for line in answer.err.splitlines() if line.startswith("epoch ")]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    for part in (": loss ", ", train ", ", noisy ", ", clean ", ", sigma ", " s left"):
+        assert part in lines[0]
+    assert "left" not in lines[1]
     plain = cli("train", *options, "--max", 40, "--out", tmp_path / "plain")
     assert "--sigma 0.2 " in plain.out
     other = cli("train", *options, "--max", 40, "--out", tmp_path / "run")
@@ -169,6 +245,17 @@ def test_a_run_ends_with_the_command_to_run_next_and_that_command_works(images: 
         (["--sigma-init", "no.json"], "no.json"),
         (["--num-classes", "2"], "label 2"),
         (["--data", "no.npz"], "no.npz"),
+        (["--condition", "film"], "expected a range"),
+        (["--condition", "films", "--sigma", "0.1,0.5"], "condition"),
+        (["--objective", "catrs"], "expected one of predictions"),
+        (["--objective", "catrs", "--predictions", "no.safetensors"], "no.safetensors"),
+        (["--objective", "catrs", "--teacher", "small-cm"], "small-cnn"),
+        (["--objective", "denoiser"], "does not train"),
+        (["--freeze", "denoiser", "--no-preflight"], "needs a model with the parts"),
+        (["--optimizer", "adam"], "optimizer"),
+        (["--denoiser", "no.safetensors"], "needs freeze"),
+        (["--denoiser", "no.safetensors", "--freeze", "denoiser"], "no.safetensors"),
+        (["--resize", "32"], "expected a denoiser"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
@@ -203,13 +290,62 @@ def test_the_preflight_stops_on_a_model_that_is_no_function(
     assert cli("train", *options[:2], "--model", "odd_net:Odd", *options[4:], "--no-preflight").code == 0
 
 
+@pytest.mark.parametrize("condition", ["channel", "film"])
+def test_the_preflight_takes_networks_that_are_told_sigma(
+    condition: str, images: Path, tmp_path: Path, cli: Cli
+) -> None:
+    options = ["--model", "small-cnn", "--condition", condition, "--sigma", "0.1,0.8", "--epochs", 1, "--seed", 1]
+    how = ["--objective", "catrs", "--confidence", "own", "--copies", 2, "--precision", "bf16", "--batch", 16]
+    answer = cli("train", "--data", images, *options, *how, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "--data-dependent --sigma0 0.283" in answer.out
+    denoiser = ["--model", "small-unet", "--objective", "denoiser", "--sigma", "0.1,0.8", "--max", 20, "--epochs", 1]
+    denoiser += ["--validation", 0.2]
+    answer = cli("train", "--data", images, *denoiser, "--out", tmp_path / "denoiser")
+    assert answer.code == 0, answer.err
+    assert "PSNR " in answer.err
+    assert "next:" not in answer.out
+
+
+@pytest.mark.parametrize("part", ["denoiser", "classifier"])
+def test_one_part_of_a_denoised_classifier_is_trained_and_gets_a_file(
+    part: str, images: Path, tmp_path: Path, cli: Cli
+) -> None:
+    options = ["--data", images, "--batch", 16, "--epochs", 1, "--seed", 1]
+    denoiser = ["--model", "small-unet", "--objective", "denoiser", "--sigma", "0.1,0.8", "--max", 32]
+    assert cli("train", *options, *denoiser, "--out", tmp_path / "denoiser").code == 0
+    assert cli("train", *options, "--model", "small-cnn", "--sigma", 0.1, "--out", tmp_path / "net").code == 0
+    start = {name: tmp_path / name / "model.safetensors" for name in ("denoiser", "net")}
+    asked = ["--denoiser", start["denoiser"], "--model", "small-cnn", "--init", start["net"], "--freeze", part]
+    soft = ["--soft-targets"] if part == "classifier" else []
+    answer = cli("train", *options, *asked, *soft, "--sigma", "0.1,0.8", "--max", 32, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    trained = "classifier" if part == "denoiser" else "denoiser"
+    state = load_checkpoint(tmp_path / "run" / CHECKPOINT).model
+    kept = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+    before = load_model(str(start["denoiser" if part == "denoiser" else "net"])).state_dict()
+    assert same({name.removeprefix("network."): value for name, value in kept.items()}, before)
+    assert (tmp_path / "run" / f"{trained}.safetensors").exists()
+    assert not (tmp_path / "run" / f"{part}.safetensors").exists()
+    line = next(line for line in answer.out.splitlines() if line.startswith("next: ddsmoothing "))
+    places = {"denoiser": start["denoiser"], "classifier": start["net"]}
+    places[trained] = tmp_path / "run" / f"{trained}.safetensors"
+    for name, path in places.items():
+        assert f"--{name} {path}" in line
+    assert "--data-dependent --sigma0 0.283" in line
+    again = cli("train", *options, *asked, *soft, "--sigma", "0.1,0.8", "--max", 32, "--out", tmp_path / "run")
+    assert again.code == 0, again.err
+    votes = ["--denoiser", start["denoiser"], "--classifier", start["net"], "--data", images, "--sigma", 0.3, "--n", 2]
+    assert cli("predictions", *votes, "--out", tmp_path / "votes").code == 0
+
+
 def test_every_option_stands_in_the_configuration() -> None:
     fields = set(TrainConfig.model_fields)
     for place in PLACES.values():
         section, _, name = place.partition(".")
         assert section in fields
         if name:
-            assert name in {"smoothadv", "macer", "data_dependent"} or name
+            assert name in SECTIONS[section].model_fields
 
 
 def test_a_second_interrupt_stops_at_once() -> None:

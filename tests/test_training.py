@@ -17,17 +17,31 @@ import ddsmoothing as dds
 from ddsmoothing.errors import DataError, InputError, ModelError, RunError
 from ddsmoothing.models import ModelSpec, save_model, spec_of
 from ddsmoothing.sigma.files import load_sigmas, save_sigmas
-from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, resolve, train
+from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, make_predictions, resolve, train
+from ddsmoothing.training import losses as losses_module
 from ddsmoothing.training import trainer as trainer_module
+from ddsmoothing.training.baselines import Own
 from ddsmoothing.training.checkpoint import load_checkpoint
-from ddsmoothing.training.config import setting
 from ddsmoothing.training.distributed import World
 from ddsmoothing.training.keyed import Purpose, keys, log_uniform, normal, seeded
 from ddsmoothing.training.loop import BEST, CHECKPOINT, Loop
+from ddsmoothing.training.options import setting
 from ddsmoothing.training.sigma_table import SigmaTable
-from training_helpers import MOVING, contents, same, toy_config, toy_data, toy_model
+from ddsmoothing.training.validation import Validation
+from training_helpers import (
+    MODELS,
+    MOVING,
+    Denoised,
+    Told,
+    ToyDenoiser,
+    contents,
+    same,
+    toy_config,
+    toy_data,
+    toy_model,
+)
 
-OBJECTIVES = ("gaussian", "smoothadv", "macer")
+OBJECTIVES = ("gaussian", "smoothadv", "macer", "consistency", "catrs")
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -89,10 +103,14 @@ def test_the_global_generator_is_put_back() -> None:
 # training
 
 
-@pytest.mark.parametrize("moving", [False, True], ids=["plain", "dds"])
+@pytest.mark.parametrize("kind", ["plain", "told"])
+@pytest.mark.parametrize("moving", [False, True], ids=["sigma", "dds"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_learns(objective: str, moving: bool, tmp_path: Path) -> None:
+def test_every_objective_learns(objective: str, moving: bool, kind: str, tmp_path: Path) -> None:
     config = toy_config(
+        sigma=0.2 if moving or kind == "plain" else (0.1, 0.4),
+        catrs={"confidence": "own", "steps": 2},
+        consistency={"weight": 2.0},
         objective=objective,
         copies=2,
         epochs=4,
@@ -101,12 +119,13 @@ def test_every_objective_learns(objective: str, moving: bool, tmp_path: Path) ->
         channels_last=moving,
         smoothadv=SmoothAdv(epsilon=0.05),
     )
-    done = train(config, tmp_path / "run", model=toy_model(), data=toy_data(), device="cpu")
+    done = train(config, tmp_path / "run", model=MODELS[kind](), data=toy_data(), device="cpu")
     assert done.finished
     assert done.metrics[-1]["accuracy"] > 0.8
     assert done.metrics[-1]["validation_accuracy"] > 0.6
-    assert done.metrics[-1]["loss"] < done.metrics[0]["loss"]
-    assert (len(set(done.sigma.tolist())) > 1) == moving
+    # what CAT-RS asks grows with what the network can do
+    assert done.metrics[-1]["loss"] < done.metrics[0]["loss"] or objective == "catrs"
+    assert (len(set(done.sigma.tolist())) > 1) == (moving or kind == "told")
     assert not done.model.training
 
 
@@ -118,12 +137,27 @@ def test_every_objective_learns(objective: str, moving: bool, tmp_path: Path) ->
         {"objective": "macer", "data_dependent": MOVING | {"steps_test": 1}, "copies": 3, "keep": "best"},
         {"objective": "gaussian", "sigma": (0.1, 0.4), "precision": "bf16"},
         {"objective": "gaussian", "data_dependent": MOVING, "precision": "bf16"},
+        {"objective": "consistency", "copies": 2, "optimizer": "adamw", "recompute_batchnorm": True},
+        {"objective": "catrs", "copies": 3, "catrs": {"confidence": "own", "decay": 0.5}, "data_dependent": MOVING},
+        {"kind": "told", "objective": "catrs", "copies": 3, "sigma": (0.1, 0.4), "teacher": "toy"},
+        {"kind": "told", "objective": "gaussian", "sigma": (0.1, 0.4), "recompute_batchnorm": True},
+        {"kind": "denoised", "freeze": "denoiser", "sigma": (0.1, 0.4), "recompute_batchnorm": True},
+        {"kind": "denoised", "freeze": "classifier", "soft_targets": True, "optimizer": "adamw"},
+        {"kind": "denoiser", "objective": "denoiser", "sigma": (0.1, 0.4), "optimizer": "adamw", "keep": "best"},
     ],
-    ids=["gaussian", "smoothadv", "macer", "range", "half precision"],
+    ids=[
+        *("gaussian", "smoothadv", "macer", "range", "half precision", "consistency", "catrs", "catrs told"),
+        *("told", "classifier", "soft targets", "denoiser"),
+    ],
 )
 def test_a_run_stopped_anywhere_gives_what_an_uninterrupted_one_gives(options: dict[str, Any], tmp_path: Path) -> None:
+    options = dict(options)
+    kind = options.pop("kind", "plain")
+
     def run(out: Path, stop: Callable[[], bool] | None = None) -> trainer_module.Trained:
-        return train(toy_config(**options), out, model=toy_model(dropout=0.3), data=toy_data(), device="cpu", stop=stop)
+        model = ToyDenoiser() if kind == "denoiser" else MODELS[kind](dropout=0.3)
+        how = {"data": toy_data(), "teacher": Told(seed=1), "device": "cpu", "stop": stop}
+        return train(toy_config(**options), out, model=model, **how)
 
     whole = run(tmp_path / "whole")
     pieces, parts = 0, None
@@ -222,17 +256,17 @@ def test_sigma_moves_from_the_switch_on_stays_in_its_bounds_and_held_out_samples
     run = {"data": toy_data(), "device": "cpu"}
     done = train(config, tmp_path / "one", model=toy_model(), stop=stop_after(7), **run)  # the first epoch
     loop = Loop(config, 11, toy_model(), toy_data(), ALONE)
-    assert set(loop.training.tolist()) | set(loop.held_out.tolist()) == set(range(60))
-    assert not set(loop.training.tolist()) & set(loop.held_out.tolist())
-    assert set(done.sigma[loop.training].tolist()) == {float(torch.tensor(0.2))}
+    assert set(loop.batches.training.tolist()) | set(loop.batches.held_out.tolist()) == set(range(60))
+    assert not set(loop.batches.training.tolist()) & set(loop.batches.held_out.tolist())
+    assert set(done.sigma[loop.batches.training].tolist()) == {float(torch.tensor(0.2))}
     done = train(config, tmp_path / "two", model=toy_model(), **run)
-    moved = done.sigma[loop.training]
+    moved = done.sigma[loop.batches.training]
     assert float(moved.min()) == pytest.approx(0.15)
     assert float(moved.max()) == pytest.approx(0.25)
-    assert set(done.sigma[loop.held_out].tolist()) == {float(torch.tensor(0.22))}
+    assert set(done.sigma[loop.batches.held_out].tolist()) == {float(torch.tensor(0.22))}
     config = toy_config(data_dependent=options | {"steps_test": 1})
     done = train(config, tmp_path / "three", model=toy_model(), **run)
-    assert len(set(done.sigma[loop.held_out].tolist())) > 1
+    assert len(set(done.sigma[loop.batches.held_out].tolist())) > 1
 
 
 class Watched(nn.Module):
@@ -279,16 +313,22 @@ def test_copies_in_the_ascent_have_their_own_images_sigma_and_noise() -> None:
     assert torch.equal(alone.seen[0][1], model.seen[0][1][copies : 2 * copies])
 
 
-def test_each_image_of_a_batch_is_trained_with_its_own_sigma() -> None:
+@pytest.mark.parametrize("objective", ["gaussian", "macer", "consistency", "catrs"])
+def test_each_image_of_a_batch_is_trained_with_its_own_sigma(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataclasses.replace(toy_data(), x=np.zeros((60, 1, 6, 6), np.uint8))
     model = Watched()
-    loop = Loop(toy_config(copies=50, batch=20, validation=0.0), 11, model, data, ALONE)
+    monkeypatch.setattr(losses_module, "binomial", lambda key, m, share: torch.full((3,), m))
+    own = Own(60, 3, 0.5, torch.device("cpu"))
+    config = toy_config(copies=50, batch=20, validation=0.0, objective=objective, catrs={"confidence": "own"})
+    loop = Loop(config, 11, model, data, ALONE, baseline=own)
     loop.table.values = torch.linspace(0.05, 1.0, 60)
     loop.model.train()
-    batch = next(iter(loop._loaded((torch.tensor([59, 3, 30]),))))
+    batch = next(loop.batches._loaded((torch.tensor([59, 3, 30]),), None))
     loop._train_batch(batch)
-    spread = model.seen[0][1].reshape(3, -1).std(1)
-    assert spread.tolist() == pytest.approx(loop.table.values[[59, 3, 30]].tolist(), rel=0.1)
+    expected = loop.table.values[[59, 3, 30]].tolist()
+    for _, seen in model.seen:  # also in the steps of an attack, and on what it found
+        assert seen.reshape(-1, 50, 36).std((1, 2)).tolist() == pytest.approx(expected, rel=0.1)
+    assert len(model.seen) == {"catrs": 1 + 4 + 1}.get(objective, 1)
 
 
 def test_a_range_draws_a_sigma_for_each_sample_and_epoch(tmp_path: Path) -> None:
@@ -307,7 +347,12 @@ def test_a_range_draws_a_sigma_for_each_sample_and_epoch(tmp_path: Path) -> None
 def test_the_saved_sigmas_and_the_saved_model_are_of_one_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.9, 0.3, 0.9])
     names = ("validation_loss", "validation_accuracy", "validation_clean_accuracy")
-    monkeypatch.setattr(Loop, "_validate", lambda self: dict(zip(names, (1.0, next(scores), 0.5), strict=True)))
+
+    def validate(*_: Any) -> tuple[dict[str, float], float]:
+        score = next(scores)
+        return dict(zip(names, (1.0, score, 0.5), strict=True)), score
+
+    monkeypatch.setattr(Validation, "of", validate)
     config = toy_config(keep="best", epochs=4, data_dependent=MOVING)
     done = train(config, tmp_path / "run", model=toy_model(), data=toy_data(), device="cpu")
     best, last = load_checkpoint(tmp_path / "run" / BEST), load_checkpoint(tmp_path / "run" / CHECKPOINT)
@@ -334,7 +379,7 @@ def test_the_saved_sigmas_and_the_saved_model_are_of_one_epoch(tmp_path: Path, m
 )
 def test_learning_rates_at_the_start_of_each_epoch(options: dict[str, Any], rates: list[float]) -> None:
     loop = Loop(toy_config(epochs=4, **options), 11, toy_model(), toy_data(), ALONE)
-    assert loop.batches == 7
+    assert loop.batches.number == 7
     found = []
     for loop.epoch in range(4):
         found.append(loop.lr())
@@ -342,16 +387,14 @@ def test_learning_rates_at_the_start_of_each_epoch(options: dict[str, Any], rate
 
 
 def test_epsilon_grows_over_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsmoothing.training import loop as module
-
     seen: list[float] = []
-    real = module.smoothadv
+    real = losses_module.smoothadv
 
     def spy(*args: Any, **options: Any) -> Any:
         seen.append(options["epsilon"])
         return real(*args, **options)
 
-    monkeypatch.setattr(module, "smoothadv", spy)
+    monkeypatch.setattr(losses_module, "smoothadv", spy)
     config = toy_config(objective="smoothadv", smoothadv=SmoothAdv(epsilon=0.3, warmup=3), epochs=4, batch=60)
     train(config, tmp_path / "run", model=toy_model(), data=toy_data(), device="cpu")
     assert seen == pytest.approx([0.1, 0.2, 0.3, 0.3])
@@ -404,12 +447,15 @@ def test_the_test_split_is_never_read_by_training(tmp_path: Path, monkeypatch: p
     assert asked == ["train", "train", "test"]
 
 
-def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "told"])
+def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_where_it_stopped(
+    kind: str, tmp_path: Path
+) -> None:
     config = toy_config(data_dependent=MOVING | {"steps_after": 3, "sigma0_test": 0.3})
     test = dataclasses.replace(toy_data(20, split="test"), y=None)
 
     def run(out: Path, stop: Callable[[], bool] | None = None) -> trainer_module.Trained:
-        return train(config, out, model=toy_model(), data=toy_data(), test=test, device="cpu", stop=stop)
+        return train(config, out, model=MODELS[kind](), data=toy_data(), test=test, device="cpu", stop=stop)
 
     whole = run(tmp_path / "whole")
     assert whole.finished
@@ -430,6 +476,14 @@ def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_whe
 # where a run starts
 
 
+def started(config: TrainConfig, data: dds.Dataset) -> Loop:
+    """A new run at its first batch."""
+    model, state = trainer_module._model(config, 11, data, None, None)
+    loop = Loop(config, 11, model, data, ALONE)
+    trainer_module._start(loop, None, state)
+    return loop
+
+
 def test_a_run_starts_from_a_checkpoint_with_or_without_its_optimizer(tmp_path: Path) -> None:
     data = toy_data(40, (1, 28, 28))
     first = train(toy_config(model="small-cnn"), tmp_path / "first", data=data, device="cpu")
@@ -439,31 +493,56 @@ def test_a_run_starts_from_a_checkpoint_with_or_without_its_optimizer(tmp_path: 
     seconds = {}
     for kept in (False, True):
         given = config.model_copy(update={"init_optimizer": kept})
-        loop = trainer_module._prepared(given, 11, data, None, ALONE, None, tmp_path / "x", 1)
+        loop = started(given, data)
         assert same(loop.model.state_dict(), state.model)
-        seconds[kept] = loop.state(torch.zeros(3)).momentum
+        seconds[kept] = loop.state(torch.zeros(3)).optimizer
     assert seconds[False] == {}
-    assert same(seconds[True], state.momentum)
-    buffers = [{"momentum_buffer": state.momentum[name]} for name, _ in first.model.named_parameters()]
+    assert same(seconds[True], state.optimizer)
+    names = [f"momentum_buffer.{name}" for name, _ in first.model.named_parameters()]
+    buffers = [{"momentum_buffer": state.optimizer[name]} for name in names]
     entries = {"state": dict(enumerate(buffers))}
     torch.save(
         {"state_dict": first.model.state_dict(), "arch": "small-cnn", "optimizer": entries}, tmp_path / "old.pth.tar"
     )
     foreign = config.model_copy(update={"init": str(tmp_path / "old.pth.tar"), "init_optimizer": True})
-    loop = trainer_module._prepared(foreign, 11, data, None, ALONE, None, tmp_path / "x", 1)
+    loop = started(foreign, data)
     assert same(loop.model.state_dict(), first.model.state_dict())
-    assert same(loop.state(torch.zeros(3)).momentum, state.momentum)
+    assert same(loop.state(torch.zeros(3)).optimizer, state.optimizer)
     wrong = {"state_dict": first.model.state_dict(), "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(1)}}}}
     torch.save(wrong, tmp_path / "old.pth.tar")
     with pytest.raises(DataError, match="other parameters"):
-        trainer_module._prepared(foreign, 11, data, None, ALONE, None, tmp_path / "x", 1)
+        started(foreign, data)
     torch.save({"state_dict": first.model.state_dict()}, tmp_path / "old.pth.tar")
     with pytest.raises(DataError, match="no state of an SGD"):
-        trainer_module._prepared(foreign, 11, data, None, ALONE, None, tmp_path / "x", 1)
+        started(foreign, data)
     with pytest.raises(DataError, match="another model"):
-        trainer_module._prepared(
-            toy_config(model="cifar-resnet20", init=start), 11, toy_data(9, (3, 8, 8)), None, ALONE, None, tmp_path, 1
-        )
+        started(toy_config(model="cifar-resnet20", init=start), toy_data(9, (3, 8, 8)))
+
+
+@pytest.mark.parametrize("condition", ["channel", "film"])
+@pytest.mark.parametrize("kind", ["checkpoint", "file", "conditional"])
+def test_a_network_that_is_told_sigma_starts_from_one_that_is_not(condition: str, kind: str, tmp_path: Path) -> None:
+    data = toy_data(40, (1, 28, 28))
+    asked: dict[str, Any] = {"model": "small-cnn", "epochs": 1}
+    told = {**asked, "condition": condition, "sigma": (0.1, 0.4)}
+    first = train(toy_config(**(told if kind == "conditional" else asked)), tmp_path / "a", data=data, device="cpu")
+    start = tmp_path / "a" / (CHECKPOINT if kind == "checkpoint" else "model.safetensors")
+    loop = started(toy_config(**told, init=str(start)), data)
+    spec = spec_of(loop.model)
+    assert spec is not None
+    assert spec.condition == condition
+    assert loop.model.training
+    x, sigma = data[:5][0], torch.full((5,), 0.3)
+    if kind == "conditional":
+        assert torch.equal(loop.model.eval()(x, sigma), first.model(x, sigma))
+        with pytest.raises(InputError, match=f"condition {condition}, got None"):
+            started(toy_config(**asked, init=str(start)), data)
+    else:
+        layer = first.model[0]  # type: ignore[index]
+        same_input = (x - layer.mean) / (layer.std**2 + 0.09).sqrt() * layer.std + layer.mean
+        assert torch.allclose(loop.model.eval()(x, sigma), first.model(same_input), atol=1e-5)
+    with pytest.raises(InputError, match="which is code"):
+        started(toy_config(model="training_helpers:toy_model", condition="film", sigma=(0.1, 0.4)), toy_data())
 
 
 def test_a_model_file_is_a_start_too(tmp_path: Path) -> None:
@@ -509,6 +588,171 @@ def test_labels_have_to_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none is left"):
         train(toy_config(validation=0.995), tmp_path / "x", model=toy_model(), data=data, device="cpu")
     assert not (tmp_path / "x").exists()
+
+
+# parts
+
+
+@pytest.mark.parametrize("part", ["denoiser", "classifier"])
+def test_a_frozen_part_stays_as_it_is_in_eval_mode_and_is_given_back(part: str, tmp_path: Path) -> None:
+    model = Denoised()
+    modes: dict[str, set[bool]] = {"denoiser": set(), "classifier": set()}
+    for name, seen in modes.items():
+        getattr(model, name).register_forward_hook(lambda module, *_, seen=seen: seen.add(module.training))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = toy_config(freeze=part, sigma=(0.1, 0.4), epochs=1, soft_targets=part == "classifier", validation=0.0)
+    train(config, tmp_path / "run", model=model, data=toy_data(), device="cpu")
+    other = "classifier" if part == "denoiser" else "denoiser"
+    for name, value in model.state_dict().items():
+        fixed = name.startswith(part)
+        assert torch.equal(value, before[name]) == (fixed or value.numel() == 0), name
+    assert modes == {part: {False}, other: {True}}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        name.partition(".")[2].startswith(other) for name in load_checkpoint(tmp_path / "run" / CHECKPOINT).optimizer
+    )
+
+
+def test_soft_targets_are_what_the_frozen_classifier_says_of_the_clean_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = Denoised(), []
+    real = losses_module.gaussian
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append((args[1], options["targets"]))
+        return real(*args, **options)
+
+    monkeypatch.setattr(losses_module, "gaussian", spy)
+    config = toy_config(freeze="classifier", soft_targets=True, batch=20)
+    train(config, tmp_path / "run", model=model, data=toy_data(), device="cpu", stop=stop_after(2))
+    x, targets = seen[1]
+    assert torch.allclose(targets, model.classifier.eval()(x).softmax(1), atol=1e-6)
+
+    class Brighter(Denoised):
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.classifier(2 * self.denoiser(x, sigma) - 1)  # what it does between stays
+            return logits
+
+    seen.clear()
+    model = Brighter()
+    train(config, tmp_path / "other", model=model, data=toy_data(), device="cpu", stop=stop_after(2))
+    x, targets = seen[1]
+    assert torch.allclose(targets, model.classifier.eval()(2 * x - 1).softmax(1), atol=1e-6)
+
+
+def test_the_parts_that_were_trained_get_a_file_of_their_own(tmp_path: Path) -> None:
+    model = Denoised()
+    spec = ModelSpec(arch="small-cnn", classes=("a", "b", "c"), mean=(0.5,), std=(0.2,), input_shape=(1, 6, 6))
+    model.classifier = spec.build()
+    config = toy_config(freeze="denoiser", sigma=(0.1, 0.4), epochs=1)
+    train(config, tmp_path / "run", model=model, data=toy_data(), device="cpu")
+    wrapped = nn.Module()
+    wrapped.network = model.classifier  # as denoisers keep theirs
+    loop = Loop(config, 11, model, toy_data(), ALONE)
+    trainer_module._save_part(loop, wrapped, tmp_path / "network.safetensors")
+    assert same(dds.load_model(str(tmp_path / "network.safetensors")).state_dict(), model.classifier.state_dict())
+    again = dds.load_model(str(tmp_path / "run" / "classifier.safetensors"))
+    assert same(again.state_dict(), model.classifier.state_dict())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    with pytest.raises(InputError, match="--freeze denoiser needs a model with the parts"):
+        train(config, tmp_path / "other", model=toy_model(), data=toy_data(), device="cpu")
+
+
+def test_batchnorm_statistics_are_the_plain_mean_over_the_batches(tmp_path: Path) -> None:
+    data = toy_data()
+    config = toy_config(recompute_batchnorm=True, sigma=(0.1, 0.4), epochs=1, batch=8)
+    model = Told()
+    train(config, tmp_path / "run", model=model, data=data, device="cpu")
+    loop = Loop(config, 11, Told(), data, ALONE)
+    means, variances = [], []
+    sigma = log_uniform(keys(11, Purpose.SIGMA, 0, 0, torch.arange(60)), 0.1, 0.4)
+    for batch in loop.batches.of_epoch(0, 0):
+        noise = normal(keys(11, Purpose.BATCHNORM, 0, 0, batch.ids), 1, (1, 6, 6))[:, 0]
+        own = sigma[batch.ids].reshape(-1, 1, 1, 1)
+        out = model.net[0]((batch.x + own * noise - 0.4) / (0.09 + own**2).sqrt())  # type: ignore[index]
+        means.append(out.mean((0, 2, 3)))
+        variances.append(out.var((0, 2, 3)))
+    norm = model.net[1]  # type: ignore[index]
+    assert torch.allclose(norm.running_mean, torch.stack(means).mean(0), atol=1e-5)
+    assert torch.allclose(norm.running_var, torch.stack(variances).mean(0), atol=1e-5)
+    assert norm.momentum == 0.1
+    state = load_checkpoint(tmp_path / "run" / CHECKPOINT).model
+    assert same(state, model.state_dict())  # what a repeated command starts from
+
+
+# denoisers
+
+
+def test_a_denoiser_learns_and_says_its_psnr(tmp_path: Path) -> None:
+    config = toy_config(
+        objective="denoiser", model="small-unet", sigma=(0.1, 0.8), epochs=3, optimizer="adamw", lr=0.003, momentum=0.9
+    )
+    data = dataclasses.replace(toy_data(60, (1, 12, 12)), y=None)
+    done = train(config, tmp_path / "run", data=data, device="cpu")
+    first, last = done.metrics[0], done.metrics[-1]
+    names = [key for key in last if key.startswith("validation_psnr")]
+    assert names == [f"validation_psnr_{s:.3g}" for s in np.geomspace(0.1, 0.8, 5)]
+    assert last["loss"] < first["loss"]
+    assert sum(last[name] for name in names) > sum(first[name] for name in names)
+    assert last["accuracy"] is None
+    again = dds.load_model(str(tmp_path / "run" / "model.safetensors"))
+    spec = spec_of(again)
+    assert spec is not None
+    assert spec.sigma_range == (0.1, 0.8)
+    assert again(data[:2][0], torch.tensor([0.2, 0.5])).shape == (2, 1, 12, 12)
+    loop = Loop(config, 11, again, data, ALONE)
+    error = []
+    for batch in loop.batches.to_validate():
+        noise = normal(keys(11, Purpose.VALIDATION, 2**32, 0, batch.ids), 1, (1, 12, 12))[:, 0]
+        error.append((again(batch.x + 0.8 * noise, torch.full((6,), 0.8)) - batch.x).square().mean())
+    assert last[names[-1]] == pytest.approx(-10 * math.log10(float(torch.stack(error).mean().detach())), abs=1e-3)
+    for change in ({"objective": "gaussian"}, {"model": "small-cnn"}):
+        with pytest.raises(InputError, match="does not train"):
+            train(config.model_copy(update=change), tmp_path / "x", data=toy_data(60, (1, 12, 12)), device="cpu")
+
+
+# AdamW and predictions
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    data = toy_data(40, (1, 28, 28))
+    config = toy_config(model="small-cnn", epochs=1, optimizer="adamw", lr=0.001)
+    train(config, tmp_path / "a", data=data, device="cpu")
+    state = load_checkpoint(tmp_path / "a" / CHECKPOINT).optimizer
+    assert {name.partition(".")[0] for name in state} == {"step", "exp_avg", "exp_avg_sq"}
+    start = {"init": str(tmp_path / "a" / CHECKPOINT), "init_optimizer": True}
+    loop = started(config.model_copy(update=start), data)
+    assert same(loop.state(torch.zeros(3)).optimizer, state)
+    with pytest.raises(RunError, match="is not one of sgd"):
+        started(config.model_copy(update={**start, "optimizer": "sgd"}), data)
+
+
+def test_predictions_are_refused_for_another_data_set(tmp_path: Path) -> None:
+    data = toy_data()
+    make_predictions(toy_model().eval(), data, tmp_path / "p", classes=3, sigma=0.2, n=4, seed=0)
+    config = toy_config(objective="catrs", copies=2, epochs=1, predictions=str(tmp_path / "p"))
+    done = train(config, tmp_path / "a", model=toy_model(), data=data, device="cpu")
+    assert done.finished
+    with pytest.raises(InputError, match="another data set"):
+        train(config, tmp_path / "b", model=toy_model(), data=toy_data(59), device="cpu")
+    with pytest.raises(InputError, match="another number of classes: 3, not 4"):
+        train(config.model_copy(update={"num_classes": 4}), tmp_path / "b", model=toy_model(), data=data, device="cpu")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_range_of_a_network_that_is_told_sigma_is_in_its_file(tmp_path: Path) -> None:
+    data = toy_data(40, (1, 28, 28))
+    ranged = toy_config(model="small-cnn", condition="film", sigma=(0.1, 0.4), epochs=1)
+    spec = spec_of(train(ranged, tmp_path / "a", data=data, device="cpu").model)
+    assert spec is not None
+    assert (spec.sigma_range, spec.training_sigmas) == ((0.1, 0.4), (0.1, 0.4))
+    moving = toy_config(model="small-cnn", condition="channel", data_dependent=MOVING, epochs=1)
+    done = train(moving, tmp_path / "b", data=data, device="cpu")
+    spec = spec_of(dds.load_model(str(tmp_path / "b" / "model.safetensors")))
+    assert spec is not None
+    assert spec.sigma_range is not None
+    assert spec.sigma_range == pytest.approx((float(done.sigma.min()), float(done.sigma.max())), rel=1e-3)
 
 
 # TensorBoard
@@ -569,6 +813,17 @@ def test_options_come_from_a_preset_a_file_and_settings_in_this_order(tmp_path: 
         ({"data_dependent.sigma0_test": 5.0}, "outside its bounds"),
         ({"objective": "x" * 300}, "objective"),
         ({"macer": 3}, "macer"),
+        ({"condition": "film"}, "expected a range"),
+        ({"condition": "films", "sigma": [0.1, 0.5]}, "option condition"),
+        ({"nesterov": True, "optimizer": "adamw"}, "the optimizer sgd"),
+        ({"keep": "best", "recompute_batchnorm": True}, "keep 'last'"),
+        ({"objective": "catrs"}, "got no predictions"),
+        ({"objective": "catrs", "predictions": "a", "teacher": "b"}, "predictions and teacher"),
+        ({"objective": "catrs", "predictions": "a", "catrs.confidence": "own"}, "confidence 'own' got predictions"),
+        ({"teacher": "a"}, "for the objective catrs"),
+        ({"objective": "denoiser", "condition": "film", "sigma": [0.1, 0.5]}, "by itself"),
+        ({"soft_targets": True}, "frozen classifier"),
+        ({"catrs.weigth": 1.0}, "Did you mean 'catrs.weight'"),
         ({"epochs": "many"}, "option epochs"),
     ],
 )

@@ -545,3 +545,78 @@ def test_many_findings_are_cut_short(cli: Callable[..., Answer], runs: dict[str,
     with (tmp_path / "run" / "results.jsonl").open("a") as file:
         file.write("{}\n" * 30)
     assert ".. and 10 more" in cli("verify", tmp_path / "run").out
+
+
+# a run of level memory beside its memory
+
+
+def test_rows_that_a_memory_answered_want_its_file(
+    cli: Callable[..., Answer], remembered: Path, tmp_path: Path
+) -> None:
+    second, store = remembered / "second", remembered / "a.memory"
+    alone = cli("verify", second)
+    assert alone.code == 0
+    assert "rows not checked: a memory's file answered them" in alone.out
+    assert cli("card", second, "--out", tmp_path / "card.json").code == 1
+    for name in ("first", "second"):
+        both = cli("verify", remembered / name, "--store", store)
+        assert (both.code, "not checked" in both.out) == (0, False), both.out
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("second", put(radius=9.0), "radius is 9.0, more than the .* that region 1|2 leaves"),
+        ("second", lambda row: row.update(prediction=7, correct=row["label"] == 7), "its class is 7, that of region"),
+        ("second", noted(by=99), "region 99 is not in the memory"),
+        ("first", noted(region=99), "region 99 is not in the memory"),
+        ("first", noted(region=1, attempt=1), "another certification|round another input|$^"),
+        ("first", noted(attempt=5), "another certification"),
+    ],
+)
+def test_a_row_that_its_memory_does_not_bear_out_is_named(
+    name: str, change: Change, message: str, remembered: Path, tmp_path: Path
+) -> None:
+    target = tampered(remembered / name, tmp_path / "run", change, line=1 if name == "second" else 2)
+    data = dds.load_data("fashion-mnist-sample")
+    found = verify_run(target, store=remembered / "a.memory", point=lambda i: data.x[i].ravel())
+    assert any(re.search(message, finding.message) for finding in found.findings), found.findings
+
+
+def test_a_region_larger_than_its_counts_is_named(remembered: Path, tmp_path: Path) -> None:
+    """A memory whose chain was made anew after a region grew: only its counts tell."""
+    import sqlite3
+
+    shutil.copy(remembered / "a.memory", tmp_path / "b.memory")
+    with sqlite3.connect(tmp_path / "b.memory") as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        db.execute("UPDATE regions SET radius = 3 * radius, certified = 3 * certified")
+    found = verify_run(remembered / "second", store=tmp_path / "b.memory")
+    assert any("was certified, more than its counts allow" in finding.message for finding in found.findings)
+
+
+def test_labels_are_those_of_the_data_set(
+    runs: dict[str, Path], smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
+) -> None:
+    """Labels set to the predictions hang together with every count; the data set tells."""
+
+    def flatter(row: dict[str, Any]) -> None:
+        row.update(label=(row["label"] + 1) % 10, correct=row["prediction"] == (row["label"] + 1) % 10)
+
+    target = tampered(runs["plain"], tmp_path / "run", flatter)
+    assert verify_run(target).ok
+    found = resample_run(load_run(target), smoothed.with_block_size(64), data, 6)
+    assert sum("its label is" in str(one.message) for one in found) == 1
+
+
+def test_many_fine_laws_are_not_all_worked_out() -> None:
+    """2^20 levels and many sigmas would take minutes: some are worked out, the others counted."""
+    from ddsmoothing.verify.rows import MOST_STEPS, Tables
+
+    tables, header = Tables(), {"levels": 2**20}
+    taken = [tables.take({"sigma": 0.004 + i / 1000}, header) for i in range(20)]
+    assert taken[0]
+    assert MOST_STEPS > 0.004 * 2**20
+    assert tables.left_out == taken.count(False) >= 15
+    assert tables.take({"sigma": 0.004}, header)

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 
 from ddsmoothing.training import train
-from training_helpers import toy_config, toy_data, toy_model
+from training_helpers import MODELS, toy_config, toy_data
 
 
 def main() -> None:
     torch.set_num_threads(1)
     options = json.loads(sys.argv[2])
-    stop_after = options.pop("stop_after", None)
+    stop_after, kind = options.pop("stop_after", None), options.pop("kind", "plain")
     seen: list[int] = []
     stop = None if stop_after is None else lambda: len(seen) >= stop_after
     train(
         toy_config(**options),
         Path(sys.argv[1]),
-        model=toy_model(norm=False),
+        model=MODELS[kind](norm=False),
         data=toy_data(),
         device="cpu",
         progress=seen.append,

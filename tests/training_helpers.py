@@ -38,6 +38,60 @@ def toy_model(seed: int = 0, channels: int = 1, norm: bool = True, dropout: floa
     return model
 
 
+class Told(nn.Module):
+    """The toy model told sigma: its input is normalised by it, and its logarithm shifts the logits."""
+
+    takes_sigma = True
+
+    def __init__(self, seed: int = 0, norm: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = toy_model(seed, norm=norm, dropout=dropout)
+        self.shift = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        assert sigma.shape == x.shape[:1]
+        scale = (0.09 + sigma.square()).sqrt().reshape(-1, 1, 1, 1)
+        logits: torch.Tensor = self.net((x - 0.4) / scale)
+        return logits + sigma.log()[:, None] * self.shift
+
+
+class ToyDenoiser(nn.Module):
+    """A convolution that is told sigma, from images to images."""
+
+    takes_sigma = True
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.out = nn.Conv2d(4, 1, 3, padding=1)
+        generator = torch.Generator().manual_seed(2)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+
+    def forward(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        assert sigma.shape == y.shape[:1]
+        out: torch.Tensor = self.out(torch.relu(self.norm(self.conv(y))) / (1 + sigma.reshape(-1, 1, 1, 1)))
+        return y + out
+
+
+class Denoised(nn.Module):
+    """A denoiser before a classifier, by the two names that training relies on."""
+
+    takes_sigma = True
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.denoiser, self.classifier = ToyDenoiser(norm=True), toy_model(dropout=dropout)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.denoiser(x, sigma))
+        return logits
+
+
+MODELS = {"plain": toy_model, "told": Told, "denoised": Denoised, "denoiser": ToyDenoiser}
+
+
 def toy_config(**changes: Any) -> TrainConfig:
     """Two epochs of seven batches."""
     given: dict[str, Any] = {
@@ -55,7 +109,7 @@ def contents(folder: Path) -> dict[str, Any]:
     state = load_checkpoint(folder / CHECKPOINT)
     found: dict[str, Any] = {"position": state.position.model_dump(exclude={"digest"}), "sigma": state.sigma}
     found |= {f"model.{name}": value for name, value in state.model.items()}
-    return found | {f"momentum.{name}": value for name, value in state.momentum.items()}
+    return found | {f"optimizer.{name}": value for name, value in state.optimizer.items()}
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset, load_data
     from ddsmoothing.errors import DdsmoothingError
     from ddsmoothing.memory import CertifiedMemory
-    from ddsmoothing.models import load_model
+    from ddsmoothing.models import BySigma, DenoisedClassifier, load_denoiser, load_model
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.runs import Run, load_run
     from ddsmoothing.sigma import (
@@ -37,11 +37,13 @@ __version__ = _version("ddsmoothing")
 
 _ROOMS = {
     "ABSTAIN": "claims",
+    "BySigma": "models",
     "Certificate": "certificate",
     "Certification": "claims",
     "CertifiedMemory": "memory",
     "Dataset": "data",
     "DdsmoothingError": "errors",
+    "DenoisedClassifier": "models",
     "L1Certificate": "certificate",
     "L2Certificate": "certificate",
     "OptimizeIsotropicSmoothingParameters": "sigma",
@@ -58,6 +60,7 @@ _ROOMS = {
     "certify_run": "campaigns",
     "fit_offsets": "stateless",
     "load_data": "data",
+    "load_denoiser": "models",
     "load_model": "models",
     "load_run": "runs",
     "optimize_isotropic_dds": "sigma",
@@ -67,11 +70,13 @@ _ROOMS = {
 
 __all__ = [
     "ABSTAIN",
+    "BySigma",
     "Certificate",
     "Certification",
     "CertifiedMemory",
     "Dataset",
     "DdsmoothingError",
+    "DenoisedClassifier",
     "L1Certificate",
     "L2Certificate",
     "OptimizeIsotropicSmoothingParameters",
@@ -88,6 +93,7 @@ __all__ = [
     "certify_run",
     "fit_offsets",
     "load_data",
+    "load_denoiser",
     "load_model",
     "load_run",
     "optimize_isotropic_dds",

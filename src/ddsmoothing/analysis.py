@@ -1,7 +1,8 @@
 """Statements about a data set: certified accuracy, ACR, and their intervals.
 
 Pure numpy: it knows no files and no models. Everything takes per-input arrays that hold ALL inputs of a run; an input
-that abstained or was answered wrongly counts as one that is not certified.
+that abstained or was answered wrongly counts as one that is not certified. A run knows the labels; results that do not,
+such as a Certification, are judged by ``labels``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.stats import binom
 
 from ddsmoothing.bounds import check_alpha, clopper_pearson_lower, clopper_pearson_upper
 from ddsmoothing.errors import InputError
+from ddsmoothing.plan import SAMPLERS
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 CONFIDENCE = 0.95
@@ -23,7 +25,7 @@ RESAMPLES = 2000
 
 
 class Certified(Protocol):
-    """Anything with one certificate an input, such as a Run."""
+    """Anything with one certificate an input that knows the labels, such as a Run."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -34,28 +36,84 @@ class Certified(Protocol):
         """``(B,)`` certified radius."""
 
 
-def certified_accuracy(results: Certified, radii: ArrayLike = RADII) -> NDArray[np.float64]:
+class Unlabelled(Protocol):
+    """Anything with one certificate an input that knows no labels, such as a Certification."""
+
+    @property
+    def prediction(self) -> NDArray[np.int64]:
+        """``(B,)`` certified class, -1 where there is none."""
+
+    @property
+    def radius(self) -> NDArray[np.float64]:
+        """``(B,)`` certified radius."""
+
+
+Judged = Certified | Unlabelled
+
+
+def correct_of(results: Judged, labels: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """Where a certificate names the right class.
+
+    Args:
+        results: Certificates of B inputs.
+        labels: ``(B,)`` true classes, for results that do not know them. An input without a label (-1) is never right.
+    Returns:
+        ``(B,)``.
+    Raises:
+        InputError: Labels are missing, or not one for each input.
+    """
+    if labels is None:
+        if not hasattr(results, "correct"):
+            raise InputError(f"{type(results).__name__} holds no labels; give the true classes, labels=y.")
+        return np.asarray(results.correct)
+    if not hasattr(results, "prediction"):
+        raise InputError(f"{type(results).__name__} holds no classes to compare with labels; leave labels out.")
+    truth = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    answers = np.asarray(results.prediction)
+    if truth.shape != answers.shape:
+        raise InputError(f"got labels of shape {truth.shape} for {len(answers)} inputs, expected one class for each.")
+    return np.asarray((answers >= 0) & (answers == truth))
+
+
+def certified_accuracy(
+    results: Judged, radii: ArrayLike = RADII, labels: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """Share of all inputs with a certificate of the right class and radius at least r.
 
     Args:
+        results: A Run, or a Certification with its labels.
         radii: ``(R,)`` in the units of the input.
-    Returns: ``(R,)`` in [0, 1].
-    References: Cohen et al. 2019, arXiv:1902.02918, section 4 (approximate certified test set accuracy).
+        labels: ``(B,)`` true classes, for results that do not know them.
+    Returns:
+        ``(R,)`` in [0, 1].
+    Raises:
+        InputError: Labels are missing, or not one for each input.
+    References:
+        Cohen et al. 2019, arXiv:1902.02918, section 4 (approximate certified test set accuracy).
     """
-    held = np.sort(np.asarray(results.radius)[np.asarray(results.correct)])
-    return (len(held) - np.searchsorted(held, np.asarray(radii, dtype=np.float64), side="left")) / len(results.correct)
+    correct = correct_of(results, labels)
+    held = np.sort(np.asarray(results.radius)[correct])
+    return (len(held) - np.searchsorted(held, np.asarray(radii, dtype=np.float64), side="left")) / len(correct)
+
+
+def share_interval(hits: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Clopper-Pearson interval of a share, for the population the inputs were drawn from; its ends err outwards."""
+    tail = check_alpha((1.0 - confidence) / 2.0)
+    return clopper_pearson_lower(hits, total, tail), clopper_pearson_upper(hits, total, tail)
 
 
 def certified_accuracy_interval(
-    results: Certified, radii: ArrayLike = RADII, confidence: float = CONFIDENCE
+    results: Judged, radii: ArrayLike = RADII, confidence: float = CONFIDENCE, labels: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """Clopper-Pearson interval ``(R, 2)`` for the population the inputs were drawn from; it ignores alpha."""
-    total = len(results.correct)
-    tail = check_alpha((1.0 - confidence) / 2.0)
-    hits = np.round(np.atleast_1d(certified_accuracy(results, radii)) * total).astype(int)
-    return np.array(
-        [(clopper_pearson_lower(int(k), total, tail), clopper_pearson_upper(int(k), total, tail)) for k in hits]
-    )
+    total = len(results.radius)
+    hits = np.round(np.atleast_1d(certified_accuracy(results, radii, labels)) * total).astype(int)
+    return np.array([share_interval(int(k), total, confidence) for k in hits])
+
+
+def certified_wrong(results: Judged, labels: ArrayLike | None = None) -> float:
+    """Share of all inputs with a certificate, of a radius above 0, that names a wrong class."""
+    return float(np.mean(~correct_of(results, labels) & (np.asarray(results.radius) > 0.0)))
 
 
 def envelope(results: Sequence[Certified], radii: ArrayLike = RADII) -> NDArray[np.float64]:
@@ -67,25 +125,35 @@ def envelope(results: Sequence[Certified], radii: ArrayLike = RADII) -> NDArray[
     return best
 
 
-def held_radius(results: Certified) -> NDArray[np.float64]:
+def held_radius(results: Judged, labels: ArrayLike | None = None) -> NDArray[np.float64]:
     """``(B,)`` radius where a certificate names the right class, else 0: what ACR is the mean of."""
-    return np.where(results.correct, results.radius, 0.0)
+    return np.where(correct_of(results, labels), results.radius, 0.0)
 
 
-def acr(results: Certified) -> float:
+def acr(results: Judged, labels: ArrayLike | None = None) -> float:
     """Average certified radius: the mean over ALL inputs of radius where correct, else 0.
 
-    Raises: InputError for a run that stopped sampling at a wanted radius.
-    References: Zhai et al. 2020 (MACER), arXiv:2001.02378.
+    Args:
+        results: A Run, or a Certification with its labels.
+        labels: ``(B,)`` true classes, for results that do not know them.
+    Returns:
+        In the units of the input.
+    Raises:
+        InputError: The run stopped sampling at a wanted radius; or labels are missing.
+    References:
+        Zhai et al. 2020 (MACER), arXiv:2001.02378.
     """
-    if getattr(results, "stops_at_radius", False):
+    sampler = SAMPLERS.get(getattr(results, "sampler", ""))
+    if getattr(results, "stops_at_radius", sampler is not None and sampler.adaptive_radius):
         raise InputError("this run stopped sampling at a wanted radius, so its average radius means nothing.")
-    return float(np.mean(held_radius(results)))
+    return float(np.mean(held_radius(results, labels)))
 
 
-def acr_interval(results: Certified, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def acr_interval(
+    results: Judged, confidence: float = CONFIDENCE, labels: ArrayLike | None = None
+) -> tuple[float, float]:
     """Percentile bootstrap interval of ACR over inputs (asymptotic); the resampling is fixed, so it is reproducible."""
-    values = held_radius(results)
+    values = held_radius(results, labels)
     rng = np.random.default_rng(0)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,7 +34,7 @@ from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed, coin, rows_per_block
+from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
 
 Result = TypeVar("Result")
 
@@ -180,7 +179,7 @@ class SmoothedClassifier:
     ) -> list[Result]:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
         found: dict[int, Result] = {}
-        blocks: Counter[tuple[int, int, int]] = Counter()  # noise blocks of (row, stream, slot) already used
+        blocks = [Blocks(batch.d) for _ in talks]
         tv = self._tv(batch, sigma)
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
         while wishes:
@@ -193,12 +192,11 @@ class SmoothedClassifier:
                         sigma=float(sigma[row]) if draw.sigma is None else draw.sigma,
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=draw.slot * SLOT_BLOCKS + blocks[row, draw.stream, draw.slot],
+                        first_block=blocks[row].take(draw.stream, draw.n, draw.slot),
                         tally=draw.tally.kind,
                         anchor=draw.tally.anchor,
                     )
                 )
-                blocks[row, draw.stream, draw.slot] += -(-draw.n // rows_per_block(batch.d))
             counts = self.count(batch, requests, seed, progress)
             answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
             for (row, draw), request, each in zip(asked, requests, counts, strict=True):
@@ -264,6 +262,11 @@ class SmoothedClassifier:
         executor = self.executor or self.counter(batch.d)
         counts = dict(executor.run(batch, requests, seed, progress))
         return [counts[i] for i in range(len(requests))]
+
+    @property
+    def engine(self) -> Engine:
+        """The one way to the base classifier, in the form that is certified."""
+        return self._engine
 
     def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""

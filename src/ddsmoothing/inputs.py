@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.errors import InputError, ShapeError, SigmaError
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import LARGEST_LEVELS, LARGEST_SIGMA, LEVELS, snap_to_grid
 from ddsmoothing.streams import check_word
 
@@ -119,7 +120,7 @@ def prepare(
     integer = torch.int16 if levels == LEVELS else torch.int32
     if flat.dtype in INTEGERS:
         grid, on_grid = flat.to(integer), torch.ones(len(flat), dtype=torch.bool)
-        flat = _decoded(grid, levels, torch.float32)
+        flat = on_grid_values(grid, levels, torch.float32)
     else:
         if not bool(torch.isfinite(flat).all()):
             raise InputError("the inputs contain NaN or infinity, expected finite numbers.")
@@ -128,10 +129,10 @@ def prepare(
         near = (flat.double() * levels).round()
         low, high = _range(levels)
         on_grid = ((near >= low) & (near <= high)).all(1) & ((near / levels).to(flat.dtype) == flat).all(1)
-        on_grid &= (_decoded(near, levels, flat.dtype) == flat).all(1)
+        on_grid &= (on_grid_values(near, levels, flat.dtype) == flat).all(1)
         if flat.element_size() < 4:  # a coarse type may not tell grid points apart
             for other in (near - 1, near + 1):
-                on_grid &= (_decoded(other, levels, flat.dtype) != flat).all(1)
+                on_grid &= (on_grid_values(other, levels, flat.dtype) != flat).all(1)
         if snap is not None and not bool(on_grid.all()):
             raise InputError(
                 f"numbers of type {flat.dtype} do not tell the points of a grid of {levels} levels apart; give the "
@@ -158,11 +159,6 @@ def _range(levels: int) -> tuple[float, float]:
     return (0.0, 255.0) if levels == LEVELS else (-(2.0**23), 2.0**23)
 
 
-def _decoded(integers: torch.Tensor, levels: int, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers ``X / levels`` that stand for grid points, divided as the sampler divides."""
-    return integers.to(dtype) / levels
-
-
 def _snapped(x: torch.Tensor, norm: str, levels: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Inputs ``(B, d)`` at their nearest grid points, and bounds ``(B,)`` on the distances."""
     values = x.double().numpy()
@@ -175,7 +171,7 @@ def _snapped(x: torch.Tensor, norm: str, levels: int) -> tuple[torch.Tensor, NDA
     ):
         place = "[0, 1]" if levels == LEVELS else f"[{low / levels:g}, {high / levels:g}]"
         raise InputError(f"only inputs in {place} can be moved to the grid; scale them, or do without snap.")
-    points = _decoded(torch.from_numpy(nearest), levels, x.dtype)
+    points = on_grid_values(torch.from_numpy(nearest), levels, x.dtype)
     return points, np.where((points == x).all(1).numpy(), 0.0, moved)
 
 
@@ -188,9 +184,15 @@ def _digest(grid: NDArray[np.int16], value: torch.Tensor, on_grid: bool) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _key(digest: str, before: int) -> int:
+    """The noise key of an input: of its bytes, and of how many equal ones stand before it, so that none share noise."""
+    text = digest if not before else hashlib.sha256(f"{digest} {before}".encode()).hexdigest()
+    return int(text[:16], 16)
+
+
 def _ids(ids: Sequence[int] | None, sha256: tuple[str, ...]) -> tuple[int, ...]:
     if ids is None:
-        return tuple(int(digest[:16], 16) for digest in sha256)
+        return tuple(_key(digest, sha256[:i].count(digest)) for i, digest in enumerate(sha256))
     given = ids.tolist() if isinstance(ids, (torch.Tensor, np.ndarray)) else ids
     try:
         checked = tuple(check_word(i, "input id") for i in given)

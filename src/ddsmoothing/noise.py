@@ -29,6 +29,7 @@ LARGEST_SIGMA: Final = 12.0  # its integer noise still fits 16 bits, as that of 
 
 _DRAWN = 63  # bits that decide one integer
 _FIRST = 16  # bits of them looked up in a table
+_REST = _DRAWN - _FIRST
 _UNDECIDED = np.int16(-32768)
 
 
@@ -40,14 +41,33 @@ class GridTable:
         first: ``(65536,)`` int16, int32 for wide noise and for grids other than the 8-bit one: the integer that 16
             bits decide, or a mark that they do not.
         thresholds: uint64, ascending: 63 bits ``u`` give the integer ``start + #{thresholds <= u}``.
+        below: ``(65537,)`` int32: how many thresholds are at most the start of each cell of 16 bits.
+        low: the last 47 bits of the thresholds, for cells that hold only one.
         tau: upper bound on the total-variation distance of one coordinate to the exact law.   undecided: the mark.
     """
 
     first: NDArray[np.int16] | NDArray[np.int32]
     thresholds: NDArray[np.uint64]
+    below: NDArray[np.int32]
+    low: NDArray[np.uint64]
     start: int
     tau: float
     undecided: int = int(_UNDECIDED)
+
+    def refined(self, cells: NDArray[np.intp], words: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """The integers of undecided cells, by the first 47 bits of one more 64-bit word for each.
+
+        Nearly every such cell holds one threshold, and one comparison decides; only the others are searched.
+        """
+        rest = words >> np.uint64(64 - _REST)
+        found = self.below.take(cells)
+        many = np.flatnonzero(self.below.take(cells + 1) - found > 1)
+        found += rest >= self.low.take(found)
+        if many.size:
+            u = (cells[many].astype(np.uint64) << np.uint64(_REST)) | rest[many]
+            found[many] = np.searchsorted(self.thresholds, u, side="right")
+        found += np.int32(self.start)
+        return found
 
 
 class Noise(ABC):
@@ -169,17 +189,27 @@ def grid_table(name: str, scale: float, levels: int | Fraction = LEVELS) -> Grid
     tau = 2.0 * (error / (1 << FIXED)) * (1 + 1e-12) + max(2.0**-87, 2.0**-88 + len(upper) * 2.0**-99)
     top = 1 << _DRAWN
     values = [top - t for t in reversed(rounded)] + rounded  # P[K <= -k-1] = 1 - P[K <= k]
-    thresholds = np.array(values, dtype=np.uint64)
-    start = -len(rounded)
-    cells = np.arange(1 << _FIRST, dtype=np.uint64) << np.uint64(_DRAWN - _FIRST)
-    low = np.searchsorted(thresholds, cells, side="right")
-    high = np.searchsorted(thresholds, cells + np.uint64((1 << (_DRAWN - _FIRST)) - 1), side="right")
     # 16 bits are enough for 8-bit images: no integer beyond is ever drawn, and X + K fits as well
     narrow = levels == LEVELS and bisect_left(rounded, top) + LEVELS < 2**15
+    return table_of(np.array(values, dtype=np.uint64), -len(rounded), tau, narrow)
+
+
+def table_of(thresholds: NDArray[np.uint64], start: int, tau: float, narrow: bool) -> GridTable:
+    """The sampler of these thresholds; narrow: its integers and their sums with pixels fit 16 bits."""
+    cells = np.arange((1 << _FIRST) + 1, dtype=np.uint64) << np.uint64(_REST)
+    below = np.searchsorted(thresholds, cells, side="right").astype(np.int32)
+    last = np.searchsorted(thresholds, cells[1:], side="left").astype(np.int32)  # at most the end of each cell
     mark = int(_UNDECIDED) if narrow else -(2**31)
-    found = np.where(low == high, low + start, mark)
-    first = found.astype(np.int16) if narrow else found.astype(np.int32)
-    return GridTable(first=first, thresholds=thresholds, start=start, tau=tau, undecided=mark)
+    found = np.where(below[:-1] == last, below[:-1] + start, mark)
+    return GridTable(
+        first=found.astype(np.int16) if narrow else found.astype(np.int32),
+        thresholds=thresholds,
+        below=below,
+        low=thresholds & np.uint64((1 << _REST) - 1),
+        start=start,
+        tau=tau,
+        undecided=mark,
+    )
 
 
 def snap_to_grid(
@@ -227,10 +257,8 @@ class GridBlock:
         self._table.first.take(bits, out=out, mode="clip")  # 16 bits never leave the table; "raise" would copy first
         where = np.flatnonzero(out == self._table.undecided)
         if where.size:
-            rest = _DRAWN - _FIRST
-            low = self._generators.more.random_raw(where.size) >> np.uint64(64 - rest)
-            u = (bits.reshape(-1)[where].astype(np.uint64) << np.uint64(rest)) | low
-            out.reshape(-1)[where] = np.searchsorted(self._table.thresholds, u, side="right") + self._table.start
+            cells = bits.reshape(-1)[where].astype(np.intp)
+            out.reshape(-1)[where] = self._table.refined(cells, self._generators.more.random_raw(where.size))
 
 
 class FloatBlock:

@@ -301,3 +301,22 @@ def sampler_for(
 
 
 SAMPLERS: Final[dict[str, type[Sampler]]] = {sampler.name: sampler for sampler in (Exact, Plan, Target)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchPlan:
+    """How the search spends its forwards.
+
+    Attributes:
+        pilot: samples at sigma0 that fix the class.   widths: sigmas tried in each round, a shrinking window.
+        samples: new samples at each of them in that round, the same noise for all.
+    """
+
+    pilot: int = 64
+    widths: tuple[int, ...] = (12, 7, 5, 4)
+    samples: tuple[int, ...] = (12, 24, 48, 96)
+
+    @property
+    def forwards(self) -> int:
+        """Samples an input."""
+        return self.pilot + sum(w * s for w, s in zip(self.widths, self.samples, strict=True))

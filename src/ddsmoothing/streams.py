@@ -1,12 +1,15 @@
-"""Addresses of random numbers: every one is a function of (seed, input id, role, block) and is used once.
+"""Addresses of random numbers: every one is a function of (seed, input, role, slot, block) and is used once.
 
-It knows no laws of noise. Blocks define the noise: how many samples lie in one is a constant.
+It knows no laws of noise. Blocks define the noise: how many samples lie in one is a constant. ``Address`` is the only
+place where an address becomes the words of a generator, ``Blocks`` the only one where blocks are handed out.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -19,7 +22,7 @@ SLOT_BLOCKS: Final = 2**32  # noise blocks set aside for each slot of a role: a 
 _WORD = 2**64
 
 
-class Stream(IntEnum):
+class Role(IntEnum):
     """What noise is drawn for. No two of these ever share a random number."""
 
     PILOT = 0
@@ -27,6 +30,9 @@ class Stream(IntEnum):
     SEARCH = 2
     COIN = 3
     PREDICT = 4
+
+
+Stream = Role
 
 
 def check_word(value: int, name: str) -> int:
@@ -39,6 +45,59 @@ def check_word(value: int, name: str) -> int:
 def checked_seed(seed: int | None) -> int:
     """The seed given, or one from the operating system."""
     return secrets.randbits(63) if seed is None else check_word(seed, "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Of one noise block.
+
+    Attributes:
+        seed: of the run.
+        input: the input's noise key.
+        role: what the noise is for.
+        slot: which scale, expert or round of the role, below 2^32.
+        block: within the slot, below 2^32.
+    """
+
+    seed: int
+    input: int
+    role: Role
+    slot: int = 0
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        check_word(self.seed, "seed")
+        check_word(self.input, "input id")
+        if self.role not in tuple(Role):
+            raise InputError(f"role is {self.role!r}, expected one of {', '.join(role.name for role in Role)}.")
+        for name, value in (("slot", self.slot), ("block", self.block)):
+            if check_word(value, name) >= SLOT_BLOCKS:
+                raise InputError(f"{name} is {value}, expected an integer below 2^32.")
+
+    @property
+    def words(self) -> tuple[int, int, int, int]:
+        """What a generator is keyed by: seed, input id, stream and the block among all slots'."""
+        return self.seed, self.input, int(self.role), self.slot * SLOT_BLOCKS + self.block
+
+
+class Blocks:
+    """Hands out the noise blocks of one input, each only once.
+
+    Args:
+        d: numbers in the input.
+    """
+
+    def __init__(self, d: int) -> None:
+        self._rows = rows_per_block(d)
+        self._used: Counter[tuple[Role, int]] = Counter()
+
+    def take(self, role: Role, n: int, slot: int = 0) -> int:
+        """The first block for n new samples, counted over all slots, as ``philox`` and a request take it."""
+        address = Address(seed=0, input=0, role=role, slot=slot, block=self._used[role, slot])
+        self._used[role, slot] += -(-n // self._rows)
+        if self._used[role, slot] > SLOT_BLOCKS:
+            raise InputError(f"{n:,} samples do not fit the {SLOT_BLOCKS:,} noise blocks of a slot.")
+        return address.words[-1]
 
 
 def philox(seed: int, input_id: int, stream: int, block: int, part: int = 0) -> np.random.Philox:
@@ -55,7 +114,7 @@ def philox(seed: int, input_id: int, stream: int, block: int, part: int = 0) -> 
 
 def coin(seed: int, input_id: int) -> float:
     """The one coin of an input, uniform on (0, 1] in steps of 2^-53."""
-    return (int(philox(seed, input_id, Stream.COIN, 0).random_raw() >> 11) + 1) * 2.0**-53
+    return (int(philox(seed, input_id, Role.COIN, 0).random_raw() >> 11) + 1) * 2.0**-53
 
 
 def rows_per_block(d: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
-from ddsmoothing.campaigns.resample import check_same
+from ddsmoothing.campaigns.resample import check_same, search_again
 from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
-from ddsmoothing.sigma.search import search_sigma
 from ddsmoothing.streams import checked_seed
 
 FACTORS: Final = (0.5, 0.9, 0.999, 1.5, 2.0)
@@ -233,23 +231,11 @@ def _answers(
         asked = _rounding(smoothed) if kind == "grid" else smoothed
         ids = [group[i].id for i in where]
         if level == "stateless":
-            rule: dict[str, Any] = {
-                key: run.header.policy.get(key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")
-            }
-            rule |= {"n": _largest(run), "alpha": run.header.alpha}
-            found = search_sigma(asked, points[where], **rule, seed=seed, ids=ids)
+            found = search_again(run, asked, points[where], seed, ids)
             sigma[where] = found.sigma
         result = asked.predict(points[where], sigma[where], n=n, alpha=run.header.alpha, seed=seed, ids=ids)
         answers[where] = result.prediction
     return sigma, answers
-
-
-def _largest(run: Run) -> int:
-    """The most samples an input of the run may take, which its search of sigma was told."""
-    try:
-        return SAMPLERS[run.header.sampler](**run.header.sampler_options).largest()
-    except (KeyError, TypeError, ValueError):
-        raise RunError(f"{run.path}: sampler {run.header.sampler!r} with these options is not known here.") from None
 
 
 def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:

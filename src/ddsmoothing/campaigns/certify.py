@@ -40,6 +40,7 @@ from ddsmoothing.runs.schema import (
     Header,
     ModelIdentity,
     OffsetsNote,
+    PolicySpec,
     ResultRow,
     RuleSpec,
     Subset,
@@ -105,6 +106,7 @@ def certify_run(
     sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
     check_labels(data, ids, smoothed.num_classes)
+    policy = policy.settled(smoothed)
     policy.check(smoothed, len(ids))
     if policy.kind == "fixed":
         rule.check(policy.largest, sampler.largest(), alpha)
@@ -147,7 +149,7 @@ def certify_run(
         levels=smoothed.levels,
         device=str(batch.device),
         block_size=size,
-        policy=policy.config(),
+        policy=PolicySpec.model_validate(policy.config()),
         config=command or {},
     )
     if before is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
-from ddsmoothing.sigma.search import SearchPlan, search_grid
+from ddsmoothing.plan import SearchPlan
+from ddsmoothing.sigma.search import search_grid, search_range
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,16 +58,18 @@ class SigmaPolicy:
         sigma_max: float | None = None,
         sigma_grid: Sequence[float] | None = None,
     ) -> SigmaPolicy:
-        """The forward-only search from sigma0, over a finite set or a range (default sigma0 / 4 .. 4 sigma0)."""
+        """The forward-only search from sigma0, over a finite set or a range (default: that of ``search_sigma``)."""
         if sigma_grid is not None:
             grid = tuple(float(s) for s in check_sigma(np.unique(sigma_grid), len(np.unique(sigma_grid))))
             return cls(kind="search", sigma0=sigma0, sigma_grid=grid)
-        return cls(
-            kind="search",
-            sigma0=sigma0,
-            sigma_min=sigma0 / 4 if sigma_min is None else sigma_min,
-            sigma_max=sigma0 * 4 if sigma_max is None else sigma_max,
-        )
+        return cls(kind="search", sigma0=sigma0, sigma_min=sigma_min, sigma_max=sigma_max)
+
+    def settled(self, smoothed: SmoothedClassifier) -> SigmaPolicy:
+        """The same policy for this model, with the range that its search takes by default, for a run's header."""
+        if self.sigma0 is None or self.sigma_grid is not None:
+            return self
+        low, high = search_range(smoothed.model, self.sigma0, self.sigma_min, self.sigma_max)
+        return replace(self, sigma_min=low, sigma_max=high)
 
     @property
     def forwards(self) -> int:
@@ -78,7 +81,7 @@ class SigmaPolicy:
         if self.kind != "search":
             check_sigma(self.sigma, size)  # type: ignore[arg-type]
         elif self.sigma0 is not None:
-            search_grid(smoothed.certificate, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
+            search_grid(smoothed, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
 
     @property
     def largest(self) -> float:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ddsmoothing.campaigns.rows import choice_of
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import Measurement, Rule, Tally, measured, total_variation
+from ddsmoothing.claims import POINTWISE, Measurement, Rule, Tally, measured, total_variation
 from ddsmoothing.claims.measurement import VOTES, WINS
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
-from ddsmoothing.errors import InputError
+from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch
-from ddsmoothing.models import model_identity
-from ddsmoothing.runs.schema import ResultRow
+from ddsmoothing.models import model_hash
+from ddsmoothing.plan import SAMPLERS
+from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run
-from ddsmoothing.streams import Stream, rows_per_block
+from ddsmoothing.sigma.search import SigmaSearch, search_sigma
+from ddsmoothing.streams import Blocks, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +55,49 @@ def resample_run(
     chosen = secrets.SystemRandom().sample(run.rows, min(k, len(run)))
     found = []
     for row in sorted(chosen, key=lambda row: row.id):
-        batch = smoothed.prepare(data[[row.id]][0], [row.id])
+        x, y = data[[row.id]]
+        batch = smoothed.prepare(x, [row.id])
         if batch.sha256[0] != row.input_sha256:
             found.append(Redrawn(id=row.id, moved=row.samples, message="the input is another one: its SHA-256 differs"))
+            continue
+        label = None if data.y is None else int(y[0])
+        if row.label != label:
+            said = f"its label is {label} in the data set, the run says {row.label}"
+            found.append(Redrawn(id=row.id, moved=0, message=said))
             continue
         requests = requests_of(row, batch, smoothed.num_classes, run.header.judge)
         drawn = smoothed.count(batch, requests, run.header.seed, progress)
         moved = _moved(row, drawn, _pilot_tally(row, smoothed.num_classes, run.header.judge))
         text = f"{moved} of {row.samples} samples give other answers than the run says" if moved else None
-        found.append(Redrawn(id=row.id, moved=moved, message=text or _claimed(run.header.norm, row, batch)))
+        text = text or _claimed(run.header, row, batch) or _searched(run, smoothed, x, row)
+        found.append(Redrawn(id=row.id, moved=moved, message=text))
     return found
+
+
+def search_again(run: Run, smoothed: SmoothedClassifier, x: torch.Tensor, seed: int, ids: list[int]) -> SigmaSearch:
+    """The run's search of sigma, at these inputs.
+
+    Raises: RunError where the header's sampler is not known here.
+    """
+    try:
+        largest = SAMPLERS[run.header.sampler](**run.header.sampler_options).largest()
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{run.path}: sampler {run.header.sampler!r} with these options is not known here.") from None
+    rule: dict[str, Any] = run.header.policy.model_dump(exclude={"sha256"})
+    return search_sigma(smoothed, x, **rule, n=largest, alpha=run.header.alpha, seed=seed, ids=ids)
+
+
+def _searched(run: Run, smoothed: SmoothedClassifier, x: torch.Tensor, row: ResultRow) -> str | None:
+    """What the search would have chosen, where the run says something else."""
+    if run.header.sigma_policy != "search" or run.level != POINTWISE.name or row.choice is None:
+        return None
+    found = search_again(run, smoothed, x, run.header.seed, [row.id])
+    mine = choice_of(found, 0)
+    if float(found.sigma[0]) != row.sigma:
+        return f"the search chooses sigma {found.sigma[0]:g}, the run says {row.sigma:g}"
+    if abs(mine.score - row.choice.score) > 1e-9 or mine.model_copy(update={"score": row.choice.score}) != row.choice:
+        return f"the search reports {mine}, the run says {row.choice}"
+    return None
 
 
 def _moved(row: ResultRow, drawn: list[NDArray[np.int64]], tally: Tally) -> int:
@@ -78,10 +116,12 @@ def _differ(told: Measurement, drawn: Measurement) -> int:
     return max(votes, *(int(np.abs(np.subtract(a, b)).max()) for a, b in pairs if a is not None and b is not None), 0)
 
 
-def _claimed(norm: str, row: ResultRow, batch: Batch) -> str | None:
+def _claimed(header: Header, row: ResultRow, batch: Batch) -> str | None:
     """What a row says of its noise and its input that they do not bear out; a row alone cannot show these."""
     kind = "grid" if batch.on_grid[0] else "float"
-    tv = total_variation(certificate_for(norm), row.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
+    tv = total_variation(certificate_for(header.norm), row.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
+    if header.dtype != str(batch.dtype).removeprefix("torch."):
+        return f"the inputs are {str(batch.dtype).removeprefix('torch.')}, the run says {header.dtype}"
     if row.noise != kind:
         return f"its noise is {kind}, the run says {row.noise}"
     if row.tv < tv * (1.0 - 1e-6):
@@ -95,15 +135,16 @@ def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> l
     """The samples of a row: the pilot, then what each look added, every wish in noise blocks of its own."""
     kind = _pilot_tally(row, num_classes, rule).kind
     requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=row.pilot.n, tally=kind)]
-    block = before = 0
+    blocks, before = Blocks(batch.d), 0
     if row.fresh is None:
         return requests
     kind = VOTES if row.fresh.anchor is None else WINS
     for look in row.fresh.looks:
         new = look.n - before
-        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=block)
+        first = blocks.take(Stream.CERTIFY, new)
+        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=first)
         requests.append(replace(wish, tally=kind, anchor=row.fresh.anchor))
-        block, before = block + -(-new // rows_per_block(batch.d)), look.n
+        before = look.n
     return requests
 
 
@@ -117,7 +158,7 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
     header = run.header
     if data.fingerprint() != header.data.model_dump():
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
-    if header.model.sha256 is not None and model_identity(smoothed.model, "-") != f"sha256:{header.model.sha256}":
+    if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
     made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
     if made == (header.norm, header.num_classes, header.vote) and smoothed.offsets != header.rule.offsets:

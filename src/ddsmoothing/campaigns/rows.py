@@ -25,7 +25,7 @@ def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch 
             lambda_=float(result.scale[i]) if result.norm == "l1" else None,
             noise=result.noise[i],
             moved=float(result.moved[i]),
-            choice=None if found is None else _choice(found, i),
+            choice=None if found is None else choice_of(found, i),
             measurements=tuple(one for one in (result.pilots[i], result.fresh[i]) if one is not None),
             samples=int(result.samples[i]),
             seconds=share,
@@ -34,7 +34,8 @@ def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch 
     ]
 
 
-def _choice(found: SigmaSearch, i: int) -> SigmaChoice:
+def choice_of(found: SigmaSearch, i: int) -> SigmaChoice:
+    """How a search came to one input's sigma."""
     return SigmaChoice(
         anchor=int(found.anchor[i]),
         score=float(found.score[i]),

@@ -15,6 +15,7 @@ from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
+from ddsmoothing.cli.predictions import predictions
 from ddsmoothing.cli.report import card, report
 from ddsmoothing.cli.results import analyze, export, import_results, plot
 from ddsmoothing.cli.runs import merge, status
@@ -42,6 +43,7 @@ for command in (status, merge):
 for command in (
     demo,
     train,
+    predictions,
     certify,
     predict,
     optimize,

@@ -53,9 +53,10 @@ Examples:
 )
 @RUN
 @click.option("--resample", type=click.IntRange(min=1), help="Draw so many inputs again and compare their counts.")
+@click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
 @_place_options
 @JSON
-def verify(run: Path, resample: int | None, as_json: bool, **options: Any) -> int:
+def verify(run: Path, resample: int | None, store: Path | None, as_json: bool, **options: Any) -> int:
     """Recompute every bound and radius of a run from its counts, on an independent path.
 
     Exit code 1 if anything does not hold; the row is named. See docs/verification.md for what this proves.
@@ -64,7 +65,7 @@ def verify(run: Path, resample: int | None, as_json: bool, **options: Any) -> in
     from ddsmoothing.runs import load_run
     from ddsmoothing.verify import verify_run
 
-    found = verify_run(run)
+    found = verify_run(run, store=store, point=None if store is None else _points(run, options))
     drawn: list[Redrawn] = []
     if resample is not None:
         from ddsmoothing.campaigns.resample import resample_run
@@ -79,6 +80,23 @@ def verify(run: Path, resample: int | None, as_json: bool, **options: Any) -> in
     return 0 if found.ok and not any(one.message for one in drawn) else 1
 
 
+def _points(run: Path, options: dict[str, Any]) -> Callable[[int], NDArray[Any]] | None:
+    """Inputs of the run's data set as flat stored numbers, if it is given or shipped; else distances stay unchecked."""
+    import numpy as np
+
+    from ddsmoothing.data import SHIPPED, load_data
+    from ddsmoothing.runs.store import load_header
+
+    header = load_header(run)
+    name = options["data"] or (header.data.name if header.data.name in SHIPPED else None)
+    if name is None:
+        return None
+    data = load_data(name, split=header.data.split, download=options.get("download", False))
+    if data.fingerprint() != header.data.model_dump():
+        raise InputError(f"{run} is not of this data set: {header.data.name}, {header.data.length} inputs.")
+    return lambda i: np.asarray(data.x[i]).ravel()
+
+
 def _show_json(found: Verification, drawn: list[Redrawn]) -> None:
     from dataclasses import asdict
 
@@ -87,6 +105,7 @@ def _show_json(found: Verification, drawn: list[Redrawn]) -> None:
         "ok": found.ok and not any(one.message for one in drawn),
         "rows": found.rows,
         "inputs_of": found.d,
+        "unchecked": found.unchecked,
         "findings": [asdict(finding) for finding in found.findings],
         "resampled": [asdict(one) for one in drawn],
     }
@@ -106,6 +125,12 @@ def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
         click.echo(f"{found.rows} rows: every bound, class and radius follows from its counts.")
     else:
         click.echo(f"{found.rows} rows, {bad} with findings; {len(found.findings)} findings in all.")
+    if found.tv_unchecked:
+        click.echo(
+            f"tv of {found.tv_unchecked} rows not recomputed: their grid has too many levels for so many sigmas."
+        )
+    if found.unchecked:
+        click.echo(f"{found.unchecked} rows not checked: a memory's file answered them; give it with --store.")
     if drawn:
         same = sum(one.message is None for one in drawn)
         click.echo(f"{same} of {len(drawn)} inputs drawn again have the same counts.")
@@ -135,7 +160,7 @@ Examples:
   ddsmoothing doctor --model checkpoint.pth.tar --normalize center --data cifar10:DIR --sigma 0.25
   ddsmoothing doctor --model timm:resnet50 --download --data imagenet:DIR --sigma 0.25"""
 )
-@click.option("--model", required=True, help=MODEL)
+@click.option("--model", help=MODEL)
 @model_options
 @click.option("--data", required=True, help=DATA)
 @click.option("--split", default="test", show_default=True, help="test or train.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset
 
 PLAUSIBLE_SIGMA = 4.0
-MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, cifar-resnet110, .., or pkg.module:function."
+MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
 DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
 OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
 OF_ENGINE = ("vote", "block_size", "precision", "channels_last", "compiled", "snap", "levels")
@@ -35,7 +36,15 @@ def add(function: Command, options: list[Any]) -> Command:
 
 def model_options(function: Command) -> Command:
     """What a model's name may leave open; options of every command that takes a model."""
+
+    @functools.wraps(function)
+    def named(*args: Any, **options: Any) -> Any:
+        return function(*args, **options | {"model": denoised_name(options)})
+
     options = [
+        click.option("--denoiser", help="In place of --model: FILE, KIND:FILE, diffusers:DIR, or pkg.module:function."),
+        click.option("--classifier", help="What is behind the denoiser; as --model, whose options are then its own."),
+        click.option("--resize", type=click.IntRange(min=1), help="Sides of a denoised image before the classifier."),
         click.option("--arch", help="Of a checkpoint that does not say: cifar-resnet110, timm:NAME, .."),
         click.option("--num-classes", type=int, help="K, where the model's file does not say; else it is probed."),
         click.option(
@@ -47,7 +56,19 @@ def model_options(function: Command) -> Command:
             "--download", is_flag=True, help="Fetch data or weights that are missing; else nothing is fetched."
         ),
     ]
-    return add(function, options)
+    return add(named, options)
+
+
+def denoised_name(options: dict[str, Any]) -> str | None:
+    """What the model is called in results: as given, or the denoiser and the classifier behind it."""
+    model, denoiser, classifier = (options[key] for key in ("model", "denoiser", "classifier"))
+    if denoiser is None and classifier is None:
+        if options["resize"] is not None:
+            raise InputError("--resize is of denoised images, expected --denoiser and --classifier with it.")
+        return str(model) if model is not None else None
+    if denoiser is None or classifier is None or model is not None:
+        raise InputError("expected --model, or --denoiser and --classifier, which are one model together.")
+    return f"{denoiser} > {classifier}"
 
 
 def engine_options(function: Command) -> Command:
@@ -108,21 +129,40 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
     return load_smoothed(options, data[:1][0]), data
 
 
+def load_base(options: dict[str, Any], x: torch.Tensor) -> Any:
+    """The base classifier that the options name, for inputs like x ``(B, ...)``, on its device."""
+    import torch
+
+    from ddsmoothing.devices import named_device
+    from ddsmoothing.models import DenoisedClassifier, load_denoiser, load_model
+
+    if not options["model"]:
+        raise InputError("expected --model, or --denoiser and --classifier; see --help for what may stand there.")
+    asked = {key: options[key] for key in OF_MODEL if key in options}
+    shape, denoiser = tuple(x.shape[1:]), options.get("denoiser")
+    model = load_model(options["classifier" if denoiser else "model"], input_shape=shape, **asked)
+    if denoiser:
+        if not isinstance(model, torch.nn.Module):
+            raise InputError(f"--classifier {options['classifier']} is a bare callable, expected a torch.nn.Module.")
+        model = DenoisedClassifier(load_denoiser(denoiser, input_shape=shape), model, options["resize"]).eval()
+    if isinstance(model, torch.nn.Module):
+        model.to(named_device(options["device"]))
+    return model
+
+
 def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
     """The smoothed classifier that the options name, for inputs like x ``(B, ...)``."""
     import torch
 
     from ddsmoothing.certificate import certificate_for
     from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.counting.engine import at_sigma
     from ddsmoothing.devices import named_device
-    from ddsmoothing.models import load_model, probe_classes
+    from ddsmoothing.models import probe_classes
 
-    asked = {key: options[key] for key in OF_MODEL if key in options}
-    model = load_model(options["model"], input_shape=tuple(x.shape[1:]), **asked)
-    device = named_device(options["device"])
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
+    model, device = load_base(options, x), named_device(options["device"])
     sample = x[:1].float() / 255 if x.dtype == torch.uint8 else x[:1]
-    classes = options["num_classes"] or probe_classes(model, sample.to(device))
+    told = at_sigma(model, torch.ones(1))  # the number of classes is the same at every sigma
+    classes = options["num_classes"] or probe_classes(told, sample.to(device))
     engine = {key: options[key] for key in OF_ENGINE if key in options}
     return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine)

@@ -137,7 +137,7 @@ Examples:
   ddsmoothing memory query --store m.memory --model my.nets:build --input image.png --sigma 0.25 --json"""
 )
 @STORE
-@click.option("--model", required=True, help="The memory's model: another one is refused.")
+@click.option("--model", help="The memory's model: another one is refused.")
 @model_options
 @click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FILE.npz with x, or FILE.png.")
 @click.option("--sigma", type=float, help="One sigma for every attempt.")

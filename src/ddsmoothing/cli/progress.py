@@ -43,6 +43,13 @@ class SampleProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            click.echo(text, err=True)
+
     def __call__(self, samples: int) -> None:
         self._done += samples
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ Examples:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The page to write.")
 @click.option("--data", multiple=True, help="Data set of the runs, for pictures; shipped ones are found by themselves.")
 @click.option("--thumbnails", default=str(THUMBNAILS), show_default=True, help="Inputs that get pictures, or none.")
-def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails: str) -> None:
-    """Write runs, side by side, as one HTML page: claims, figures, and every input in a table.
+@click.option("--radius", type=float, help="At which the accuracy stands first; any other can be chosen on the page.")
+def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails: str, radius: float | None) -> None:
+    """Write runs, side by side, as one HTML page: how good, what it means, figures, and every input in a table.
 
     The page is self-contained and needs no network. See docs/report.md.
     """
@@ -39,10 +41,13 @@ def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails:
 
     if thumbnails != "none" and not thumbnails.isdecimal():
         raise InputError(f"--thumbnails is {thumbnails!r}, expected a number of inputs, or none.")
+    if radius is not None and not 0.0 < radius < inf:
+        raise InputError(f"--radius is {radius}, expected a number above 0, in the units of the inputs.")
     count = 0 if thumbnails == "none" else int(thumbnails)
     loaded = [load_results(path) for path in runs]
     with SampleProgress(max(1, count * len(loaded)), "drawing inputs", "pictures") as progress:
-        page = write_report(loaded, out, _data(loaded, data) if count else [], thumbnails=count, progress=progress)
+        found = _data(loaded, data) if count else []
+        page = write_report(loaded, out, found, thumbnails=count, radius=radius, progress=progress)
     click.echo(str(page))
 
 
@@ -67,7 +72,8 @@ Example:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="The same as Markdown, for a model card.")
-def card(run: Path, out: Path, markdown: Path | None) -> None:
+@click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
+def card(run: Path, out: Path, markdown: Path | None, store: Path | None) -> None:
     """Write a certificate card: what a run certified, how, with which results, and what it does not claim.
 
     Its JSON Schema is shipped as ddsmoothing/report/certificate.schema.json. See docs/report.md.
@@ -75,7 +81,7 @@ def card(run: Path, out: Path, markdown: Path | None) -> None:
     from ddsmoothing.report import write_card
     from ddsmoothing.runs import load_run
 
-    write_card(load_run(run), out, markdown)
+    write_card(load_run(run), out, markdown, store=store)
     for path in (out, markdown):
         if path is not None:
             click.echo(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,10 @@ from ddsmoothing.errors import InputError, printable
 if TYPE_CHECKING:
     from ddsmoothing.data import Dataset
     from ddsmoothing.runs import Results, Run
-    from ddsmoothing.tables import Table
+    from ddsmoothing.tables import Shown, Table
 
 FORMATS: Final = ("text", "md", "latex", "csv", "json", "parquet")
+ONLY: Final = ("accuracy", "acr")
 ROWS: Final = ("csv", "parquet")  # of export, beside the field's own
 RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 WIDTH: Final = 110  # of tables where there is no terminal
@@ -39,15 +41,21 @@ def _print(tables: Sequence[Table]) -> None:
         shown = Shown(box=box.SIMPLE)
         for index, column in enumerate(table.columns):
             shown.add_column(escape(column), justify="right" if index else "left")
-        for row in table.rows:
-            cells = [cell.partition("\n") for cell in row]
-            shown.add_row(*(escape(value) + (f"\n[dim]{low}[/dim]" if low else "") for value, _, low in cells))
+        for at, row in enumerate(table.rows):
+            shown.add_row(*(_cell(cell, (at, i) in table.bold) for i, cell in enumerate(row)))
         console = Console(width=None if Console().is_terminal else WIDTH)
         console.print(escape(table.title), style="bold", highlight=False, soft_wrap=True)
         console.print(shown)
         for note in table.notes:
             console.print(escape(note), style="dim", highlight=False, soft_wrap=True)
-    click.echo("Radii in pixels of [0, 1], rounded down. Below a figure stands its 95 % interval over inputs.")
+
+
+def _cell(text: str, bold: bool) -> str:
+    from rich.markup import escape
+
+    value, _, interval = text.partition("\n")
+    shown = f"[bold]{escape(value)}[/bold]" if bold else escape(value)
+    return shown + (f"\n[dim]{escape(interval)}[/dim]" if interval else "")
 
 
 @click.command(
@@ -56,10 +64,13 @@ Examples:
   ddsmoothing analyze runs/fixed runs/dds
   ddsmoothing analyze runs/dds --against runs/fixed
   ddsmoothing analyze runs/dds --per-class --format latex --out classes.tex
+  ddsmoothing analyze runs/* --format latex --only accuracy --no-intervals --bold --label tab:accuracy
   ddsmoothing analyze runs/fixed runs/dds --format parquet --out results.parquet"""
 )
 @RUNS
-@click.option("--radii", default="0,0.25,0.5,0.75,1.0", show_default=True, help="Comma-separated, pixels in [0, 1].")
+@click.option(
+    "--radii", default="0,0.25,0.5,0.75,1.0", show_default=True, help="Comma-separated, in the units of the inputs."
+)
 @click.option("--per-class", is_flag=True, help="One line a class.")
 @click.option("--against", type=click.Path(path_type=Path), help="A run: who won and who lost radius against it.")
 @click.option(
@@ -72,6 +83,12 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="As --format json: an object for one run, a list for several.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file, not to the terminal.")
+@click.option("--names", help="Comma-separated: what to call the runs, in their order; with --against its name last.")
+@click.option("--only", type=click.Choice(ONLY), help="These columns alone, in the table of accuracies and ACR.")
+@click.option("--no-intervals", is_flag=True, help="Leave the intervals out of that table.")
+@click.option("--bold", is_flag=True, help="Bold: the largest figure of each of its columns.")
+@click.option("--label", help="Of a LaTeX table, such as tab:accuracy.")
+@click.option("--caption", help="Of a LaTeX table, instead of its title.")
 def analyze(
     runs: tuple[Path, ...],
     radii: str,
@@ -80,26 +97,43 @@ def analyze(
     form: str,
     as_json: bool,
     out: Path | None,
+    names: str | None,
+    only: str | None,
+    no_intervals: bool,
+    bold: bool,
+    label: str | None,
+    caption: str | None,
 ) -> None:
     """Certified accuracy, average certified radius (ACR), abstentions, sigma and cost of runs.
 
-    Runs of different norm or level get separate tables. Below several fixed sigmas stands their envelope: the best of
-    them at each radius, which no single classifier attains.
+    Runs of different norm, units or level get separate tables. Below several fixed sigmas stands their envelope: the
+    best of them at each radius, which no single classifier attains.
     """
     from ddsmoothing.runs import load_results
+    from ddsmoothing.tables import Shown
 
     form = "json" if as_json else form
     if per_class and against is not None:
         raise InputError("--per-class and --against are two tables; ask for one at a time.")
+    if (only or no_intervals or bold) and (per_class or against is not None or form not in ("text", "md", "latex")):
+        raise InputError("--only, --no-intervals and --bold are of the table of accuracies, as text, md or latex.")
+    if (label is not None or caption is not None) and form != "latex":
+        raise InputError(f"--label and --caption are of a LaTeX table; --format is {form}.")
     if (form == "parquet") > (out is not None) or (form == "text" and out is not None):
         raise InputError(f"--format {form} {'needs' if out is None else 'cannot go to'} --out FILE.")
+    shown = Shown(
+        names=() if names is None else tuple(name.strip() for name in names.split(",")),
+        only=only,
+        intervals=not no_intervals,
+        bold=bold,
+    )
     values = _radii(radii)
     loaded = [load_results(path) for path in runs]
     baseline = None if against is None else load_results(against)
-    tables, records, value = _views(loaded, values, per_class, baseline)
+    views = _views(loaded, values, per_class, baseline, shown)
     if form == "text":
-        return _print(tables())
-    return _write(form, tables, records, value, out)
+        return _print(views.tables())
+    return _write(form, views, out, label, caption)
 
 
 def _radii(text: str) -> list[float]:
@@ -114,51 +148,55 @@ def _radii(text: str) -> list[float]:
     return values
 
 
-def _views(
-    runs: list[Results], radii: list[float], per_class: bool, baseline: Results | None
-) -> tuple[Callable[[], list[Table]], Callable[[], list[dict[str, Any]]], Callable[[], list[Any]]]:
+@dataclass(frozen=True, kw_only=True)
+class _Views:
     """What was asked for: as tables, as flat records, and as values for JSON."""
+
+    tables: Callable[[], list[Table]]
+    records: Callable[[], list[dict[str, Any]]]
+    values: Callable[[], list[Any]]
+
+
+def _views(runs: list[Results], radii: list[float], per_class: bool, baseline: Results | None, shown: Shown) -> _Views:
     from ddsmoothing import tables as t
 
     if baseline is not None:
-        return (
-            lambda: t.pair_tables(runs, baseline),
-            lambda: [record for run in runs for record in t.pair_records(run, baseline)],
-            lambda: [t.pair_summary(run, baseline) for run in runs],
+        return _Views(
+            tables=lambda: t.pair_tables(runs, baseline, shown.names),
+            records=lambda: [record for run in runs for record in t.pair_records(run, baseline)],
+            values=lambda: [t.pair_summary(run, baseline) for run in runs],
         )
     if per_class:
-        return (
-            lambda: t.class_tables(runs, radii),
-            lambda: [record for run in runs for record in t.class_records(run, radii)],
-            lambda: [t.class_records(run, radii) for run in runs],
+        return _Views(
+            tables=lambda: t.class_tables(runs, radii, shown.names),
+            records=lambda: [record for run in runs for record in t.class_records(run, radii)],
+            values=lambda: [t.class_records(run, radii) for run in runs],
         )
-    return (
-        lambda: t.accuracy_tables(runs, radii) + t.noise_tables(runs),
-        lambda: t.summary_records(runs, radii),
-        lambda: [t.summary(run, radii) for run in runs],
+    return _Views(
+        tables=lambda: (
+            t.accuracy_tables(runs, radii, shown) + ([] if shown.only else t.noise_tables(runs, shown.names))
+        ),
+        records=lambda: t.summary_records(runs, radii, shown.names),
+        values=lambda: [t.summary(run, radii) for run in runs],
     )
 
 
-def _write(
-    form: str,
-    tables: Callable[[], list[Table]],
-    records: Callable[[], list[dict[str, Any]]],
-    value: Callable[[], list[Any]],
-    out: Path | None,
-) -> None:
+def _write(form: str, views: _Views, out: Path | None, label: str | None, caption: str | None) -> None:
     from ddsmoothing import tables as t
     from ddsmoothing.files import write_durably
 
     if form == "parquet" and out is not None:
-        t.write_parquet(records(), out)
+        t.write_parquet(views.records(), out)
         return click.echo(str(out))
     if form == "csv":
-        text = t.csv_text(records())
+        text = t.csv_text(views.records())
     elif form == "json":
-        found = value()
+        found = views.values()
         text = t.json_text(found[0] if len(found) == 1 else found)
+    elif form == "latex":
+        text = t.latex(views.tables(), label=label, caption=caption)
     else:
-        text = (t.markdown if form == "md" else t.latex)(tables())
+        text = t.markdown(views.tables())
     if out is None:
         return click.echo(text, nl=False)
     write_durably(out, text)
@@ -182,20 +220,21 @@ def plot(runs: tuple[Path, ...], out: Path, data: str | None, split: str, ids: s
     \b
     certified_accuracy   against radius, one curve a run, and the envelope of fixed sigmas
     sigma                its histogram, and each input's radius against its sigma
-    paired_radius        a chosen against a fixed sigma, input by input
-    confidence           bounds on the top class's probability
+    paired_radius        what a chosen sigma changes, input by input
+    confidence           bounds on the probabilities behind the radii
     memory               what a certified memory cut off, in order
+    extremes_RUN         images with the smallest and the largest sigma
     images_RUN           images at their own sigma (with --data)
 
     A shipped data set need not be named.
     """
-    from ddsmoothing.plots import FIGURES, images_figure, save
-    from ddsmoothing.plots.style import norm_of
+    from ddsmoothing.plots import FIGURES, PHOTOS, images_figure, save
+    from ddsmoothing.plots.style import radius_axis
     from ddsmoothing.runs import load_results
 
     loaded = [load_results(path) for path in runs]
     chosen = None if ids is None else _whole_numbers(ids)
-    norm_of(loaded)
+    radius_axis(loaded)
     pictures = _pictures(loaded, data, split)
     if chosen is not None and not pictures:
         raise InputError("--ids names images, and none can be shown; say where they are with --data.")
@@ -203,7 +242,12 @@ def plot(runs: tuple[Path, ...], out: Path, data: str | None, split: str, ids: s
         if picture.applies(loaded):
             click.echo(str(save(picture.draw(loaded), out, name)[0]))
     for name, run, dataset in pictures:
-        click.echo(str(save(images_figure(run, dataset, chosen), out, name)[0]))
+        if chosen is not None:
+            click.echo(str(save(images_figure(run, dataset, chosen), out, f"images_{name}")[0]))
+            continue
+        for kind, photo in PHOTOS.items():
+            if photo.applies(run):
+                click.echo(str(save(photo.draw(run, dataset), out, f"{kind}_{name}")[0]))
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -214,20 +258,20 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _pictures(runs: Sequence[Results], data: str | None, split: str) -> list[tuple[str, Run, Dataset]]:
-    """Runs whose images can be shown, each with the name of its figure and its data set."""
+    """Runs whose images can be shown, each with its name and its data set; one of those that say the same."""
     from ddsmoothing.data import SHIPPED, load_data
     from ddsmoothing.runs import Run
+    from ddsmoothing.tables import same_run
 
     found: list[tuple[str, Run, Dataset]] = []
     for run in runs:
-        if not isinstance(run, Run):
+        if not isinstance(run, Run) or any(same_run(other, run) for _, other, _ in found):
             continue
         shipped = run.header.sigma is None and run.header.data.name in SHIPPED
         if data is not None or shipped:
             name, part = (data, split) if data is not None else (run.header.data.name, run.header.data.split)
             alike = [one.name for one in runs].count(run.name) > 1
-            place = f"images_{run.name}" + (f"_{len(found) + 1}" if alike else "")
-            found.append((place, run, load_data(name, split=part)))
+            found.append((f"{run.name}_{len(found) + 1}" if alike else run.name, run, load_data(name, split=part)))
     return found
 
 

@@ -47,8 +47,8 @@ def optimize(**options: Any) -> None:
     from ddsmoothing.campaigns.policy import subset_ids
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.errors import DataError, InputError
+    from ddsmoothing.plan import SearchPlan
     from ddsmoothing.sigma import choose_sigmas, save_sigmas
-    from ddsmoothing.sigma.search import SearchPlan
 
     smoothed, data = load(options)
     ids = subset_ids(data, options["skip"], options["maximum"])

@@ -28,6 +28,10 @@ PLACES: Final = {  # option: where it stands in the configuration
     **{"sigma_step": "data_dependent.step", "sigma_samples": "data_dependent.samples"},
     **{"sigma_min": "data_dependent.sigma_min", "sigma_max": "data_dependent.sigma_max"},
     **{"sigma0_test": "data_dependent.sigma0_test", "sigma_steps_test": "data_dependent.steps_test"},
+    **{name: name for name in ("condition", "optimizer", "recompute_batchnorm", "predictions", "teacher", "freeze")},
+    **{"denoiser": "denoiser", "resize": "resize"},
+    **{"soft_targets": "soft_targets", "consistency_weight": "consistency.weight"},
+    **{"catrs_weight": "catrs.weight", "confidence": "catrs.confidence"},
     "sigma_steps_after": "data_dependent.steps_after",
 }
 
@@ -42,6 +46,7 @@ def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--model", help="An architecture such as small-cnn, or pkg.module:function."),
         click.option("--num-classes", type=int, help="K; default: from the labels."),
         click.option("--normalize", help="Inside the model: auto, center, none, or a data set's name."),
+        click.option("--condition", help="Tell the network sigma: channel (one more input channel) or film."),
         click.option("--augmentation", help="By name, such as cifar10 or imagenet."),
         click.option("--max", "maximum", type=int, help="Only the first so many training samples."),
         click.option("--init", help="Start from these weights: a checkpoint or model file."),
@@ -54,7 +59,9 @@ def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
-        click.option("--objective", help="gaussian, smoothadv or macer.  [default: gaussian]"),
+        click.option(
+            "--objective", help="gaussian, smoothadv, macer, consistency, catrs or denoiser.  [default: gaussian]"
+        ),
         click.option("--sigma", help="Noise, pixels in [0, 1]; 0.12,1.0: log-uniform between.  [default: 0.25]"),
         click.option("--copies", type=int, help="Noisy copies of each input.  [default: 1]"),
         click.option("--epsilon", type=float, help="SmoothAdv: L2 radius of the attack.  [default: 0.25]"),
@@ -63,6 +70,15 @@ def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--macer-weight", type=float, help="MACER: lambda.  [default: 12]"),
         click.option("--macer-gamma", type=float, help="MACER: the hinge.  [default: 8]"),
         click.option("--macer-beta", type=float, help="MACER: inverse temperature.  [default: 16]"),
+        click.option("--consistency-weight", type=float, help="Consistency: lambda.  [default: 10]"),
+        click.option("--catrs-weight", type=float, help="CAT-RS: lambda / sigma.  [default: 2]"),
+        click.option("--predictions", help="CAT-RS: a file that `ddsmoothing predictions` made of a baseline."),
+        click.option("--teacher", help="CAT-RS: a baseline model, asked on the way at each sample's sigma."),
+        click.option("--confidence", help="CAT-RS: baseline, or own: the network's votes so far.  [default: baseline]"),
+        click.option("--denoiser", help="Before the model: FILE, KIND:FILE, diffusers:DIR, or pkg.module:function."),
+        click.option("--resize", type=int, help="Sides of a denoised image before the classifier."),
+        click.option("--freeze", help="Leave this part of a denoised classifier as it is: denoiser or classifier."),
+        click.option("--soft-targets", is_flag=True, default=None, help="Train to what the frozen classifier says."),
     ]
     return add(function, options)
 
@@ -87,6 +103,7 @@ def _loop_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--epochs", type=int, help="[default: 90]"),
         click.option("--batch", type=int, help="Of all processes together.  [default: 256]"),
+        click.option("--optimizer", help="sgd or adamw.  [default: sgd]"),
         click.option("--lr", type=float, help="[default: 0.1]"),
         click.option("--momentum", type=float, help="[default: 0.9]"),
         click.option("--nesterov", is_flag=True, default=None),
@@ -96,6 +113,9 @@ def _loop_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--step-factor", type=float, help="[default: 0.1]"),
         click.option("--warmup", type=float, help="Epochs of growing learning rate.  [default: 0]"),
         click.option("--precision", help="fp32, or bf16 or fp16 autocast.  [default: fp32]"),
+        click.option(
+            "--recompute-batchnorm", is_flag=True, default=None, help="Take BatchNorm's statistics anew at the end."
+        ),
         click.option("--validation", type=float, help="Share of the training split held out.  [default: 0.02]"),
         click.option("--keep", help="Model and sigmas of the last or the best epoch.  [default: last]"),
     ]
@@ -107,6 +127,7 @@ def _loop_options(function: Callable[..., Any]) -> Callable[..., Any]:
 Examples:
   ddsmoothing train --data fashion-mnist:DIR --model small-cnn --sigma 0.25 --epochs 10 --out runs/net
   ddsmoothing train --data fashion-mnist:DIR --model small-cnn --objective smoothadv --data-dependent --out runs/adv
+  ddsmoothing train --data fashion-mnist:DIR --model stride-cnn --condition film --sigma 0.12,1.0 --out runs/told
   ddsmoothing train --preset cifar10-macer-dds --data cifar10:DIR --sigma 0.5 --set macer.weight=4 --out runs/macer
   torchrun --nproc-per-node 4 --no-python ddsmoothing train --preset imagenet-gaussian --out runs/rs"""
 )
@@ -137,7 +158,7 @@ def train(
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.data import load_data
     from ddsmoothing.training import resolve
-    from ddsmoothing.training.config import setting
+    from ddsmoothing.training.options import setting
     from ddsmoothing.training.trainer import train as run
 
     given: dict[str, Any] = {"data_dependent": {}} if data_dependent else {}
@@ -155,24 +176,49 @@ def train(
         preflight(config, data, out)
     how = {key: options[key] for key in ("device", "workers", "tensorboard")}
     with asked_to_stop() as stop, SampleProgress(_left(config, data, test, out), "training", "inputs") as progress:
-        done = run(config, out, data=data, test=test, progress=progress, stop=stop, **how)
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            progress.say(epoch_line(record, config.epochs))
+
+        done = run(config, out, data=data, test=test, progress=progress, on_epoch=on_epoch, stop=stop, **how)
     report(done)
     return 0 if done.finished else INTERRUPTED
 
 
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """What an epoch came to: loss, accuracies or PSNR, quantiles of sigma, time left."""
+    parts = [f"epoch {record['epoch'] + 1}/{epochs}: loss {record['loss']:.4g}"]
+    names = {"accuracy": "train", "validation_accuracy": "noisy", "validation_clean_accuracy": "clean"}
+    parts += [f"{name} {100 * record[key]:.1f} %" for key, name in names.items() if record[key] is not None]
+    psnr = {key.rpartition("_")[2]: value for key, value in record.items() if key.startswith("validation_psnr_")}
+    if psnr:
+        parts.append("PSNR " + ", ".join(f"{value:.1f} dB at {sigma}" for sigma, value in psnr.items()))
+    quantiles = [record[key] for key in ("sigma_05", "sigma_50", "sigma_95")]
+    parts.append(f"sigma {' / '.join(f'{value:.3g}' for value in quantiles)}")
+    left = record["seconds"] * (epochs - record["epoch"] - 1)
+    return ", ".join(parts) + (f", {left:.0f} s left" if left else "")
+
+
 def preflight(config: TrainConfig, data: Dataset, out: Path) -> None:
     """Stop on what would waste hours: a model that is no function or does not take the data, a folder not writable."""
+    import torch
+
     from ddsmoothing.certificate import L2Certificate
     from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.counting.engine import at_sigma
     from ddsmoothing.doctor import FAIL, INPUTS, WARN, stop_on_failure
     from ddsmoothing.doctor.machine import machine_checks
     from ddsmoothing.doctor.model import input_checks, model_checks
     from ddsmoothing.training.init import classes_of, new_model
 
     classes = classes_of(config, data)
+    if config.objective == "denoiser":  # no classifier
+        stop_on_failure(list(machine_checks(out)))
+        return
     x, _ = data[list(range(0, len(data), max(1, len(data) // INPUTS)))[:INPUTS]]
     model, _ = new_model(config, 0, classes, tuple(x.shape[1:]))
-    smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=classes)
+    told = at_sigma(model.eval(), torch.tensor([config.sigma_start]))  # the model itself, unless it takes sigma
+    smoothed = SmoothedClassifier(told, L2Certificate(), num_classes=classes)
     checks = [*machine_checks(out), *model_checks(smoothed, x)]
     if not any(check.status == FAIL for check in checks):
         checks += input_checks(smoothed, x)
@@ -202,16 +248,26 @@ def report(done: Trained) -> None:
     if not done.metrics:
         return  # another process of torchrun reports
     last = done.metrics[-1]
-    noisy = last["validation_accuracy"]
-    shown = "" if noisy is None else f", {100 * noisy:.1f} % of noisy held-out samples right"
-    click.echo(f"{done.path}: {len(done.metrics)} epochs, loss {last['loss']:.4g}{shown} (seed {done.config.seed})")
+    line = epoch_line(last, done.config.epochs).partition(": ")[2]
+    click.echo(f"{done.path}: {len(done.metrics)} epochs, {line} (seed {done.config.seed})")
     if not done.finished:
         click.echo("stopped; the same command continues it.")
         return
     spec, config = spec_of(done.model), done.config
-    if spec is None:
+    if config.denoiser is None and (spec is None or config.objective == "denoiser"):
         return
+    start = config.sigma_start if spec is None else spec.sigma0
+    places = f"--model {done.path / MODEL}" if config.denoiser is None else denoised_places(done)
     many = config.data_dependent is not None or isinstance(config.sigma, tuple)
-    sigma = f"--data-dependent --sigma0 {spec.sigma0:g}" if many else f"--sigma {config.sigma:g}"
-    places = f"--model {done.path / MODEL} --data {config.data}"
-    click.echo(f"next: ddsmoothing certify {places} {sigma} --skip 20 --out RUN")
+    sigma = f"--data-dependent --sigma0 {start:.3g}" if many else f"--sigma {config.sigma:g}"
+    click.echo(f"next: ddsmoothing certify {places} --data {config.data} {sigma} --skip 20 --out RUN")
+
+
+def denoised_places(done: Trained) -> str:
+    """The options that name the denoiser and the classifier: the trained one of the two has a file in the run."""
+    parts = {"denoiser": done.config.denoiser, "classifier": done.config.init or done.config.model}
+    for name in parts:
+        if (file := done.path / f"{name}.safetensors").exists():
+            parts[name] = str(file)
+    size = "" if done.config.resize is None else f" --resize {done.config.resize}"
+    return " ".join(f"--{name} {place}" for name, place in parts.items()) + size

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ddsmoothing.errors import DataError
 from ddsmoothing.inputs import INTEGERS
+from ddsmoothing.kernels.rounding import on_grid_values
 
 FINGERPRINT_INPUTS: Final = 64
 LEVELS: Final = {np.dtype(str(kind).removeprefix("torch.")): levels for kind, levels in INTEGERS.items()}
@@ -62,7 +63,7 @@ class Dataset:
         """Inputs, float32 in [0, 1], and labels, int64 (-1 where there are none)."""
         x = torch.from_numpy(np.array(self.x[index]))
         if (levels := LEVELS.get(self.x.dtype)) is not None:
-            x = x.to(torch.float32) / levels
+            x = on_grid_values(x, levels, torch.float32)
         y = np.full(len(self), -1) if self.y is None else self.y
         return x, torch.from_numpy(np.array(y[index]))
 

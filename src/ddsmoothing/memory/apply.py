@@ -6,6 +6,7 @@ It draws nothing: the run's own counts are used, at the alpha that the memory gi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,21 +95,35 @@ def apply_memory(
     if floors is not None:
         check_sigmas(store, grid_of(run))
     regions = Regions(store)
-    with store.writing():
+    with _made(out), store.writing():
         steps = _order_free(run, inputs, regions) if order_free else _online(run, inputs, regions)
         answers = []
         for answer in steps:
             answers.append(answer)
             if progress is not None:
                 progress(1)
-    least = [None] * len(run) if floors is None else floors
-    rows = [
-        _row(row, answer, found, store.risk, floor)
-        for row, (answer, found), floor in zip(run.rows, answers, least, strict=True)
-    ]
-    counts = _counts(rows)
-    _write(run, store, rows, out, "order-free" if order_free else "online", counts)
+        least = [None] * len(run) if floors is None else floors
+        rows = [
+            _row(row, answer, found, store.risk, floor)
+            for row, (answer, found), floor in zip(run.rows, answers, least, strict=True)
+        ]
+        counts = _counts(rows)
+        _write(run, store, rows, out, "order-free" if order_free else "online", counts)  # or nothing is stored
     return Applied(run=load_run(out), **counts)
+
+
+@contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """The folder, made before anything is stored, and taken away again where nothing was written to it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write the run folder {out}: {error.strerror}. Choose another --out.") from error
+    try:
+        yield
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def _online(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[Answer, Found | None]]:
@@ -169,7 +184,6 @@ def _order_free(run: Run, inputs: Inputs, regions: Regions) -> Iterator[tuple[An
 
 def _row(row: ResultRow, answer: Answer, found: Found | None, risk: Risk, floor: Floor | None) -> ResultRow:
     """A row of level ``memory``: ``correct`` says that a certificate, of any radius above 0, names the right class."""
-    reason = answer.reason if answer.by is None else f"{answer.reason} by region {answer.by}"
     right = None if row.label is None else answer.prediction == row.label and answer.radius > 0.0
     note = MemoryNote(
         kind=answer.reason,
@@ -182,7 +196,7 @@ def _row(row: ResultRow, answer: Answer, found: Found | None, risk: Risk, floor:
         floor=None if floor is None else floor.radius if answer.prediction == row.prediction else 0.0,
         floor_measurements=() if floor is None or answer.prediction != row.prediction else floor.measurements,
     )
-    changed = {"prediction": answer.prediction, "radius": answer.radius, "correct": right, "reason": reason}
+    changed = {"prediction": answer.prediction, "radius": answer.radius, "correct": right, "reason": answer.reason}
     return row.model_copy(update=changed | {"memory": note})
 
 

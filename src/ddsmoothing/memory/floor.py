@@ -15,9 +15,9 @@ from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.memory.store import Store
-from ddsmoothing.models import model_identity
+from ddsmoothing.models import model_hash
 from ddsmoothing.runs import ResultRow, Run
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
+from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ NO_FLOOR = Floor(radius=0.0)
 
 def grid_of(run: Run) -> tuple[float, ...]:
     """The finite set of sigmas that a run chose from; InputError for any other run."""
-    grid = run.header.policy.get("sigma_grid")
+    grid = run.header.policy.sigma_grid
     if not grid:
         raise InputError(
             f"{run.path} did not choose its sigmas from a finite set; certify with --sigma-grid to have a floor."
         )
-    return tuple(float(sigma) for sigma in grid)
+    return grid
 
 
 def check_sigmas(store: Store, grid: tuple[float, ...]) -> None:
@@ -68,7 +68,7 @@ def order_proof_floor(
     Raises: InputError where the run had no finite set of sigmas or is not of this model; InfeasibleError.
     """
     grid, header = grid_of(run), run.header
-    if header.model.sha256 is not None and model_identity(smoothed.model) != f"sha256:{header.model.sha256}":
+    if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"this is not the model of {run.path}.")
     if (smoothed.certificate.norm, smoothed.vote) != (header.norm, header.vote):
         raise InputError(
@@ -105,7 +105,7 @@ def _floor(
             sigma=sigma,
             stream=Stream.CERTIFY,
             n=n,
-            first_block=k * SLOT_BLOCKS,
+            first_block=Blocks(batch.d).take(Stream.CERTIFY, n, slot=k),
             tally=tally.kind,
             anchor=tally.anchor,
         )

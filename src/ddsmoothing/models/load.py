@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ddsmoothing.errors import InputError, ModelError, first_error, unknown
+from ddsmoothing.models.by_sigma import PREFIX, BySigma, read_ranges
 from ddsmoothing.models.checkpoints import Checkpoint, State, load_state, read_checkpoint, split
 from ddsmoothing.models.spec import ModelSpec, Statistics, normalized, statistics
 from ddsmoothing.models.zoo import ARCHITECTURES, architecture, from_library, in_library, library, published
@@ -45,12 +46,17 @@ def load_model(
     Args:
         name: a shipped name; a file of weights, which says its architecture or is told it by ``arch``; an
             architecture as for ``build_model``, which needs weights; or ``package.module:function``, a function
-            without arguments (or a module object) that gives the model. The last imports and runs that code.
+            without arguments (or a module object) that gives the model. The last imports and runs that code. Or
+            ``by-sigma:FILE.toml``, several of the others, each for a range of sigma.
         arch, num_classes, input_shape, normalize: of a file's network, where the file does not say.
         weights, download, random_weights: of an architecture; see ``build_model``.
     Returns: a module from ``(B, ...)`` to logits ``(B, K)``; ``spec_of`` tells what is known of it.
     Raises: ModelError, InputError.
     """
+    if name.startswith(PREFIX):
+        if arch is not None or weights is not None or random_weights or normalize != "auto":
+            raise InputError(f"the file of {name} says what its networks are; leave options of one network out.")
+        return _by_sigma(Path(name.removeprefix(PREFIX)), num_classes, input_shape, download).eval()
     if name in SHIPPED:
         with as_file(files("ddsmoothing") / "assets" / SHIPPED[name]) as path:
             return _from_file(read_checkpoint(path), arch, None, None, normalize).eval()
@@ -76,6 +82,28 @@ def load_model(
             raise InputError(f"--arch and --normalize are for files, got the model {name!r}, which is code.")
         return _from_function(name)
     return _from_file(read_checkpoint(Path(name)), arch, num_classes, input_shape, normalize).eval()
+
+
+def _by_sigma(path: Path, num_classes: int | None, shape: tuple[int, ...] | None, download: bool) -> BySigma:
+    """The networks of a file of ranges as one."""
+    ranges, networks = read_ranges(path), []
+    for one in ranges.range:
+        for named in (one.model, one.arch or ""):
+            if is_code(named):
+                raise ModelError(
+                    f"{path} names {named!r}, and code that a file names is not run; make a BySigma in Python."
+                )
+        network = load_model(
+            one.model,
+            arch=one.arch,
+            num_classes=one.num_classes or num_classes,
+            input_shape=shape,
+            normalize=one.normalize,
+            weights=None if one.weights is None else Path(one.weights),
+            download=download,
+        )
+        networks.append((one.upper, network))
+    return BySigma(networks, sigma_range=ranges.sigma_range)
 
 
 def build_model(
@@ -137,6 +165,7 @@ def _statistics(name: str, normalize: str, shape: tuple[int, ...], layer: State)
             config = library(name)[0].get_pretrained_cfg(name.partition(":")[2])
             if config is not None:
                 return tuple(config.mean), tuple(config.std)
+        normalize = "auto" if is_code(name) else architecture(name).normalize
     return statistics(normalize, shape)
 
 

@@ -1,23 +1,24 @@
-"""What a model is: its spec, its hash, the number of its classes.
+"""What a model is: its spec, the number of its classes.
 
 It knows no files and loads nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from ddsmoothing.counting.engine import Engine
 from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.models.conditional import Conditional
 from ddsmoothing.models.zoo import Normalize, architecture
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 STATISTICS: Final[dict[str, Statistics]] = {  # mean and standard deviation of each channel, as the field uses them
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -25,6 +26,7 @@ STATISTICS: Final[dict[str, Statistics]] = {  # mean and standard deviation of e
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.286,), (0.353,)),
 }
+PROBE_SIGMA: Final = 0.25  # for a model that takes sigma
 NORMALIZATIONS: Final = ("auto", "center", "none", *STATISTICS)
 
 
@@ -54,30 +56,42 @@ class ModelSpec(BaseModel):
 
     Attributes:
         arch: a key of ARCHITECTURES, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:function``.
-        classes: their names.   mean, std: of the normalisation inside the model; empty if a function brought its own.
+        classes: their names; none of a denoiser.   mean, std: of the normalisation inside the model; empty if a
+            function brought its own, or a denoiser its scale.
         training_sigmas: the noise it was trained with: one sigma, or the ends of a range; empty if unknown.
         input_shape: of one input; None: the architecture's.
+        condition: how it is told sigma, see ``Conditional``; None: not at all, or in its own way.
+        sigma_range: of a model that takes sigma, the least and the largest that it was trained on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arch: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    training_sigmas: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    training_sigmas: tuple[Positive, ...] = ()
     input_shape: tuple[Annotated[int, Field(gt=0, le=1024)], ...] | None = None
+    condition: Literal["channel", "film"] | None = None
+    sigma_range: tuple[Positive, Positive] | None = None
 
     def build(self) -> nn.Module:
-        """The architecture with random weights, behind its normalisation."""
+        """The architecture with random weights: a classifier behind its normalisation, or a denoiser."""
         known = architecture(self.arch)
         shape = self.input_shape or known.shape
-        if len(shape) != 3 or not len(self.mean) == len(self.std) == shape[0]:
+        channels = 0 if known.denoiser else shape[0]
+        if len(shape) != 3 or not len(self.mean) == len(self.std) == channels:
             raise ModelError(
                 f"{len(self.mean)} means and {len(self.std)} deviations for inputs of shape {shape}, expected one for "
-                "each channel of (C, H, W)."
+                f"each channel of (C, H, W){', none of a denoiser' if known.denoiser else ''}."
             )
-        model = normalized(known.build(len(self.classes), shape), self.mean, self.std)
+        if known.denoiser != (len(self.classes) == 0) or len(self.classes) == 1 or (known.denoiser and self.condition):
+            what = "denoiser, which has no classes and" if known.denoiser else "classifier, which has at least 2 and"
+            raise ModelError(f"{self.arch} is a {what} got {len(self.classes)}, told sigma by {self.condition}.")
+        model = known.build(len(self.classes), shape)
+        if not known.denoiser:
+            model = normalized(model, self.mean, self.std)
+            model = model if self.condition is None else Conditional(model, self.condition)
         model.spec = self  # type: ignore[assignment]
         return model
 
@@ -106,39 +120,6 @@ def spec_of(model: Any) -> ModelSpec | None:
     return spec if isinstance(spec, ModelSpec) else None
 
 
-def model_hash(model: Any) -> str | None:
-    """SHA-256 over a module's sorted names, types, shapes and bytes and its spec; None for a bare callable."""
-    if not isinstance(model, nn.Module):
-        return None
-    digest = hashlib.sha256()
-    spec = spec_of(model)
-    digest.update((repr(model) if spec is None else spec.text()).encode())
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def probe_classes(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> int:
-    """The number of classes K that a model's logits ``(B, K)`` have on inputs x."""
-    with torch.inference_mode():
-        try:
-            logits = model(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"the model does not take inputs of shape {tuple(x.shape)}: {reason}") from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(f"the model returned {got} for {len(x)} inputs, expected logits ({len(x)}, K).")
-    return int(logits.shape[1])
-
-
-def model_identity(model: Any, model_id: str | None = None) -> str:
-    """What ties a file to a model: its hash, or for a bare callable the id that its user gives it.
-
-    Raises: InputError where there is neither.
-    """
-    digest = model_hash(model)
-    if digest is None and not model_id:
-        raise InputError("this model is a bare callable and has no hash; name it with --model-id (model_id=).")
-    return f"sha256:{digest}" if digest is not None else f"id:{model_id}"
+    """The number of classes K that a model's logits ``(B, K)`` have on inputs x; ModelError where it has none."""
+    return int(Engine(model).logits(x, PROBE_SIGMA).shape[1])

@@ -1,12 +1,11 @@
-"""The architectures: networks from inputs ``(B, C, H, W)`` to logits ``(B, K)``, and the layer that normalises.
+"""The architectures by name, ours and those of torchvision and timm, and the layer that normalises.
 
-It knows no files. Names inside the networks are those of the published checkpoints, so that these load by name.
+It knows no files.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.models.networks import LeNet, ResNet, WideResNet, small_cnn, stride_cnn
+from ddsmoothing.models.unet import SmallUNet
 
 LIBRARIES: Final = ("torchvision", "timm")
 TRANSFORMED: Final = ("googlenet", "inception_v3")  # torchvision's weights expect inputs in another scale
@@ -38,139 +38,6 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def small_cnn(num_classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """Three convolutions and a linear layer: 30,074 parameters for 28x28 grey images of ten classes."""
-    channels, height, width = shape
-    return nn.Sequential(
-        *_convolution(channels, 16, kernel=5, stride=2),
-        *_convolution(16, 32, kernel=3, stride=2),
-        *_convolution(32, 32, kernel=3, stride=1),
-        nn.Flatten(),
-        nn.Linear(32 * math.ceil(height / 4) * math.ceil(width / 4), num_classes),
-    )
-
-
-def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
-def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = _conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = _conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
-        self.downsample: nn.Module | None = None
-        if inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        return functional.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet(nn.Module):
-    """A residual network for 32x32 images.
-
-    Args:
-        widths: channels of each stage; the second and all later ones halve the image.   blocks: in each stage.
-        wide_stem: begin as the CIFAR-10 network of Alfarra et al. does: a 7x7 convolution of stride 2 without batch
-            normalisation, and pooling; else with a 3x3 convolution.
-    References: He et al. 2016, Deep residual learning for image recognition, section 4.2; Alfarra et al. 2022.
-    """
-
-    def __init__(
-        self, num_classes: int, shape: tuple[int, ...], *, widths: tuple[int, ...], blocks: int, wide_stem: bool = False
-    ) -> None:
-        super().__init__()
-        self.wide_stem, inputs = wide_stem, widths[0]
-        if wide_stem:
-            self.conv1 = nn.Conv2d(shape[0], inputs, 7, 2, 3, bias=False)
-        else:
-            self.conv1, self.bn1 = _conv3x3(shape[0], inputs), nn.BatchNorm2d(inputs)
-        for i, width in enumerate(widths):
-            first = BasicBlock(inputs, width, stride=1 if i == 0 else 2)
-            rest = (BasicBlock(width, width, stride=1) for _ in range(blocks - 1))
-            self.add_module(f"layer{i + 1}", nn.Sequential(first, *rest))
-            inputs = width
-        self.stages = len(widths)
-        self.fc = nn.Linear(inputs, num_classes)
-        _initialise(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.wide_stem:
-            x = functional.max_pool2d(functional.relu(self.conv1(x)), 3, 2, 1)
-        else:
-            x = functional.relu(self.bn1(self.conv1(x)))
-        for i in range(self.stages):
-            x = self.get_submodule(f"layer{i + 1}")(x)
-        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-class WideBlock(nn.Module):
-    """Normalisation and ReLU before each of two 3x3 convolutions."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv3x3(inputs, outputs, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv3x3(outputs, outputs)
-        self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        start = functional.relu(self.bn1(x))
-        out = self.conv2(functional.relu(self.bn2(self.conv1(start))))
-        return out + (x if self.convShortcut is None else self.convShortcut(start))  # type: ignore[no-any-return]
-
-
-class WideStage(nn.Module):
-    """Blocks of one width, the first of which may halve the image."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, blocks: int) -> None:
-        super().__init__()
-        rest = (WideBlock(outputs, outputs, 1) for _ in range(blocks - 1))
-        self.layer = nn.Sequential(WideBlock(inputs, outputs, stride), *rest)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)  # type: ignore[no-any-return]
-
-
-class WideResNet(nn.Module):
-    """A wide residual network for 32x32 images.
-
-    References: Zagoruyko and Komodakis 2016, Wide residual networks.
-    """
-
-    def __init__(self, num_classes: int, shape: tuple[int, ...], *, depth: int, widen: int) -> None:
-        super().__init__()
-        widths, blocks = [16, 16 * widen, 32 * widen, 64 * widen], (depth - 4) // 6
-        self.conv1 = _conv3x3(shape[0], 16)
-        self.block1 = WideStage(widths[0], widths[1], 1, blocks)
-        self.block2 = WideStage(widths[1], widths[2], 2, blocks)
-        self.block3 = WideStage(widths[2], widths[3], 2, blocks)
-        self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], num_classes)
-        _initialise(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(functional.relu(self.bn1(x)).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def _initialise(model: nn.Module) -> None:
-    """He et al. 2015: convolutions with variance 2 / (outgoing connections)."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 def resnet50(num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     """ResNet-50 as torchvision builds it."""
     return from_library("torchvision:resnet50", num_classes, shape)
@@ -183,11 +50,15 @@ class Architecture:
     Attributes:
         build: from the number of classes and the shape of one input to the network, random weights, no normalisation.
         shape: of an input, where nothing else is said.   classes: the same.
+        normalize: what ``auto`` means; ``auto``: by the shape of an input.
+        denoiser: it gives images, not logits: ``D(y, sigma)``, both in pixel units; it has no classes.
     """
 
     build: Callable[[int, tuple[int, ...]], nn.Module]
     shape: tuple[int, ...] = (3, 32, 32)
     classes: int = 10
+    normalize: str = "auto"
+    denoiser: bool = False
 
 
 def _resnet(**options: Any) -> Architecture:
@@ -196,6 +67,9 @@ def _resnet(**options: Any) -> Architecture:
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "small-cnn": Architecture(build=small_cnn, shape=(1, 28, 28)),
+    "stride-cnn": Architecture(build=stride_cnn, shape=(1, 28, 28)),
+    "lenet": Architecture(build=LeNet, shape=(1, 28, 28), normalize="none"),
+    "small-unet": Architecture(build=lambda _, shape: SmallUNet(shape[0]), shape=(1, 28, 28), classes=0, denoiser=True),
     "cifar-resnet18": _resnet(widths=(64, 128, 256, 512), blocks=2),
     "cifar-resnet18-7x7": _resnet(widths=(64, 128, 256, 512), blocks=2, wide_stem=True),
     "cifar-resnet20": _resnet(widths=(16, 32, 64), blocks=3),

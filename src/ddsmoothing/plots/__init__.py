@@ -1,6 +1,7 @@
 """Figures of runs, the same bytes every time: SVG, PDF and PNG. They compute nothing that analysis does not.
 
-Every figure is drawn by a function of runs alone. ``FIGURES`` says what there is, in the order it is shown.
+Every figure is drawn by a function of runs alone, or of a run and its images. ``FIGURES`` and ``PHOTOS`` say what there
+is, in the order it is shown.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from ddsmoothing.plots import accuracy, confidence, memory, paired, sigma
-from ddsmoothing.plots.accuracy import certified_accuracy_figure
-from ddsmoothing.plots.images import images_figure, images_table, images_text
+from ddsmoothing.data import Dataset
+from ddsmoothing.plots import accuracy, confidence, images, memory, paired, sigma
+from ddsmoothing.plots.accuracy import certified_accuracy_figure, curves
+from ddsmoothing.plots.images import images_figure
 from ddsmoothing.plots.style import save, svg_text
-from ddsmoothing.runs import Results
+from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables import Table
 
 
@@ -36,6 +38,22 @@ class Picture:
     table: Callable[[Sequence[Results]], Table]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """One kind of figure of a run's images.
+
+    Attributes:
+        title: what it shows.   applies: whether this run has it.   draw: the figure.   text: what it shows in words.
+        table: its numbers.
+    """
+
+    title: str
+    applies: Callable[[Run], bool]
+    draw: Callable[[Run, Dataset], Figure]
+    text: Callable[[Run, Dataset], str]
+    table: Callable[[Run, Dataset], Table]
+
+
 FIGURES: Final[dict[str, Picture]] = {
     "certified_accuracy": Picture(
         title="Certified accuracy against radius",
@@ -52,14 +70,14 @@ FIGURES: Final[dict[str, Picture]] = {
         table=sigma.sigma_table,
     ),
     "paired_radius": Picture(
-        title="Radius with a chosen against a fixed sigma",
+        title="What a chosen sigma changes of the radius",
         applies=paired.applies,
         draw=paired.paired_figure,
         text=paired.paired_text,
         table=paired.paired_table,
     ),
     "confidence": Picture(
-        title="Bounds on the top class's probability",
+        title="Bounds behind the radii",
         applies=confidence.applies,
         draw=confidence.confidence_figure,
         text=confidence.confidence_text,
@@ -71,6 +89,24 @@ FIGURES: Final[dict[str, Picture]] = {
         draw=memory.memory_figure,
         text=memory.memory_text,
         table=memory.memory_table,
+    ),
+}
+
+
+PHOTOS: Final[dict[str, Photo]] = {
+    "extremes": Photo(
+        title="Smallest and largest sigma",
+        applies=images.has_extremes,
+        draw=images.extremes_figure,
+        text=images.extremes_text,
+        table=images.extremes_table,
+    ),
+    "images": Photo(
+        title="Images at their own sigma",
+        applies=lambda run: True,
+        draw=images.images_figure,
+        text=images.images_text,
+        table=images.images_table,
     ),
 }
 
@@ -88,11 +124,13 @@ def plot_certified_accuracy(runs: Sequence[Results], out: str | Path) -> list[Pa
 
 __all__ = [
     "FIGURES",
+    "PHOTOS",
+    "Figure",
+    "Photo",
     "Picture",
     "certified_accuracy_figure",
+    "curves",
     "images_figure",
-    "images_table",
-    "images_text",
     "plot_certified_accuracy",
     "save",
     "svg_text",

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.memory.regions import LEVEL_MEMORY
-from ddsmoothing.plots.style import RASTER, canvas, literal, norm_of, styled
+from ddsmoothing.plots.chosen import one_axis
+from ddsmoothing.plots.style import RASTER, canvas, literal, radius_axis, styled
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables import Table, labels_of
 
@@ -21,6 +22,7 @@ KINDS: Final = (
     ("answered", "#009E73", "s"),
     ("abstained", "#000000", "|"),
 )
+TITLE, AXIS = 75, 30  # characters a line
 PARTS: Final = 10  # of the order, in the table under the figure
 
 
@@ -30,8 +32,8 @@ def remembered(runs: Sequence[Results]) -> list[Run]:
 
 
 def applies(runs: Sequence[Results]) -> bool:
-    """Some run is of level memory; all of one norm."""
-    return bool(remembered(runs)) and len({run.header.norm for run in runs}) == 1
+    """Some run is of level memory; all of one norm and unit."""
+    return bool(remembered(runs)) and one_axis(runs)
 
 
 def _notes(run: Run) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
@@ -69,8 +71,8 @@ def memory_figure(runs: Sequence[Results]) -> Figure:
                 label=f"{kind} ({int(mask.sum())})",
                 rasterized=len(run) > RASTER,
             )
-        axes.set_title(literal(f"{label}, {_rule(run)}"), loc="left")
-        axes.set(ylabel=f"{norm_of([run])} radius", xlim=(0, len(run) + 1))
+        axes.set_title(literal(f"{label}, {_rule(run)}", TITLE), loc="left")
+        axes.set(ylabel=literal(radius_axis([run]), AXIS), xlim=(0, len(run) + 1))
         axes.set_ylim(-0.03 * max(float(before.max()), 0.1), None)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, borderpad=0.2)
     panels[-1].set_xlabel("order of the inputs (all at once under the order-free rule)")

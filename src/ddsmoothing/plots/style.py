@@ -1,4 +1,7 @@
-"""How figures look and how they become files: told apart without colour, and the same bytes every time."""
+"""How figures look and how they become files: told apart without colour, and the same bytes every time.
+
+It chooses no runs and computes nothing of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from functools import wraps
 from io import StringIO
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final, ParamSpec
 
 import matplotlib as mpl
@@ -16,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ddsmoothing.errors import RunError
 from ddsmoothing.runs import Results
+from ddsmoothing.tables.facts import units_of
 
 P = ParamSpec("P")
 
@@ -26,6 +31,7 @@ COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C8C0
 STYLES: Final = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 STRONG: Final = ("#D55E00", "#000000", "#7F3C8D", "#00607A")  # data-dependent runs: solid and thick
 STRONG_WIDTHS: Final = (2.6, 1.5, 2.1, 1.8)
+LEGEND_WIDTH: Final = 92  # characters of two columns together
 RASTER: Final = 2000  # more points than this are drawn as pixels inside the vector file
 _STYLE: Final[Any] = {
     "svg.hashsalt": "ddsmoothing",
@@ -70,9 +76,18 @@ def line_styles(runs: Sequence[Results]) -> list[dict[str, Any]]:
     return styles
 
 
-def literal(text: str) -> str:
-    """Text that matplotlib shows as it is, without mathematics."""
-    return text.replace("$", r"\$")
+def literal(text: str, width: int | None = None) -> str:
+    """Text that matplotlib shows as it is, without mathematics; of at most so many characters a line."""
+    lines = text.split("\n") if width is None else [line for part in text.split("\n") for line in wrap(part, width)]
+    return "\n".join(lines).replace("$", r"\$")
+
+
+def legend(figure: Figure, labels: Sequence[str]) -> None:
+    """Below the figure, in two columns where they fit."""
+    half = -(-len(labels) // 2)
+    widths = [max(map(len, part), default=0) for part in (labels[:half], labels[half:])]
+    columns = 2 if sum(widths) <= LEGEND_WIDTH else 1
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.0, handletextpad=0.6)
 
 
 def norm_of(runs: Sequence[Results]) -> str:
@@ -81,6 +96,19 @@ def norm_of(runs: Sequence[Results]) -> str:
     if len(norms) != 1:
         raise RunError(f"runs of different norms {sorted(norms)} do not share an axis; plot them one norm at a time.")
     return norms.pop().upper()
+
+
+def radius_axis(runs: Sequence[Results], what: str = "radius") -> str:
+    """``L2 radius (pixels in [0, 1])``; RunError where norms or units differ."""
+    return f"{norm_of(runs)} {what} ({one_units(runs)})"
+
+
+def one_units(runs: Sequence[Results]) -> str:
+    """The one unit of sigma and radii; RunError where they differ."""
+    units = sorted({units_of(run) for run in runs})
+    if len(units) != 1:
+        raise RunError(f"runs in different units ({', '.join(units)}) do not share an axis; plot them apart.")
+    return units[0]
 
 
 def svg_text(figure: Figure) -> str:

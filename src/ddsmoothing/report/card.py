@@ -22,6 +22,7 @@ from ddsmoothing.report.render import render_markdown
 from ddsmoothing.runs import Run
 from ddsmoothing.runs.schema import Count, DataIdentity, Digest, Level, ModelIdentity, Probability, Subset
 from ddsmoothing.runs.store import RESULTS
+from ddsmoothing.verify import verify_run
 
 SCHEMA: Final = "certificate.schema.json"
 Amount = Annotated[float, Field(ge=0.0)]
@@ -153,7 +154,7 @@ class Card(_Part):
     ``evidence`` is the SHA-256 of the run's ``results.jsonl``.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run: str
     created: str
     evidence: Digest
@@ -169,16 +170,19 @@ class Card(_Part):
     limits: list[str]
 
 
-def card_of(run: Run) -> Card:
+def card_of(run: Run, store: Path | None = None) -> Card:
     """The card of a run.
 
-    Raises: RunError for a memory's run that certified nothing itself.
+    Args:
+        store: the memory's file, for a run of level ``memory``: rows that it answered are checked against it first.
+    Raises: RunError for a memory's run that certified nothing itself, and for one whose memory does not bear it out.
     """
     header, rows, risk = run.header, run.rows, set_risk(run)
     if risk is None:
         raise RunError(
             f"{run.path} certified nothing: its memory answered from earlier regions; use the run they are of."
         )
+    _check_answers(run, store)
     on_grid = sum(row.noise == "grid" for row in rows)
     return Card(
         run=printable(run.name),
@@ -222,11 +226,23 @@ def card_of(run: Run) -> Card:
     )
 
 
+def _check_answers(run: Run, store: Path | None) -> None:
+    """Rows that a memory answered rest on its file, not on counts of their own."""
+    answered = sum(row.memory is not None and row.memory.kind == "answered" for row in run.rows)
+    if not answered:
+        return
+    if store is None:
+        raise RunError(f"{answered} rows of {run.path} were answered from a memory; give its file with --store.")
+    found = verify_run(run.path, store=store)
+    if not found.ok:
+        raise RunError(f"{run.path} is not borne out by {store}: {found.findings[0]}.")
+
+
 def _sigma(run: Run) -> Sigma:
     header, sigma = run.header, run.sigma
     return Sigma(
         policy=header.sigma_policy,
-        options={key: value for key, value in header.policy.items() if value is not None},
+        options=header.policy.model_dump(exclude_none=True),
         fixed=header.sigma,
         smallest=round(float(sigma.min()), 6),
         median=round(float(np.median(sigma)), 6),
@@ -277,9 +293,9 @@ def card_schema() -> dict[str, Any]:
     return head | Card.model_json_schema(mode="serialization")
 
 
-def write_card(run: Run, out: Path, markdown: Path | None = None) -> Card:
-    """Write the card of a run, and the same as Markdown; RunError where a file cannot be written."""
-    card = card_of(run)
+def write_card(run: Run, out: Path, markdown: Path | None = None, *, store: Path | None = None) -> Card:
+    """Write the card of a run, and the same as Markdown; RunError where a file cannot be written, or as ``card_of``."""
+    card = card_of(run, store)
     files = {out: card.model_dump_json(indent=2) + "\n"}
     if markdown is not None:
         files[markdown] = render_markdown("card.md.j2", card=card)

@@ -12,13 +12,25 @@ from ddsmoothing.bounds import floor_text
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import RunError, printable
 from ddsmoothing.files import write_durably
-from ddsmoothing.plots import FIGURES, Picture, images_figure, images_table, images_text, svg_text
-from ddsmoothing.report.claims import SetRisk, limits, radii_for, set_risk, statement
+from ddsmoothing.plots import FIGURES, PHOTOS, Figure, Picture, curves, svg_text
+from ddsmoothing.report.claims import limits, radii_for, set_risk, statement
+from ddsmoothing.report.headers import common_facts, different_facts
+from ddsmoothing.report.overview import tiles_of, title_of
 from ddsmoothing.report.render import render_page
 from ddsmoothing.report.rows import COLUMNS, rows_data
 from ddsmoothing.report.thumbnails import INPUTS, Pictures, datasets_of, is_images, pictures_of
-from ddsmoothing.runs import Imported, Results, Run
-from ddsmoothing.tables import Table, accuracy_tables, labelled, labels_of, noise_tables, provenance
+from ddsmoothing.runs import Results, Run
+from ddsmoothing.tables import (
+    Table,
+    accuracy_tables,
+    alike,
+    labelled,
+    labels_of,
+    noise_tables,
+    provenance,
+    side_by_side,
+)
+from ddsmoothing.tables.facts import vote_of
 
 LARGEST_PAGE: Final = 20_000_000  # bytes
 Progress = Callable[[int], None]
@@ -34,14 +46,21 @@ def write_report(
     data: Sequence[Dataset] = (),
     *,
     thumbnails: int = INPUTS,
+    radius: float | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write runs side by side as one HTML page that needs no network; the same runs give the same bytes.
 
     Args:
-        data: data sets of the runs, for pictures.   thumbnails: at most so many inputs of each get pictures.
-        progress: called with the number of pictures and figures made.
-    Raises: RunError where the page would be too large or cannot be written; InputError for another data set.
+        runs: Finished or partial, or imported.
+        out: The file.
+        data: Data sets of the runs, for pictures.
+        thumbnails: At most so many inputs of each get pictures.
+        radius: At which the accuracy stands first; None: where half of what is certified at 0 still is.
+        progress: Called with the number of pictures and figures made.
+    Raises:
+        RunError: The page would be too large or cannot be written.
+        InputError: Another data set.
     """
     datasets = datasets_of(runs, data)
     pictures = pictures_of(runs, datasets, thumbnails, progress)
@@ -50,18 +69,27 @@ def write_report(
         figures.append(figure)
         if progress is not None:
             progress(1)
+    drawn = [figure for figure in figures if figure["curves"]]
+    tiles = tiles_of(runs, radius)
+    lead = next((one for one in drawn if any(run is runs[tiles["run"]] for run in one["runs"])), None)
     page = render_page(
         "page.html.j2",
-        names=", ".join(dict.fromkeys(printable(run.name) for run in runs)),
+        title=title_of(runs),
+        marks=(*_marks(runs), *side_by_side(runs)),
+        names=list(dict.fromkeys(printable(run.name) for run in runs)),
         version=version("ddsmoothing"),
+        tiles=tiles,
+        labels=labels_of(runs),
+        lead=lead,
         claims=_claims(runs),
         headlines=_headlines(runs),
-        figures=figures,
+        figures=[figure for figure in figures if figure is not lead],
         pictures_note=_pictures_note(pictures),
         row_columns=[(n, title) for n, title in COLUMNS.items() if pictures.png or n not in ("clean", "noisy")],
         limits=_limits(runs),
-        facts=_facts(runs),
-        data=rows_data(runs, pictures) | {"curves": [figure["curves"] for figure in figures if figure["curves"]]},
+        common=common_facts(runs),
+        different=different_facts(runs),
+        data=rows_data(runs, datasets, pictures) | {"curves": [figure["curves"] for figure in drawn], "tiles": tiles},
     )
     if (size := len(page.encode())) > LARGEST_PAGE:
         raise RunError(
@@ -75,16 +103,33 @@ def write_report(
     return Path(out)
 
 
+def _marks(runs: Sequence[Results]) -> list[str]:
+    """What is wrong with some runs, or not whole, and what keeps their figures apart."""
+    found = {
+        "partial run": any(run.partial for run in runs),
+        "rounded, no evidence": any(run.rounded for run in runs),
+        "a subset": any(_subset(run) for run in runs),
+        "runs of several norms or units": len(list(alike(runs))) > 1,
+    }
+    return [mark for mark, holds in found.items() if holds]
+
+
 def _claims(runs: Sequence[Results]) -> list[dict[str, Any]]:
-    """What each kind of certificate says, once for all runs that say the same."""
+    """What each kind of certificate says, once for all runs that say the same; and what these were made on."""
     found: dict[str, dict[str, Any]] = {}
     for run, label in zip(runs, labels_of(runs), strict=True):
         text = statement(run.header, set_risk(run)) if isinstance(run, Run) else IMPORTED
-        claim = found.setdefault(text, {"title": f"Level {run.level}", "marks": [], "text": text, "runs": []})
-        marks = (("partial run", run.partial), ("rounded, no evidence", run.rounded), ("a subset", _subset(run)))
-        claim["marks"] += [mark for mark, holds in marks if holds and mark not in claim["marks"]]
-        claim["runs"].append(f"{label}: {provenance(run)}")
+        claim = found.setdefault(text, {"title": _kind(run), "marks": [], "text": text, "runs": {}})
+        claim["marks"] += [mark for mark in _marks([run]) if mark not in claim["marks"]]
+        claim["runs"].setdefault(provenance(run), []).append(label)
     return list(found.values())
+
+
+def _kind(run: Results) -> str:
+    if not isinstance(run, Run):
+        return "Imported results"
+    sigma = "a sigma for each input" if run.header.sigma is None else "one sigma for all inputs"
+    return f"Level {run.level}, {vote_of(run)} vote, {sigma}"
 
 
 def _subset(run: Results) -> bool:
@@ -92,10 +137,10 @@ def _subset(run: Results) -> bool:
 
 
 def _headlines(runs: Sequence[Results]) -> list[Table]:
-    """Accuracies of the runs that have labels, norm by norm, then what every run cost."""
+    """Accuracies of the runs that have labels, those of one norm and unit together, then what every run cost."""
     tables = []
-    for norm in sorted({run.header.norm for run in runs}):
-        with_labels = [run for run in runs if run.header.norm == norm and labelled([run])]
+    for same in alike(runs):
+        with_labels = [run for run in same if labelled([run])]
         if with_labels:
             tables += accuracy_tables(with_labels, radii_for(with_labels))
     return tables + noise_tables(runs)
@@ -103,54 +148,61 @@ def _headlines(runs: Sequence[Results]) -> list[Table]:
 
 def _figures(runs: Sequence[Results], data: Sequence[Dataset | None]) -> Iterator[dict[str, Any]]:
     """Every figure that these runs have, norm by norm, then images of a run that chose sigma for each."""
-    for norm in sorted({run.header.norm for run in runs}):
-        alike = [run for run in runs if run.header.norm == norm]
+    norms: list[str] = []
+    for same in alike(runs):
+        norms.append(same[0].header.norm)
+        number = norms.count(norms[-1])
         for name, picture in FIGURES.items():
-            if picture.applies(alike):
-                yield _figure(f"{norm}-{name}", picture, alike)
+            if picture.applies(same):
+                yield _figure("-".join([norms[-1], name, *([str(number)] if number > 1 else [])]), picture, same)
     for run, dataset in zip(runs, data, strict=True):
         if isinstance(run, Run) and run.header.sigma is None and dataset is not None and is_images(dataset):
-            yield {
-                "id": "images",
-                "title": "Images at their own sigma",
-                "photos": True,
-                "svg": _base64(svg_text(images_figure(run, dataset))),
-                "text": images_text(run, dataset),
-                "table": images_table(run, dataset),
-                "curves": None,
-            }
+            yield _photo(run, dataset)
             return
+
+
+def _photo(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """The first figure of images that a run has."""
+    name, photo = next((name, photo) for name, photo in PHOTOS.items() if photo.applies(run))
+    return {
+        "id": name,
+        "title": photo.title,
+        "photos": True,
+        "svg": _base64(svg_text(photo.draw(run, dataset))),
+        "text": photo.text(run, dataset),
+        "table": photo.table(run, dataset),
+        "curves": None,
+    }
 
 
 def _figure(key: str, picture: Picture, runs: Sequence[Results]) -> dict[str, Any]:
     figure = picture.draw(runs)
+    svg = _base64(svg_text(figure))  # its layout is known after it was drawn
     return {
         "id": key,
         "title": picture.title,
         "photos": False,
-        "svg": _base64(svg_text(figure)),
+        "runs": runs,
+        "svg": svg,
         "text": picture.text(runs),
         "table": picture.table(runs),
-        "curves": _curves(key, figure) if picture is FIGURES["certified_accuracy"] else None,
+        "curves": _curves(key, figure, runs) if picture is FIGURES["certified_accuracy"] else None,
     }
 
 
-def _curves(key: str, figure: Any) -> dict[str, Any]:
-    """The lines that were drawn, in per cent rounded down, and where their axes lie in the picture."""
+def _curves(key: str, figure: Figure, runs: Sequence[Results]) -> dict[str, Any]:
+    """The curves in per cent rounded down, and where their axes lie in the picture."""
     (axes,) = figure.axes
     place = axes.get_position()
-    lines = axes.get_lines()
+    radii, drawn, best = curves(runs)
     return {
         "id": key,
         "box": [round(value, 5) for value in (place.x0, 1.0 - place.y1, place.x1, 1.0 - place.y0)],
         "axis": axes.get_xlabel(),
-        "x": [float(floor_text(x, 4)) for x in lines[0].get_xdata()],
+        "x": [float(floor_text(x, 4)) for x in radii],
         "lines": [
-            {
-                "label": line.get_label().replace(r"\$", "$"),
-                "y": [float(floor_text(round(y, 9), 1)) for y in line.get_ydata()],
-            }
-            for line in lines
+            {"label": label, "y": [float(floor_text(round(y, 9), 1)) for y in values]}
+            for label, values in [*([] if best is None else [best]), *drawn]
         ],
     }
 
@@ -175,53 +227,3 @@ def _limits(runs: Sequence[Results]) -> list[dict[str, str]]:
         for text in limits(run) if isinstance(run, Run) else [IMPORTED]:
             found.setdefault(text, []).append(label)
     return [{"text": text, "runs": "" if len(who) == len(runs) else ", ".join(who)} for text, who in found.items()]
-
-
-def _facts(runs: Sequence[Results]) -> Table:
-    """What defines each run, one column a run."""
-    columns = [_facts_of(run) for run in runs]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    return Table(
-        title="Headers",
-        columns=("", *labels_of(runs)),
-        rows=tuple((name, *(printable(column.get(name, "-")) for column in columns)) for name in names),
-    )
-
-
-def _facts_of(run: Results) -> dict[str, str]:
-    if isinstance(run, Imported):
-        source = f"{run.header.source}, SHA-256 {run.header.sha256}"
-        return {"folder": run.name, "created": run.header.created, "file": source}
-    header, risk = run.header, set_risk(run)
-    options = {key: value for key, value in header.policy.items() if value is not None}
-    modes = [
-        name for name in ("randomized", "label_aware", "channels_last", "compiled", "snap") if getattr(header, name)
-    ]
-    return {
-        "folder": run.name,
-        "created": header.created,
-        "model": f"{header.model.name}, SHA-256 {header.model.sha256 or 'not known'}",
-        "data": f"{header.data.name}, {header.data.split}, {header.data.length} inputs, SHA-256 of its first inputs "
-        f"{header.data.sha256}",
-        "inputs": provenance(run),
-        "norm, level": f"{header.norm}, {header.level}",
-        "sigma": f"{header.sigma_policy}, {header.sigma or _pairs(options)}",
-        "grid": f"multiples of 1/{header.levels}",
-        "sampler": f"{header.sampler}, {_pairs(header.sampler_options)}",
-        "bound": header.bound,
-        "alpha": _together(risk),
-        "form": ", ".join([header.dtype, header.precision, header.device, f"{header.block_size} rows a pass", *modes]),
-        "seed": str(header.seed),
-        "software": _pairs(header.versions),
-    }
-
-
-def _together(risk: SetRisk | None) -> str:
-    if risk is None:
-        return "none of its own: all answers come from earlier regions"
-    few = f"at most {risk.false} of {risk.certifications} certifications false with probability at least 1 - {risk.rho}"
-    return f"{risk.alpha!r} for each certificate; {few}"
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())

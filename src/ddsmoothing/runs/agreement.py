@@ -13,13 +13,12 @@ from ddsmoothing.runs.schema import Header, ResultRow
 
 def disagreements(header: Header, row: ResultRow) -> Iterator[str]:
     """What a row says that its header excludes, one line each."""
-    policy = header.policy
-    low, high = policy.get("sigma_min"), policy.get("sigma_max")
+    low, high, grid = header.policy.sigma_min, header.policy.sigma_max, header.policy.sigma_grid
     if header.sigma is not None and row.sigma != header.sigma:
         yield f"sigma is {row.sigma:g}, the run's is {header.sigma:g}"
-    if isinstance(low, float) and isinstance(high, float) and not low <= row.sigma <= high:
+    if low is not None and high is not None and not low <= row.sigma <= high:
         yield f"sigma is {row.sigma:g}, outside the run's range [{low:g}, {high:g}]"
-    if policy.get("sigma_grid") and row.sigma not in policy["sigma_grid"]:
+    if grid is not None and row.sigma not in grid:
         yield f"sigma is {row.sigma:g}, not one of the run's"
     if (row.lambda_ is not None) != (header.norm == "l1"):
         yield "lambda belongs to the norm l1, and only there"

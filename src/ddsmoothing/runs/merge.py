@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from ddsmoothing.claims import level_named
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs.schema import NOT_COMPARED, Header, Subset
 from ddsmoothing.runs.store import Run, RunWriter, load_run
@@ -43,8 +45,8 @@ def merge_runs(paths: Sequence[str | Path], out: str | Path, *, partial: bool = 
 
 def _check(first: Run, run: Run) -> None:
     """Raise RunError unless two headers are of one run."""
-    if run.level != "pointwise":
-        raise RunError(f"{run.path} is of level {run.level}; only runs of level pointwise are merged.")
+    if level_named(run.level).from_regions:
+        raise RunError(f"{run.path} is of level {run.level}; merge the runs that its memory took, and apply it again.")
     old, new = (one.header.model_dump(mode="json", exclude=MAY_DIFFER) for one in (first, run))
     for dumped, one in ((old, first), (new, run)):
         if one.header.model.sha256 is not None:
@@ -88,11 +90,12 @@ def _check_inputs(runs: list[Run], header: Header, partial: bool) -> None:
             if row.id in seen:
                 raise RunError(f"input {row.id} is in {seen[row.id].path} and in {run.path}; leave one of them out.")
             seen[row.id] = run
-    missing = [i for i in ids if i not in seen]
+    missing = len(ids) - len(seen)
     if missing and not partial:
-        named = ", ".join(str(i) for i in missing[:_NAMED]) + (", .." if len(missing) > _NAMED else "")
+        some = [str(i) for i in islice((i for i in ids if i not in seen), _NAMED)]
+        named = ", ".join(some) + (", .." if missing > _NAMED else "")
         raise RunError(
-            f"{len(missing)} of {len(ids)} inputs are missing ({named}): {_where(runs)}. Finish them, or add --partial."
+            f"{missing} of {len(ids)} inputs are missing ({named}): {_where(runs)}. Finish them, or add --partial."
         )
 
 
@@ -101,7 +104,7 @@ def _where(runs: list[Run]) -> str:
     unfinished = [f"{run.path} has {len(run)} of {run.header.subset.size}" for run in runs if run.partial]
     shards = {run.header.subset.shard for run in runs if run.header.subset.shard is not None}
     for parts in sorted({parts for _, parts in shards}):
-        absent = [f"{i}/{parts}" for i in range(1, parts + 1) if (i, parts) not in shards]
-        if absent:
-            unfinished.append(f"shards {', '.join(absent)} were not given")
+        absent = (f"{i}/{parts}" for i in range(1, parts + 1) if (i, parts) not in shards)
+        if some := list(islice(absent, _NAMED + 1)):
+            unfinished.append(f"shards {', '.join(some[:_NAMED])}{', ..' if len(some) > _NAMED else ''} were not given")
     return "; ".join(unfinished) or "no run holds them"

@@ -15,9 +15,13 @@ from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 SCHEMA_VERSION: Final = 2
 NOT_COMPARED: Final = {"created", "versions", "config"}  # what may differ when a run is continued
 
+Reason = Literal[
+    "certified", "abstained", "planned", "wrong", "out of reach", "kept", "cut", "answered"
+]  # words of ours alone: they are shown and exported
 Level = Literal["pointwise", "memory", "stateless"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
+Size = Annotated[int, Field(ge=0, le=2**40)]  # of a data set: more is no data set
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -30,7 +34,7 @@ class DataIdentity(_Strict):
 
     name: str
     split: str
-    length: Count
+    length: Size
     transform: str
     sha256: Digest
 
@@ -44,7 +48,7 @@ class Subset(_Strict):
 
     skip: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] | None = None
-    size: Count
+    size: Size
     shard: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
 
 
@@ -81,6 +85,16 @@ class OffsetsNote(_Strict):
 
     sha256: Digest
     seen: bool
+
+
+class PolicySpec(_Strict):
+    """Where sigmas came from: the start and range or finite set of a search, or the hash of a file of them."""
+
+    sigma0: Annotated[Length, Field(gt=0.0)] | None = None
+    sigma_min: Annotated[Length, Field(gt=0.0)] | None = None
+    sigma_max: Annotated[Length, Field(gt=0.0)] | None = None
+    sigma_grid: tuple[Annotated[Length, Field(gt=0.0)], ...] | None = None
+    sha256: Digest | None = None
 
 
 class Header(_Strict):
@@ -131,7 +145,7 @@ class Header(_Strict):
     device: str
     block_size: Annotated[int, Field(ge=1)]
     behaviour: tuple[Count, ...] | None = None
-    policy: dict[str, Any]
+    policy: PolicySpec
     config: dict[str, Any]
 
     @property
@@ -215,7 +229,7 @@ class ResultRow(_Strict):
     label: Count | None
     prediction: Annotated[int, Field(ge=-1, lt=2**63)]
     correct: bool | None
-    reason: str
+    reason: Reason
     radius: Length
     p_lower: Probability
     p_upper: Probability

@@ -11,11 +11,10 @@ from typing import Any, Final, Literal
 from ddsmoothing.counting.kept import read_counts
 from ddsmoothing.errors import DdsmoothingError
 from ddsmoothing.files import whole_lines
-from ddsmoothing.plan import SAMPLERS
+from ddsmoothing.plan import SAMPLERS, SearchPlan
 from ddsmoothing.runs.lock import owner_of
 from ddsmoothing.runs.schema import Header
 from ddsmoothing.runs.store import EVENTS, finished_rows, load_header
-from ddsmoothing.sigma.search import SearchPlan
 
 State = Literal["finished", "running", "stopped", "died"]
 FAILURES: Final = ("failed", "retry", "worker lost")

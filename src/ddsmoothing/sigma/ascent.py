@@ -15,10 +15,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ddsmoothing.certificate import Certificate, L2Certificate
+from ddsmoothing.counting.engine import at_sigma, takes_sigma
 from ddsmoothing.counting.local import BLOCK_ELEMENTS
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.inputs import check_sigma
+from ddsmoothing.models import trained_range
 from ddsmoothing.sigma.score import certified_scores
 from ddsmoothing.streams import check_word
 
@@ -67,6 +69,9 @@ def ascend_sigma(
 ) -> torch.Tensor:
     """Move each input's sigma up the gradient of its estimated certified radius.
 
+    A model that takes sigma is told the moving one, and the gradient is the total derivative, through the model's own
+    use of sigma too. Where that has steps (a nearest timestep, a choice among networks) it has no gradient.
+
     Repeats: draw fresh reparametrised noise at the current sigma; average the softmax; take the two top classes anew;
     ``sigma += step * dR/dsigma``. With the presets that is all. No label is used. The model's modes, parameters,
     gradients and buffers, and all tensors given, are left as they came.
@@ -75,8 +80,9 @@ def ascend_sigma(
         model: base classifier, ``(B, ...)`` to logits (or probabilities, see outputs).   x: ``(B, ...)`` float.
         sigma0: where to start, one number or ``(B,)``, standard deviation.   certificate: default ``L2Certificate()``.
         preset: ``paper`` (the paper's scripts) or ``package-2021``; step, iterations, samples, clamp override it.
-        sigma_min, sigma_max: bounds after every step; without them sigma may grow without end or turn negative, which
-            stops the ascent with an error.
+        sigma_min, sigma_max: bounds after every step, default the ends of what the model says it was trained for
+            (``sigma_range``); without them sigma may grow without end or turn negative, which stops the ascent with an
+            error.
         anchored: keep the class of the first step.   keep_best: return the iterate with the best certified score.
         outputs: ``logits`` or ``probs``.   max_rows: noisy copies in memory at once.
         seed: of the noise; None takes torch's global generator, as a training loop expects.
@@ -98,6 +104,8 @@ def ascend_sigma(
     certificate = certificate or L2Certificate()
     scale = certificate.noise.scale
     start = torch.tensor([scale(float(s)) for s in check_sigma(sigma0, len(x))], device=x.device, dtype=x.dtype)
+    least, largest = trained_range(model) or (None, None)
+    sigma_min, sigma_max = least if sigma_min is None else sigma_min, largest if sigma_max is None else sigma_max
     theta = ascend_theta(
         model,
         x,
@@ -207,7 +215,10 @@ class _Walk:
         copies = x.repeat_interleave(count, dim=0)
         thetas = theta.repeat_interleave(count).reshape(-1, *[1] * (x.ndim - 1))
         extra = {} if generator is None else {"generator": generator}
-        out = self.model(copies + self.certificate.sample_noise(copies, thetas, **extra))
+        model = self.model
+        if takes_sigma(model):  # sigma is proportional to theta; told from it, it carries the gradient too
+            model = at_sigma(model, theta * self.certificate.noise.sigma(1.0))
+        out = model(copies + self.certificate.sample_noise(copies, thetas, **extra))
         if out.ndim != 2 or len(out) != len(copies):
             raise ModelError(f"the base classifier returned {tuple(out.shape)} for {len(copies)} inputs.")
         out = out if out.dtype == torch.float64 else out.float()  # under autocast a model answers in half precision

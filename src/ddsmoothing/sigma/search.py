@@ -16,35 +16,17 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from ddsmoothing.bounds import check_alpha
-from ddsmoothing.certificate import Certificate
 from ddsmoothing.claims import Rule, Tally, rule_for
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.errors import InputError, SigmaError
 from ddsmoothing.inputs import Batch, check_sigma
+from ddsmoothing.models import trained_range
+from ddsmoothing.plan import SearchPlan
 from ddsmoothing.sigma.score import certified_scores, events, supports
-from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
+from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SearchPlan:
-    """How the search spends its forwards.
-
-    Attributes:
-        pilot: samples at sigma0 that fix the class.   widths: sigmas tried in each round, a shrinking window.
-        samples: new samples at each of them in that round, the same noise for all.
-    """
-
-    pilot: int = 64
-    widths: tuple[int, ...] = (12, 7, 5, 4)
-    samples: tuple[int, ...] = (12, 24, 48, 96)
-
-    @property
-    def forwards(self) -> int:
-        """Samples an input."""
-        return self.pilot + sum(w * s for w, s in zip(self.widths, self.samples, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,7 +79,8 @@ def search_sigma(
 
     Args:
         x: ``(B, ...)`` as for ``certify``.   sigma0: where the class is fixed, such as the training sigma.
-        sigma_min, sigma_max: range, default ``sigma0 / 4`` and ``sigma0 * 4``.
+        sigma_min, sigma_max: range, default ``sigma0 / 4`` and ``sigma0 * 4``, but not beyond the sigmas that the model
+            says it was trained for (``sigma_range``).
         sigma_grid: search this finite set only, in place of a range; the result is one of its members.
         n, alpha: of the certification to come, since they bound the radius that can be had.
         seed, ids, progress: as for ``certify``; the noise is of a stream of its own.   plan: how many samples where.
@@ -109,7 +92,7 @@ def search_sigma(
     check_alpha(alpha)
     seed, start = checked_seed(seed), time.perf_counter()
     batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
-    grid = search_grid(certificate, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
+    grid = search_grid(smoothed, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
     counter, rows = _Counter(smoothed, batch, seed, progress), np.arange(len(batch))[:, None]
     rule = rule_for(smoothed.vote)
     broad = rule.pilot_tally(smoothed.num_classes)  # while the class is not fixed
@@ -171,7 +154,7 @@ class _Counter:
                 sigma=float(s),
                 stream=Stream.SEARCH,
                 n=n,
-                first_block=level * SLOT_BLOCKS,
+                first_block=Blocks(self._batch.d).take(Stream.SEARCH, n, slot=level),  # the same for all sigmas
                 tally=tally.kind,
                 anchor=tally.anchor,
             )
@@ -182,8 +165,20 @@ class _Counter:
         return counts.reshape(*sigma.shape, *counts.shape[1:])
 
 
+def search_range(model: Any, sigma0: float, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    """The ends of the range as given, or a quarter and four times sigma0, but not beyond what the model is trained for.
+
+    Beyond that range a network that is told sigma may answer anything; nothing false would be certified there, but
+    certificates would be small.
+    """
+    least, largest = trained_range(model) or (0.0, np.inf)
+    low = max(sigma0 / 4, least) if sigma_min is None else sigma_min
+    high = min(sigma0 * 4, largest) if sigma_max is None else sigma_max
+    return low, high
+
+
 def search_grid(
-    certificate: Certificate,
+    smoothed: SmoothedClassifier,
     sigma0: float,
     sigma_min: float | None,
     sigma_max: float | None,
@@ -197,14 +192,13 @@ def search_grid(
             raise InputError("sigma_grid is a finite set, expected no sigma_min and sigma_max with it.")
         grid = np.unique(np.asarray(sigma_grid, dtype=np.float64))
         return check_sigma(grid, len(grid))
-    low = sigma0 / 4 if sigma_min is None else sigma_min
-    high = sigma0 * 4 if sigma_max is None else sigma_max
+    low, high = search_range(smoothed.model, sigma0, sigma_min, sigma_max)
     check_sigma([low, high], 2)
     if not low < high:
         raise SigmaError(f"sigma_min={low} and sigma_max={high}, expected sigma_min < sigma_max.")
     if not low <= sigma0 <= high:
         raise InputError(f"sigma0={sigma0} lies outside [{low}, {high}]; give sigma_min and sigma_max that contain it.")
-    return np.unique(certificate.noise.snap(np.geomspace(low, high, size)).clip(low, high))
+    return np.unique(smoothed.certificate.noise.snap(np.geomspace(low, high, size)).clip(low, high))
 
 
 def _anchor(

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.errors import InputError, RunError
-from ddsmoothing.tables.labels import ceil_text
+from ddsmoothing.tables.numbers import ceil_text
 from ddsmoothing.tables.summary import Record
 from ddsmoothing.tables.table import Table
 
 DIGITS: Final = 6  # of numbers in CSV
-_LATEX: Final = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX_LINE: Final = re.compile(r"[\\~^&%$#_{}]")
+_LATEX: Final = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    **{word: rf"$\{word}$" for word in ("sigma", "lambda", "alpha")},
+    **{f"L{p}": rf"$\ell_{p}$" for p in (1, 2)},
+}
+_LATEX_PART: Final = re.compile(r"(?<![\w./:-])(?:sigma|lambda|alpha|L[12])(?![\w/:-]|\.\w)|[\\~^&%$#_{}]")
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -29,42 +32,65 @@ def markdown(tables: Sequence[Table]) -> str:
 def _markdown(table: Table) -> str:
     lines = [f"**{_md(table.title)}**", "", _line(table.columns)]
     lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(table.columns) - 1)]) + "|")
-    lines += [_line(row) for row in table.rows]
+    lines += [_line(row, {column for i, column in table.bold if i == at}) for at, row in enumerate(table.rows)]
     lines += [text for note in table.notes for text in ("", _md(note))]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join("<br>".join(_md(line) for line in cell.split("\n")) for cell in cells) + " |"
+def _line(cells: Sequence[str], bold: Container[int] = ()) -> str:
+    shown = []
+    for column, cell in enumerate(cells):
+        value, *more = (_md(line) for line in cell.split("\n"))
+        shown.append("<br>".join([f"**{value}**" if column in bold else value, *more]))
+    return "| " + " | ".join(shown) + " |"
 
 
 def _md(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
 
 
-def latex(tables: Sequence[Table]) -> str:
-    """Tables for the package booktabs, intervals small beside their numbers."""
-    return "\n".join(_latex_table(table) for table in tables)
+def latex(tables: Sequence[Table], *, label: str | None = None, caption: str | None = None) -> str:
+    """Tables for the package booktabs, intervals small beside their numbers; sigma is a symbol.
+
+    Args:
+        tables: One, where label or caption is given.
+        label: To refer to it.
+        caption: Instead of its title; plain text, which is escaped.
+    Raises:
+        InputError: Label or caption for several tables, or a label of other characters than LaTeX's own use.
+    """
+    if (label is not None or caption is not None) and len(tables) > 1:
+        raise InputError(
+            f"a label and a caption are of one table, and these are {len(tables)}: take --only accuracy or --only acr, "
+            "and runs of one norm and level."
+        )
+    if label is not None and not re.fullmatch(r"[A-Za-z0-9:._/+-]+", label):
+        raise InputError(f"the label is {label!r}, expected letters, digits and :._/+- such as tab:accuracy.")
+    return "\n".join(_latex_table(table, label, caption) for table in tables)
 
 
-def _latex_table(table: Table) -> str:
-    rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in (table.columns, *table.rows)]
+def _latex_table(table: Table, label: str | None, caption: str | None) -> str:
+    rows = [" & ".join(_latex(name) for name in table.columns) + r" \\"]
+    for at, row in enumerate(table.rows):
+        rows.append(" & ".join(_latex_cell(cell, (at, i) in table.bold) for i, cell in enumerate(row)) + r" \\")
     notes = [rf"\par\footnotesize {_latex(note)}" for note in table.notes]
     columns = "l" + "r" * (len(table.columns) - 1)
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    body = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*head, *body, *notes, r"\end{table}", ""])
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title if caption is None else caption)}}}"]
+    head += [] if label is None else [rf"\label{{{label}}}"]
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
+    return "\n".join([*head, *body, r"\end{tabular}", *notes, r"\end{table}", ""])
 
 
 def _latex(text: str) -> str:
-    return _LATEX_LINE.sub(lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
+    return _LATEX_PART.sub(lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
 
 
-def _latex_cell(cell: str) -> str:
+def _latex_cell(cell: str, bold: bool = False) -> str:
     if re.fullmatch(r"-[0-9.]+", cell):
         return f"${cell}$"
     value, _, interval = cell.partition("\n")
-    return _latex(value) + (rf" {{\scriptsize {_latex(interval).replace('-', '--')}}}" if interval else "")
+    shown = rf"\textbf{{{_latex(value)}}}" if bold else _latex(value)
+    return shown + (rf" {{\scriptsize {_latex(interval).replace('-', '--')}}}" if interval else "")
 
 
 def csv_text(records: Sequence[Record], *, exact: bool = False) -> str:
@@ -72,7 +98,7 @@ def csv_text(records: Sequence[Record], *, exact: bool = False) -> str:
 
     Args:
         exact: numbers as they are, for counts and what follows from them; otherwise rounded down to six digits, and
-            upper ends of intervals and abstentions up.
+            upper ends of intervals, abstentions and wrong certificates up.
     """
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -86,7 +112,9 @@ def _csv_cell(key: str, value: Any, exact: bool) -> Any:
         return " ".join(map(str, value))
     if exact or not isinstance(value, float):
         return value
-    return (ceil_text if key.endswith("_high") or key == "abstained" else floor_text)(value, DIGITS)
+    return (ceil_text if key.endswith("_high") or key in ("abstained", "certified_wrong") else floor_text)(
+        value, DIGITS
+    )
 
 
 def json_text(value: Any) -> str:

@@ -1,43 +1,106 @@
-"""What runs are called, what they were made on, and which of them may stand side by side."""
+"""What runs are called, what they were made on, and what has to be said of them side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ddsmoothing.analysis import held_radius
-from ddsmoothing.bounds import floor_text
-from ddsmoothing.claims import POINTWISE
-from ddsmoothing.errors import RunError, printable
+from ddsmoothing.errors import InputError, printable
 from ddsmoothing.runs import Imported, Results, Run
+from ddsmoothing.runs.schema import DataIdentity, ModelIdentity
+from ddsmoothing.tables.facts import is_pointwise, vote_of, votes_text
+
+Identity = TypeVar("Identity", DataIdentity, ModelIdentity)
+
+
+def called(some: Sequence[Results], runs: Sequence[Results], names: Sequence[str]) -> list[str]:
+    """Labels of some of the runs: of the names, one for each of ALL runs, those of these; without names ``labels_of``.
+
+    Raises:
+        InputError: There are not as many names as runs.
+    """
+    if not names:
+        return labels_of(some)
+    if len(names) != len(runs):
+        raise InputError(f"got {len(names)} names for {len(runs)} runs, expected one for each, in their order.")
+    known = dict(zip(map(id, runs), names, strict=True))
+    return [printable(known[id(run)]) for run in some]
 
 
 def labels_of(runs: Sequence[Results]) -> list[str]:
     """What legends and tables call runs: sigma, level, what is wrong with them, and what tells them apart.
 
-    That is the data set where runs are of several, and the folder where two would be alike.
+    That is the vote, the data set and the model where runs are of several, and the folder where two would be alike.
     """
-    labels = [_label(run) + mark for run, mark in zip(runs, _data_marks(runs), strict=True)]
+    voted = len({vote_of(run) for run in runs}) > 1
+    labels = [
+        _label(run) + (f", {vote_of(run)} vote" if voted else "") + data + model
+        for run, data, model in zip(runs, _marks(runs, _data), _marks(runs, _model), strict=True)
+    ]
     return [
         f"{label}, {printable(run.name)}" if labels.count(label) > 1 else label
         for label, run in zip(labels, runs, strict=True)
     ]
 
 
-def _data_marks(runs: Sequence[Results]) -> list[str]:
-    """The data set of each run, where they are not all of one; that of an import is not known."""
-    found = [run.header.data if isinstance(run, Run) else None for run in runs]
-    known = {(data.sha256, data.length): data for data in found if data is not None}
+def _data(run: Run) -> DataIdentity:
+    return run.header.data
+
+
+def _model(run: Run) -> ModelIdentity:
+    return run.header.model
+
+
+def _distinct(runs: Sequence[Results], identity: Callable[[Run], Identity]) -> list[Identity]:
+    """The data sets or models of runs, each once; those of others' results are not known."""
+    found: dict[tuple[str, int], Identity] = {}
+    for run in runs:
+        if isinstance(run, Run):
+            one = identity(run)
+            found.setdefault((one.sha256 or one.name, getattr(one, "length", 0)), one)
+    return list(found.values())
+
+
+def _marks(runs: Sequence[Results], identity: Callable[[Run], Identity]) -> list[str]:
+    """The data set or the model of each run, where they are not all of one."""
+    known = _distinct(runs, identity)
     if len(known) < 2:
         return [""] * len(runs)
-    names = [data.name for data in known.values()]
-    return [
-        "" if one is None else f", {printable(one.name)}" + (f" {one.sha256[:8]}" if names.count(one.name) > 1 else "")
-        for one in found
+    names = [one.name for one in known]
+    marks = []
+    for run in runs:
+        if not isinstance(run, Run):
+            marks.append("")
+            continue
+        one = identity(run)
+        digest = f" {one.sha256[:8]}" if names.count(one.name) > 1 and one.sha256 else ""
+        marks.append(f", {printable(one.name)}{digest}")
+    return marks
+
+
+def side_by_side(runs: Sequence[Results]) -> tuple[str, ...]:
+    """What has to be said where runs are not of one data set, one model or one vote."""
+    found = []
+    for what, count in (("data sets", len(_distinct(runs, _data))), ("models", len(_distinct(runs, _model)))):
+        if count > 1:
+            found.append(f"Side by side stand runs of {count} {what}; their figures differ for that reason too.")
+    if len({vote_of(run) for run in runs}) > 1:
+        found.append(f"Side by side stand {votes_text(runs)}: smoothed classifiers of two kinds.")
+    return tuple(found)
+
+
+def heading(runs: Sequence[Results]) -> str:
+    """``MODEL on DATA, 200 of 1,000 inputs``, and their number where runs are of several."""
+    parts = [
+        _counted([printable(one.name) for one in _distinct(runs, _model)], "models"),
+        _counted([printable(one.name) for one in _distinct(runs, _data)], "data sets"),
     ]
+    text = " on ".join(part for part in parts if part) or "Imported results"
+    return f"{text}, {subset_text(runs)}"
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}" if len(names) > 1 else "".join(names)
 
 
 def _label(run: Results) -> str:
@@ -49,101 +112,38 @@ def _label(run: Results) -> str:
     text = f"fixed sigma {header.sigma:.4g}"
     if header.norm == "l1":
         text += f" (lambda {3**0.5 * header.sigma:.4g})"
-    if run.level != POINTWISE.name:  # with one sigma the other levels say what pointwise says
+    if not is_pointwise(run):  # with one sigma the other levels say what pointwise says
         text += f" ({run.level})"
     return text + mark
 
 
 def provenance(run: Results) -> str:
-    """Which inputs, how many samples, which alpha: ``200 of 1000 inputs (one in 5), n0=100, n=1000, alpha 0.001``."""
+    """Which model, data and inputs, which vote, how many samples, which alpha.
+
+    ``MODEL on DATA, 200 of 1,000 inputs (one in 5), plurality vote, exact sampler, n0=100, n=1000, alpha 0.001``.
+    """
     if isinstance(run, Imported):
-        return f"{len(run)} inputs of {printable(run.header.source)}, radii rounded by others, no counts"
+        return (
+            f"{len(run):,} inputs of {printable(run.header.source)}, {vote_of(run)} vote, radii rounded by others, "
+            "no counts"
+        )
     header = run.header
     rule = [f"one in {header.subset.skip}"] if header.subset.skip > 1 else []
-    rule += [f"at most {header.subset.max}"] if header.subset.max is not None else []
+    rule += [f"at most {header.subset.max:,}"] if header.subset.max is not None else []
     rule += ["shard {} of {}".format(*header.subset.shard)] if header.subset.shard is not None else []
-    text = f"{len(run)} of {header.data.length} inputs"
+    text = f"{printable(header.model.name)} on {printable(header.data.name)}, {_inputs(run)}"
     text += f" ({', '.join(rule)})" if rule else ""
-    text += f", partial: {header.subset.size} were asked for" if run.partial else ""
+    text += f", partial: {header.subset.size:,} were asked for" if run.partial else ""
     options = ", ".join(f"{key}={value}" for key, value in header.sampler_options.items())
-    return f"{text}, {printable(header.sampler)} sampler, {printable(options)}, alpha {header.alpha:g}"
-
-
-def same_inputs(one: Results, other: Results, *, some: bool = False) -> bool:
-    """Whether two runs are of the same inputs: data set, ids and labels; with ``some``, of those both have.
-
-    The data set behind an imported file is not known; there ids and labels decide.
-    """
-    if isinstance(one, Run) and isinstance(other, Run) and one.header.data != other.header.data:
-        return False
-    if not some and not np.array_equal(one.ids, other.ids):
-        return False
-    _, i, j = np.intersect1d(one.ids, other.ids, assume_unique=True, return_indices=True)
-    return len(i) > 0 and bool((one.label[i] == other.label[j]).all())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Paired:
-    """Two runs, input by input, on the inputs that both have.
-
-    Attributes:
-        ids: ``(B,)``.   ours, theirs: ``(B,)`` radius of the right class, else 0, of the run and of its baseline.
-    """
-
-    ids: NDArray[np.uint64]
-    ours: NDArray[np.float64]
-    theirs: NDArray[np.float64]
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Inputs won (a larger radius than the baseline's), lost and equal."""
-        won, lost = int((self.ours > self.theirs).sum()), int((self.ours < self.theirs).sum())
-        return won, lost, len(self.ids) - won - lost
-
-
-def paired(run: Results, baseline: Results) -> Paired:
-    """Match two runs by id; RunError where their norms, levels, data or labels differ."""
-    for what, one, other in (("norm", run.header.norm, baseline.header.norm), ("level", run.level, baseline.level)):
-        if one != other:
-            raise RunError(f"{run.path} is of {what} {one} and {baseline.path} of {what} {other}: not comparable.")
-    if run.stops_at_radius or baseline.stops_at_radius:
-        raise RunError(f"{run.path} or {baseline.path} stopped sampling at a wanted radius: its radii do not compare.")
-    if not same_inputs(run, baseline, some=True):
-        raise RunError(f"{run.path} and {baseline.path} are not of the same data set, or share no input.")
-    ids, i, j = np.intersect1d(run.ids, baseline.ids, assume_unique=True, return_indices=True)
-    return Paired(ids=ids, ours=held_radius(run)[i], theirs=held_radius(baseline)[j])
-
-
-def labelled(runs: Sequence[Results]) -> bool:
-    """Whether every input of every run has a label."""
-    return all(row.label is not None for run in runs for row in run.rows)
-
-
-def fixed_group(runs: Sequence[Results]) -> list[Results]:
-    """The fixed-sigma runs whose envelope may be drawn: of one norm, level pointwise, on the same inputs; else none."""
-    fixed = [run for run in runs if run.header.sigma is not None and run.level == POINTWISE.name]
-    alike = all(run.header.norm == fixed[0].header.norm and same_inputs(fixed[0], run) for run in fixed[1:])
-    return fixed if len(fixed) > 1 and alike else []
+    method = f"{vote_of(run)} vote, {printable(header.sampler)} sampler, {printable(options)}, alpha {header.alpha:g}"
+    return f"{text}, {method}"
 
 
 def subset_text(runs: Sequence[Results]) -> str:
-    """For titles: ``200 of 1000 inputs`` where all runs took the same part, else each one's number."""
-    sizes = sorted({str(len(run)) if run.rounded else f"{len(run)} of {_length(run)}" for run in runs})
+    """For titles: ``200 of 1,000 inputs`` where all runs took the same part, else each one's number."""
+    sizes = dict.fromkeys(_inputs(run).removesuffix(" inputs") for run in sorted(runs, key=len))
     return f"{' / '.join(sizes)} inputs"
 
 
-def _length(run: Results) -> int:
-    assert isinstance(run, Run)
-    return run.header.data.length
-
-
-def percent(hits: int, total: int) -> str:
-    """A share in per cent with one decimal, rounded down, in whole numbers so that 29 of 100 stays 29.0."""
-    permille = hits * 1000 // total
-    return f"{permille // 10}.{permille % 10}"
-
-
-def ceil_text(value: float, digits: int) -> str:
-    """A number in decimal, rounded UP: for upper ends of intervals and for what should look no better than it is."""
-    text = floor_text(-float(value), digits)
-    return text[1:] if text.startswith("-") else f"-{text}"
+def _inputs(run: Results) -> str:
+    return f"{len(run):,} of {run.header.data.length:,} inputs" if isinstance(run, Run) else f"{len(run):,} inputs"

@@ -1,13 +1,14 @@
 """What can be said of runs in numbers: records for machines, tables of finished text for people.
 
-Levels and norms never share a table. Accuracies and radii are rounded down, upper ends of intervals and shares of
-abstentions up.
+Levels, norms and units never share a table. Accuracies and radii are rounded down; upper ends of intervals, shares of
+abstentions and of wrong certificates up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isnan
+from dataclasses import dataclass
+from math import ceil, isnan
 from typing import Any, Final
 
 import numpy as np
@@ -18,15 +19,22 @@ from ddsmoothing.analysis import (
     acr_interval,
     certified_accuracy,
     certified_accuracy_interval,
+    certified_wrong,
     envelope,
 )
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.runs import Results, Run
-from ddsmoothing.tables.labels import ceil_text, fixed_group, labels_of, percent, provenance
+from ddsmoothing.tables.comparable import alike, fixed_group, labelled
+from ddsmoothing.tables.facts import abstained, units_of, vote_of, votes_text
+from ddsmoothing.tables.labels import called, provenance, side_by_side
+from ddsmoothing.tables.numbers import interval_text, percent, percent_up, significant
 from ddsmoothing.tables.table import Table
 
 ENVELOPE: Final = "envelope of the fixed sigmas"
+NOISE: Final = (
+    *("abstained %", "wrong %", "mean", "5 %", "median", "95 %"),
+    *("samples/input", "s/input"),
+)
 QUANTILES: Final = {"q05": 0.05, "median": 0.5, "q95": 0.95}
 
 Record = dict[str, Any]
@@ -43,6 +51,8 @@ def summary(run: Results, radii: Sequence[float] = RADII) -> Record:
         "run": str(run.path),
         "level": run.level,
         "norm": run.header.norm,
+        "vote": vote_of(run),
+        "units": units_of(run),
         "sigma_policy": run.header.sigma_policy,
         "inputs": len(run),
         "partial": run.partial,
@@ -54,7 +64,8 @@ def summary(run: Results, radii: Sequence[float] = RADII) -> Record:
         "acr_interval": None if run.stops_at_radius else acr_interval(run),
         "certified_accuracy": dict(zip(names, accuracy, strict=True)),
         "certified_accuracy_interval": dict(zip(names, interval, strict=True)),
-        "abstained": float((run.prediction == ABSTAIN).mean()),
+        "abstained": float(abstained(run).mean()),
+        "certified_wrong": certified_wrong(run),
         "sigma": sigma,
         "samples_per_input": _samples(run) if ours else None,
         "seconds_per_input": None if isnan(seconds) else seconds,
@@ -75,37 +86,91 @@ def _samples(run: Results) -> float | None:
 
 
 def groups(runs: Sequence[Results]) -> Iterator[tuple[str, str, list[Results]]]:
-    """Norm, level and the runs of both; runs of different groups never share a table."""
-    for norm, level in sorted({(run.header.norm, run.level) for run in runs}, key=lambda key: (key[0], _rank(key[1]))):
-        yield norm, level, [run for run in runs if (run.header.norm, run.level) == (norm, level)]
+    """Norm, level and the runs of both, in the same units; runs of different groups never share a table."""
+    for same in alike(runs):
+        for level in sorted({run.level for run in same}, key=_rank):
+            yield same[0].header.norm, level, [run for run in same if run.level == level]
 
 
 def _rank(level: str) -> int:
     return ("pointwise", "memory", "stateless").index(level)
 
 
-def accuracy_tables(runs: Sequence[Results], radii: Sequence[float] = RADII) -> list[Table]:
-    """Certified accuracy (%) by radius and ACR with 95 % intervals, one table a norm and level."""
-    tables = []
-    for norm, level, same in groups(runs):
-        labels = labels_of(same)
-        rows = [(label, str(len(run)), *accuracy_cells(run, radii)) for label, run in zip(labels, same, strict=True)]
-        fixed = fixed_group(same)
-        notes = _made_on(same, labels)
-        if fixed:
-            total = len(fixed[0])
-            best = [percent(round(share * total), total) for share in envelope(fixed, radii).tolist()]
-            rows.append((ENVELOPE, str(total), *best, "-"))
-            notes += ("The envelope is the best fixed sigma at each radius; no single classifier attains it.",)
-        tables.append(
-            Table(
-                title=f"Certified accuracy (%) at {norm.upper()} radius, and ACR; level {level}",
-                columns=("sigma (level)", "inputs", *(f"{radius:g}" for radius in radii), "ACR"),
-                rows=tuple(rows),
-                notes=notes,
-            )
-        )
-    return tables
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a table of accuracies shows.
+
+    Attributes:
+        names: What to call the runs, one name for each; empty: what tells them apart.
+        only: ``accuracy`` or ``acr``: these columns alone.
+        intervals: Whether a second line of each cell holds them.
+        bold: Mark the largest figure of each column, as it is shown; the envelope does not compete.
+    """
+
+    names: tuple[str, ...] = ()
+    only: str | None = None
+    intervals: bool = True
+    bold: bool = False
+
+    def part(self, cells: Sequence[str]) -> tuple[str, ...]:
+        """Of cells at each radius, and of ACR after them, those that are shown, with or without second lines."""
+        chosen = {"accuracy": cells[:-1], "acr": cells[-1:]}.get(self.only or "", cells)
+        return tuple(cell if self.intervals else cell.partition("\n")[0] for cell in chosen)
+
+
+EVERYTHING: Final = Shown()
+WHAT: Final = {None: "Certified accuracy (%) at {} radius, and ACR", "acr": "ACR, {} radius"} | {
+    "accuracy": "Certified accuracy (%) at {} radius"
+}
+
+
+def accuracy_tables(runs: Sequence[Results], radii: Sequence[float] = RADII, shown: Shown = EVERYTHING) -> list[Table]:
+    """Certified accuracy (%) by radius and ACR with 95 % intervals, one table a norm and level.
+
+    Args:
+        runs: With labels.
+        radii: In the units of the inputs.
+        shown: Which columns, and how.
+    """
+    return [_accuracy_table(same, called(same, runs, shown.names), radii, shown) for _, _, same in groups(runs)]
+
+
+def _accuracy_table(runs: Sequence[Results], labels: Sequence[str], radii: Sequence[float], shown: Shown) -> Table:
+    rows = [
+        (label, f"{len(run):,}", *shown.part(accuracy_cells(run, radii)))
+        for label, run in zip(labels, runs, strict=True)
+    ]
+    bold = _best(rows) if shown.bold else frozenset()
+    notes = _made_on(runs, labels) + side_by_side(runs)
+    if (fixed := fixed_group(runs)) and shown.only != "acr":
+        total = len(fixed[0])
+        best = [percent(round(share * total), total) for share in envelope(fixed, radii).tolist()]
+        rows.append((ENVELOPE, f"{total:,}", *shown.part([*best, "-"])))
+        notes += ("The envelope is the best fixed sigma at each radius; no single classifier attains it.",)
+    second = "; second lines are 95 % intervals over inputs" if shown.intervals else ""
+    what = WHAT[shown.only].format(runs[0].header.norm.upper())
+    return Table(
+        title=f"{what}; level {runs[0].level}, {votes_text(runs)}",
+        columns=(_first(shown.names), "inputs", *shown.part([*(f"{radius:g}" for radius in radii), "ACR"])),
+        rows=tuple(rows),
+        notes=(*notes, f"Radii in {units_of(runs[0])}. Figures are rounded down{second}."),
+        bold=bold,
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    return "run" if names else "sigma (level)"
+
+
+def _best(rows: Sequence[Sequence[str]]) -> frozenset[tuple[int, int]]:
+    """The cells with the largest figure of their column, all that look alike; none where there is one row."""
+    found = set()
+    for column in range(2, len(rows[0])):
+        values = [row[column].partition("\n")[0] for row in rows]
+        known = [float(value) for value in values if value != "-"]
+        if len(known) > 1:
+            found |= {(i, column) for i, value in enumerate(values) if value != "-" and float(value) == max(known)}
+    return frozenset(found)
 
 
 def accuracy_cells(run: Results, radii: Sequence[float]) -> list[str]:
@@ -113,11 +178,10 @@ def accuracy_cells(run: Results, radii: Sequence[float]) -> list[str]:
     total, cells = len(run), []
     accuracy, interval = certified_accuracy(run, radii).tolist(), certified_accuracy_interval(run, radii).tolist()
     for share, (low, high) in zip(accuracy, interval, strict=True):
-        cells.append(f"{percent(round(share * total), total)}\n{floor_text(100 * low, 0)}-{ceil_text(100 * high, 0)}")
+        cells.append(f"{percent(round(share * total), total)}\n{interval_text(100 * low, 100 * high, 0)}")
     if run.stops_at_radius:
         return [*cells, "-"]
-    low, high = acr_interval(run)
-    return [*cells, f"{floor_text(acr(run), 3)}\n{floor_text(low, 3)}-{ceil_text(high, 3)}"]
+    return [*cells, f"{floor_text(acr(run), 3)}\n{interval_text(*acr_interval(run), 3)}"]
 
 
 def _made_on(runs: Sequence[Results], labels: Sequence[str]) -> tuple[str, ...]:
@@ -128,40 +192,46 @@ def _made_on(runs: Sequence[Results], labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{label}: {text}." for label, text in zip(labels, texts, strict=True))
 
 
-def noise_tables(runs: Sequence[Results]) -> list[Table]:
-    """Abstentions, the spread of sigma, and what an input cost; one table a norm and level."""
+def noise_tables(runs: Sequence[Results], names: Sequence[str] = ()) -> list[Table]:
+    """Abstentions, certificates of a wrong class, the spread of sigma, and the cost; one table a norm and level.
+
+    Args:
+        runs: With labels or without.
+        names: What to call the runs, one name each.
+    """
     tables = []
     for norm, level, same in groups(runs):
-        rows = []
-        for label, run in zip(labels_of(same), same, strict=True):
-            none = int((run.prediction == ABSTAIN).sum())
-            abstained = ceil_text(100 * none / len(run), 1) if none else "0.0"
-            spread, samples = _sigma(run), _samples(run)
-            seconds = float(np.mean([row.seconds for row in run.rows]))
-            rows.append(
-                (
-                    label,
-                    abstained,
-                    *(f"{spread[name]:.3g}" if spread else "-" for name in ("mean", *QUANTILES)),
-                    "-" if samples is None else ceil_text(samples, 0),
-                    "-" if isnan(seconds) else f"{seconds:.3g}",
-                )
-            )
+        labels = called(same, runs, names)
         tables.append(
             Table(
-                title=f"Abstentions, sigma and cost; {norm.upper()}, level {level}",
-                columns=("sigma (level)", "abstained %", "mean", "5 %", "median", "95 %", "samples/input", "s/input"),
-                rows=tuple(rows),
-                notes=("Mean and quantiles are of sigma. Samples and seconds of certification, an input.",),
+                title=f"Abstentions, sigma and cost; {norm.upper()}, level {level}, {votes_text(same)}",
+                columns=(_first(names), *NOISE),
+                rows=tuple((label, *_noise_cells(run)) for label, run in zip(labels, same, strict=True)),
+                notes=(
+                    "Wrong: a certificate, of a radius above 0, of a wrong class. Mean and quantiles are of "
+                    f"sigma, in {units_of(same[0])}. Samples and seconds of certification, an input.",
+                ),
             )
         )
     return tables
 
 
+def _noise_cells(run: Results) -> list[str]:
+    spread, samples, total = _sigma(run), _samples(run), len(run)
+    seconds = float(np.mean([row.seconds for row in run.rows]))
+    return [
+        percent_up(int(abstained(run).sum()), total),
+        percent_up(round(certified_wrong(run) * total), total) if labelled([run]) else "-",
+        *(f"{spread[name]:.3g}" if spread else "-" for name in ("mean", *QUANTILES)),
+        "-" if samples is None else f"{ceil(samples):,}",
+        "-" if isnan(seconds) else significant(seconds, up=True),
+    ]
+
+
 def flat(record: Record, label: str) -> Record:
     """A summary as one line of a CSV or Parquet table."""
-    found = {key: record[key] for key in ("run", "level", "norm", "sigma_policy", "inputs", "partial", "rounded")}
-    found = {"run": found.pop("run"), "label": label} | found | {"made_on": record["made_on"]}
+    first = ("level", "norm", "vote", "units", "sigma_policy", "inputs", "partial", "rounded", "made_on")
+    found = {"run": record["run"], "label": label} | {key: record[key] for key in first}
     subset = record["subset"] or {}
     found |= {"subset_skip": subset.get("skip"), "subset_max": subset.get("max"), "sampler": record["sampler"]}
     for name, value in record["certified_accuracy"].items():
@@ -169,19 +239,21 @@ def flat(record: Record, label: str) -> Record:
         key = f"certified_accuracy_{name}"
         found |= {key: value, f"{key}_low": low, f"{key}_high": high}
     low, high = record["acr_interval"] or (None, None)
-    found |= {"acr": record["acr"], "acr_low": low, "acr_high": high, "abstained": record["abstained"]}
+    found |= {"acr": record["acr"], "acr_low": low, "acr_high": high}
+    found |= {key: record[key] for key in ("abstained", "certified_wrong")}
     spread = record["sigma"] or {}
     found |= {f"sigma_{name}": spread.get(name) for name in ("mean", "min", "max", *QUANTILES)}
     return found | {key: record[key] for key in ("samples_per_input", "seconds_per_input")}
 
 
-def summary_records(runs: Sequence[Results], radii: Sequence[float] = RADII) -> list[Record]:
+def summary_records(runs: Sequence[Results], radii: Sequence[float] = RADII, names: Sequence[str] = ()) -> list[Record]:
     """One flat record a run, and one for each envelope of fixed sigmas."""
-    records = [flat(summary(run, radii), label) for run, label in zip(runs, labels_of(runs), strict=True)]
+    records = [flat(summary(run, radii), label) for run, label in zip(runs, called(runs, runs, names), strict=True)]
     for norm, level, same in groups(runs):
         if fixed := fixed_group(same):
             best = dict(zip((f"{radius:g}" for radius in radii), envelope(fixed, radii).tolist(), strict=True))
             empty = dict.fromkeys(records[0]) | {"label": ENVELOPE, "level": level, "norm": norm}
+            empty |= {"vote": vote_of(fixed[0]), "units": units_of(fixed[0])}
             empty |= {"inputs": len(fixed[0]), "partial": any(run.partial for run in fixed)}
             empty |= {"rounded": any(run.rounded for run in fixed)}
             records.append(empty | {f"certified_accuracy_{name}": share for name, share in best.items()})

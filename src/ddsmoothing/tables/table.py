@@ -10,11 +10,15 @@ class Table:
     """Text cells under named columns.
 
     Attributes:
-        title: what it shows.   columns: their names; all but the first hold numbers.   rows: one cell a column; a
-            cell's second line is its interval.   notes: what has to be said beside it.
+        title: What it shows.
+        columns: Their names; all but the first hold numbers.
+        rows: One cell a column; a cell's second line is its interval.
+        notes: What has to be said beside it.
+        bold: Row and column of cells that stand out.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    bold: frozenset[tuple[int, int]] = frozenset()

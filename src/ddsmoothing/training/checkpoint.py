@@ -47,21 +47,24 @@ class Checkpoint:
     """A position with its tensors.
 
     Attributes:
-        model: the state dict.   momentum: by parameter name.   sigma: ``(N,)``.   sums: of the epoch's metrics so far.
+        model: the state dict.   optimizer: its state, ``KEY.PARAMETER``.   sigma: ``(N,)``.   sums: of the epoch's
+            metrics so far.   votes: ``(N, K)``, the network's own, where the objective keeps them.
     """
 
     position: Position
     model: dict[str, torch.Tensor]
-    momentum: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
     sigma: torch.Tensor
     sums: torch.Tensor
+    votes: torch.Tensor | None = None
 
 
 def save_checkpoint(state: Checkpoint, path: Path) -> None:
     """Write a checkpoint so that after a crash either the old or the new one is there; RunError where impossible."""
     tensors = {"sigma": state.sigma, "sums": state.sums}
     tensors |= {f"model.{name}": tensor for name, tensor in state.model.items()}
-    tensors |= {f"momentum.{name}": tensor for name, tensor in state.momentum.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()}
+    tensors |= {} if state.votes is None else {"votes": state.votes}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     position = state.position.model_copy(update={"digest": _digest(state.position, tensors)})
     write_whole(path, save(tensors, {FIELD: position.model_dump_json()}))
@@ -102,9 +105,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(
         position=position,
         model=_part(tensors, "model."),
-        momentum=_part(tensors, "momentum."),
+        optimizer=_part(tensors, "optimizer."),
         sigma=tensors["sigma"],
         sums=tensors["sums"],
+        votes=tensors.get("votes"),
     )
 
 

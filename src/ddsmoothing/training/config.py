@@ -1,19 +1,15 @@
-"""What a training run is asked for: one frozen model of all options, read from a preset, a TOML file and settings.
+"""What a training run is asked for: one frozen model of all options.
 
 It knows no torch and trains nothing.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddsmoothing.errors import InputError, unknown
 from ddsmoothing.noise import LARGEST_SIGMA
-from ddsmoothing.training.presets import PRESETS
 
 Sigma = Annotated[float, Field(gt=0.0, le=LARGEST_SIGMA, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -40,6 +36,36 @@ class Macer(_Section):
     weight: NotNegative = 12.0
     gamma: NotNegative = 8.0
     beta: Positive = 16.0
+
+
+class Consistency(_Section):
+    """Consistency: weight (lambda) of the copies' distance from their mean, eta of that mean's entropy."""
+
+    weight: NotNegative = 10.0
+    eta: NotNegative = 0.5
+
+
+class Catrs(_Section):
+    """CAT-RS.
+
+    Attributes:
+        weight: of the attacked part, in units of each sample's sigma.   epsilon, steps: of the attack on the noise; L2,
+            pixels in [0, 1].   double_from: from this epoch on epsilon is twice as large.
+        confidence: whose smoothed predictions: ``baseline`` (a file of them, or a teacher), or the network's ``own``.
+        by_prediction: what is asked of a sample follows its smoothed prediction, not the share of its copies that are
+            right.
+        teacher_copies: noisy copies that a teacher sees for one prediction.   decay: what a sample's own votes of all
+            earlier epochs weigh against those of the last.
+    """
+
+    weight: NotNegative = 2.0
+    epsilon: NotNegative = 256 / 256
+    steps: AtLeastOne = 4
+    double_from: Count | None = None
+    confidence: Literal["baseline", "own"] = "baseline"
+    by_prediction: bool = False
+    teacher_copies: AtLeastOne = 16
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
 
 
 class DataDependent(_Section):
@@ -69,34 +95,45 @@ class TrainConfig(_Section):
 
     Attributes:
         data, model: names as for ``load_data`` (its training split) and ``build_model``.   num_classes: default from
-            the labels.   normalize: as for ``build_model``.
+            the labels.   normalize: as for ``build_model``.   condition: how the network is told sigma, see
+            ``Conditional``; None: it is not.
         augmentation: as for ``data.augmentation``.   maximum: only the first so many training samples.
         objective: what is minimised.   sigma: of the noise, pixels in [0, 1]; a pair: log-uniform between the two,
             drawn for each sample and epoch.   copies: noisy copies of each input.
         epochs, batch: batch is that of all processes together.   batches: at most so many in an epoch, for a trial.
-        lr, momentum, nesterov, weight_decay: of SGD.   schedule: ``step`` (times step_factor every step_epochs epochs),
-            ``cosine`` (to zero at the end, for each batch) or ``constant``; warmup: epochs of linear growth from zero.
+        optimizer: ``sgd`` or ``adamw``.   lr, momentum, nesterov, weight_decay: of it; AdamW's first decay is momentum.
+        schedule: ``step`` (times step_factor every step_epochs epochs), ``cosine`` (to zero at the end, for each batch)
+            or ``constant``; warmup: epochs of linear growth from zero.
         precision: ``fp32``, or ``bf16`` or ``fp16`` autocast.   channels_last: memory format.
+        recompute_batchnorm: take the statistics of batch normalisation anew from the last weights.
         validation: share of the training split that is held out; never the test split.   keep: model and sigma of the
-            ``last`` epoch, or of the ``best`` one by accuracy on noisy held-out samples.
+            ``last`` epoch, or of the ``best`` one by accuracy on noisy held-out samples (of a denoiser: by PSNR).
         seed: of everything random.   init: a checkpoint or model file to start from, else weights are random;
             init_optimizer: with the state of its optimizer.   sigma_init: a sigma file to start from, of the training
             or the test split.
-        smoothadv, macer: of those objectives.   data_dependent: None trains with sigma as it is.
+        predictions: a file of smoothed predictions of a baseline on the training split.   teacher: a baseline, as for
+            ``load_model``, whose smoothed predictions are drawn when they are needed, at each sample's own sigma.
+        denoiser: as for ``load_denoiser``, put before the model, which is then the classifier that init is of; resize:
+            the sides of the images that it wants.
+        freeze: the part of a model with parts ``denoiser`` and ``classifier`` that is left as it is.
+            soft_targets: the targets are what the frozen classifier says of the clean input, not the labels.
+        smoothadv, macer, consistency, catrs: of those objectives.   data_dependent: None trains with sigma as it is.
     """
 
     data: str
     model: str
     num_classes: Annotated[int, Field(ge=2)] | None = None
     normalize: str = "auto"
+    condition: Literal["channel", "film"] | None = None
     augmentation: str = "none"
     maximum: AtLeastOne | None = None
-    objective: Literal["gaussian", "smoothadv", "macer"] = "gaussian"
+    objective: Literal["gaussian", "smoothadv", "macer", "consistency", "catrs", "denoiser"] = "gaussian"
     sigma: Sigma | tuple[Sigma, Sigma] = 0.25
     copies: AtLeastOne = 1
     epochs: AtLeastOne = 90
     batch: AtLeastOne = 256
     batches: AtLeastOne | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     nesterov: bool = False
@@ -107,41 +144,88 @@ class TrainConfig(_Section):
     warmup: NotNegative = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    recompute_batchnorm: bool = False
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     keep: Literal["last", "best"] = "last"
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     init: str | None = None
     init_optimizer: bool = False
     sigma_init: str | None = None
+    predictions: str | None = None
+    teacher: str | None = None
+    denoiser: str | None = None
+    resize: Annotated[int, Field(ge=1, le=1024)] | None = None
+    freeze: Literal["denoiser", "classifier"] | None = None
+    soft_targets: bool = False
     smoothadv: SmoothAdv = SmoothAdv()
     macer: Macer = Macer()
+    consistency: Consistency = Consistency()
+    catrs: Catrs = Catrs()
     data_dependent: DataDependent | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
+        self._check_sigma()
+        self._check_loop()
+        self._check_sources()
+        return self
+
+    def _check_sigma(self) -> None:
+        moving = self.data_dependent
         if isinstance(self.sigma, tuple):
             if not self.sigma[0] < self.sigma[1]:
                 raise ValueError(f"sigma is {self.sigma}, expected one number or (low, high) with low < high")
-            if self.data_dependent is not None:
+            if moving is not None:
                 raise ValueError("sigma is a range, expected one number, where data-dependent sigmas start")
-        if self.nesterov and self.momentum == 0.0:
-            raise ValueError("nesterov needs a momentum above 0")
-        if self.keep == "best" and self.validation == 0.0:
-            raise ValueError("keep 'best' needs held-out samples, expected a validation share above 0")
-        if self.init_optimizer and self.init is None:
-            raise ValueError("init_optimizer needs init, the checkpoint whose optimizer is continued")
-        moving = self.data_dependent
+        elif self.condition is not None and moving is None:
+            raise ValueError(
+                f"sigma is {self.sigma:g} for a network that is told sigma, expected a range, such as 0.12,1.0, or "
+                "data-dependent sigmas"
+            )
         if moving is not None and moving.switch_epoch >= self.epochs:
             raise ValueError(
                 f"sigma moves from epoch {moving.switch_epoch} on, but there are {self.epochs} epochs, counted from 0; "
                 "expected an earlier switch_epoch"
             )
         low, high = self.sigma_bounds
-        test = None if self.data_dependent is None else self.data_dependent.sigma0_test
+        test = None if moving is None else moving.sigma0_test
         for start in (self.sigma_start, self.sigma_start if test is None else test):
             if not low <= start <= high or low == high:
                 raise ValueError(f"sigma {start:g} lies outside its bounds [{low:g}, {high:g}]")
-        return self
+
+    def _check_loop(self) -> None:
+        if self.nesterov and (self.momentum == 0.0 or self.optimizer != "sgd"):
+            raise ValueError("nesterov needs a momentum above 0, and the optimizer sgd")
+        if self.keep == "best" and self.validation == 0.0:
+            raise ValueError("keep 'best' needs held-out samples, expected a validation share above 0")
+        if self.keep == "best" and self.recompute_batchnorm:
+            raise ValueError("recompute_batchnorm is for the last weights, expected keep 'last'")
+        if self.init_optimizer and self.init is None:
+            raise ValueError("init_optimizer needs init, the checkpoint whose optimizer is continued")
+
+    def _check_sources(self) -> None:
+        given = [name for name in ("predictions", "teacher") if getattr(self, name) is not None]
+        if self.objective == "catrs":
+            expected = 1 if self.catrs.confidence == "baseline" else 0
+            if len(given) != expected:
+                raise ValueError(
+                    f"catrs with confidence {self.catrs.confidence!r} got {' and '.join(given) or 'no predictions'}; "
+                    "expected one of predictions (a file) and teacher (a model), or confidence 'own'"
+                )
+        elif given:
+            raise ValueError(f"{given[0]} is for the objective catrs, got {self.objective}")
+        if self.objective == "denoiser" and (self.data_dependent or self.condition or self.freeze):
+            raise ValueError(
+                "the objective denoiser trains a network that takes sigma by itself, with a sigma or a range"
+            )
+        if self.denoiser is not None and (self.freeze is None or self.init_optimizer):
+            raise ValueError(
+                "a denoiser before the model needs freeze, the part to leave as it is, and no init_optimizer"
+            )
+        if self.resize is not None and self.denoiser is None:
+            raise ValueError("resize is of denoised images, expected a denoiser")
+        if self.soft_targets and (self.freeze != "classifier" or self.objective != "gaussian"):
+            raise ValueError("soft_targets are those of a frozen classifier, expected freeze 'classifier' and gaussian")
 
     @property
     def sigma_start(self) -> float:
@@ -170,78 +254,3 @@ class TrainConfig(_Section):
         """How many of so many training samples an epoch trains on."""
         left = min(size, self.maximum or size) - self.held_out(size)
         return left if self.batches is None else min(left, self.batches * self.batch)
-
-
-def resolve(
-    *, preset: str | None = None, file: Path | None = None, settings: dict[str, Any] | None = None
-) -> TrainConfig:
-    """The options of a preset, changed by a TOML file, changed by settings (dotted names allowed).
-
-    Raises: InputError naming the first option that is unknown (with the closest known one) or not usable.
-    """
-    if preset is not None and preset not in PRESETS:
-        raise InputError(unknown("preset", preset, PRESETS))
-    values: dict[str, Any] = {} if preset is None else _merged({}, PRESETS[preset])
-    if file is not None:
-        values = _merged(values, read_toml(file))
-    for name, value in (settings or {}).items():
-        *places, last = name.split(".")
-        nested: dict[str, Any] = {last: value}
-        for place in reversed(places):
-            nested = {place: nested}
-        values = _merged(values, nested)
-    return checked(values)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's tables; InputError where it is none."""
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {error}.") from error
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """``a.b=value`` as a name and a TOML value; what is no TOML value is taken as text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise InputError(f"--set is {text!r}, expected NAME=VALUE such as macer.weight=12.")
-    try:
-        return name.strip(), tomllib.loads(f"x = {value}")["x"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return name.strip(), value.strip()
-
-
-def checked(values: dict[str, Any]) -> TrainConfig:
-    """The options as a TrainConfig; InputError naming the first one that is wrong."""
-    _known(values, TrainConfig, "")
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"[:80]
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"training option {place}: {message}{got}." if place else f"{message}.") from error
-
-
-def _known(values: dict[str, Any], section: type[BaseModel], place: str) -> None:
-    for key, value in values.items():
-        if key not in section.model_fields:
-            raise InputError(unknown("training option", f"{place}{key}", [place + k for k in section.model_fields]))
-        if isinstance(value, dict) and key in SECTIONS:
-            _known(value, SECTIONS[key], f"{key}.")
-
-
-SECTIONS: dict[str, type[BaseModel]] = {"smoothadv": SmoothAdv, "macer": Macer, "data_dependent": DataDependent}
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Both, the new one where they differ; tables are merged."""
-    both = {key: _merged({}, value) if isinstance(value, dict) else value for key, value in old.items()}
-    for key, value in new.items():
-        before = both.get(key)
-        both[key] = _merged(before if isinstance(before, dict) else {}, value) if isinstance(value, dict) else value
-    return both

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddsmoothing.counting.engine import takes_sigma
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -37,7 +39,9 @@ class World:
         if self.size == 1:
             return model
         places = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=places)
+        wrapped = DistributedDataParallel(model, device_ids=places)
+        wrapped.takes_sigma = takes_sigma(model)  # type: ignore[assignment]
+        return wrapped
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers, such as BatchNorm statistics."""

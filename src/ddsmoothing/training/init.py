@@ -1,4 +1,4 @@
-"""Where a run starts: the network with its weights, the optimizer's momentum, and sigmas from a file.
+"""Where a run starts: the network with its weights, the optimizer's state, and sigmas from a file.
 
 It trains nothing. Files are data: tensors are matched by name and shape.
 """
@@ -14,7 +14,10 @@ from torch import nn
 
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import DataError, InputError
-from ddsmoothing.models import build_model
+from ddsmoothing.models import DenoisedClassifier, ModelSpec, build_model, load_denoiser, load_model, spec_of
+from ddsmoothing.models.conditional import Conditional
+from ddsmoothing.models.load import is_code
+from ddsmoothing.models.zoo import architecture
 from ddsmoothing.sigma.files import load_sigmas
 from ddsmoothing.training.checkpoint import is_checkpoint, load_checkpoint
 from ddsmoothing.training.config import TrainConfig
@@ -24,7 +27,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 def classes_of(config: TrainConfig, data: Dataset) -> int:
-    """K; InputError where the labels do not fit it."""
+    """K; InputError where the labels do not fit it. 0 for a denoiser, which needs none."""
+    if config.objective == "denoiser":
+        return 0
     if data.y is None:
         raise InputError("training needs labels, and this data set has none.")
     highest = int(data.y.max())
@@ -35,32 +40,73 @@ def classes_of(config: TrainConfig, data: Dataset) -> int:
 
 
 def new_model(config: TrainConfig, seed: int, classes: int, shape: tuple[int, ...]) -> tuple[nn.Module, Tensors]:
-    """The network with random weights, or those of ``config.init``; and the momentum to start with, by parameter.
+    """The network with random weights, or those of ``config.init``; and the optimizer's state to start with.
+
+    A network that is told sigma takes the weights of one that is not, too: what is added starts at zero.
 
     Raises: ModelError, DataError, InputError.
     """
+    if config.denoiser is not None:
+        alone = config.model_copy(update={"denoiser": None})
+        small = shape if config.resize is None else (*shape[:1], config.resize, config.resize)
+        classifier, _ = new_model(alone, seed, classes, small)
+        denoiser = load_denoiser(config.denoiser, input_shape=shape)
+        return DenoisedClassifier(denoiser, classifier, config.resize), {}
+    path = None if config.init is None else Path(config.init)
+    ours = load_checkpoint(path) if path is not None and is_checkpoint(path) else None
     with seeded(torch.device("cpu"), seed, 0):
-        path = None if config.init is None else Path(config.init)
-        ours = path is not None and is_checkpoint(path)
-        foreign = path is not None and not ours
-        model = build_model(
-            config.model,
-            num_classes=classes,
-            input_shape=shape,
-            normalize=config.normalize,
-            weights=path if foreign else None,
-            random_weights=not foreign,
-        )
-    if path is None:
+        model = _built(config, classes, shape, path if ours is None else None)
+    found = None if ours is None else ours.model
+    if found is not None and _fits(model, found):
+        model.load_state_dict(found)
+        found = None
+    model = _conditional(config, model)
+    if found is not None:
+        if not _fits(model, found):
+            raise DataError(f"{path} holds another model than {config.model}: names or shapes of its weights differ.")
+        model.load_state_dict(found)
+    if path is None or not config.init_optimizer:
         return model, {}
-    if not ours:
-        return model, _foreign_momentum(model, path) if config.init_optimizer else {}
-    state = load_checkpoint(path)
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    if expected != {name: value.shape for name, value in state.model.items()}:
-        raise DataError(f"{path} holds another model than {config.model}: names or shapes of its weights differ.")
-    model.load_state_dict(state.model)
-    return model, state.momentum if config.init_optimizer else {}
+    return model, _foreign_momentum(model, path) if ours is None else ours.optimizer
+
+
+def _built(config: TrainConfig, classes: int, shape: tuple[int, ...], weights: Path | None) -> nn.Module:
+    """The network, with weights of a file that is no checkpoint of a training run, or random ones."""
+    known = None if is_code(config.model) else architecture(config.model)
+    if known is not None and known.denoiser != (config.objective == "denoiser"):
+        what = "a denoiser" if known.denoiser else "a classifier"
+        raise InputError(f"{config.model} is {what}, which the objective {config.objective} does not train.")
+    if known is not None and known.denoiser:
+        spec = ModelSpec(arch=config.model, classes=(), mean=(), std=(), input_shape=shape)
+        return spec.build() if weights is None else load_model(str(weights), arch=config.model).train()
+    return build_model(
+        config.model,
+        num_classes=classes,
+        input_shape=shape,
+        normalize=config.normalize,
+        weights=weights,
+        random_weights=weights is None,
+    )
+
+
+def _fits(model: nn.Module, state: Tensors) -> bool:
+    return {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
+
+
+def _conditional(config: TrainConfig, model: nn.Module) -> nn.Module:
+    """The network told sigma as the options say."""
+    spec = spec_of(model)
+    if spec is None or spec.condition == config.condition:
+        return model
+    if spec.condition is not None:
+        raise InputError(f"{config.init} holds a network with the condition {spec.condition}, got {config.condition}.")
+    if not isinstance(model, nn.Sequential) or is_code(spec.arch):
+        raise InputError(f"--condition is for named architectures, got {config.model}, which is code.")
+    told = Conditional(model, str(config.condition)).train()
+    told.spec = spec.model_copy(update={"condition": config.condition})  # type: ignore[assignment]
+    return told
 
 
 def _foreign_momentum(model: nn.Module, path: Path) -> Tensors:
@@ -75,7 +121,7 @@ def _foreign_momentum(model: nn.Module, path: Path) -> Tensors:
     named = list(model.named_parameters())
     if shapes != {place: tuple(parameter.shape) for place, (_, parameter) in enumerate(named)}:
         raise DataError(f"the optimizer state in {path} is for other parameters; leave --init-optimizer out.")
-    return {named[place][0]: buffer for place, buffer in found.items()}
+    return {f"momentum_buffer.{named[place][0]}": buffer for place, buffer in found.items()}
 
 
 def sigmas_from(path: str, data: Dataset, values: torch.Tensor) -> torch.Tensor:

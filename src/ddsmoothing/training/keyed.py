@@ -32,6 +32,10 @@ class Purpose(IntEnum):
     VALIDATION = 6
     MODEL = 7
     SWEEP = 8
+    KEPT = 9
+    TEACHER = 10
+    BATCHNORM = 11
+    PREDICTIONS = 12
 
 
 def mixed(words: torch.Tensor) -> torch.Tensor:
@@ -74,6 +78,13 @@ def log_uniform(key: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """One number ``(B,)`` in [low, high], its logarithm uniform; float32."""
     share = ((mixed(key + _GOLDEN) >> 32) + 2**31).to(torch.float64) * 2.0**-32
     return (math.log(low) + share * math.log(high / low)).exp().to(torch.float32).clamp(low, high)
+
+
+def binomial(key: torch.Tensor, m: int, share: torch.Tensor) -> torch.Tensor:
+    """How many ``(B,)`` of m independent events of probability share ``(B,)`` occur; int64."""
+    words = mixed(key[:, None] + torch.arange(1, m + 1, device=key.device) * _GOLDEN)
+    uniform = ((words >> 32) + 2**31).to(torch.float64) * 2.0**-32  # in [0, 1): share 0 never, share 1 always
+    return (uniform < share.to(torch.float64)[:, None]).sum(1)
 
 
 @contextmanager

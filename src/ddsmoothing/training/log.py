@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Writes epochs to a folder; those from ``epoch`` on, left there by a run that was cut off, are dropped."""
+    """Writes epochs to a folder; those from ``epoch`` on, left there by a run that was cut off, are dropped.
+
+    Attributes:
+        on_epoch: told each new record, where it is set.
+    """
 
     def __init__(self, folder: Path, epoch: int, tensorboard: bool) -> None:
         self._folder = folder
+        self.on_epoch: Callable[[dict[str, Any]], None] | None = None
         self._records = [record for record in read_metrics(folder) if record["epoch"] < epoch]
         self._write()
         self._board = _board(folder / BOARD, epoch) if tensorboard else None
@@ -46,6 +52,8 @@ class Log:
         """One epoch: its numbers, the sigmas in use ``(N,)``, some inputs ``(B, ...)`` and a noisy copy of each."""
         self._records.append(record)
         self._write()
+        if self.on_epoch is not None:
+            self.on_epoch(record)
         if self._board is None:
             return
         epoch = record["epoch"]

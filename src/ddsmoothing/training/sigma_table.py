@@ -12,20 +12,20 @@ import torch
 from ddsmoothing.certificate import L2Certificate
 from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_theta
 from ddsmoothing.training.config import DataDependent
-from ddsmoothing.training.distributed import World
 from ddsmoothing.training.keyed import Purpose, keys, normal
+from ddsmoothing.training.sample_table import SampleTable
 
 
-class SigmaTable:
-    """Sigmas by sample index.
+class SigmaTable(SampleTable):
+    """Sigmas ``(N,)`` by sample index.
 
     Attributes:
-        values: ``(N,)`` float32.   low, high: what they cannot leave.
+        low, high: what they cannot leave.
     """
 
     def __init__(self, values: torch.Tensor, low: float, high: float) -> None:
-        self.values, self.low, self.high = values.clone(), low, high
-        self._moved = torch.zeros_like(values, dtype=torch.bool)
+        super().__init__(values)
+        self.low, self.high = low, high
 
     def move(
         self,
@@ -46,7 +46,7 @@ class SigmaTable:
         References: Alfarra et al. 2022, arXiv:2012.04351, Algorithm 1.
         """
         paper = ASCENTS["paper"]
-        self.values[ids] = ascend_theta(
+        moved = ascend_theta(
             model,
             x,
             self.values[ids],
@@ -56,14 +56,7 @@ class SigmaTable:
             high=self.high,
             max_rows=len(x) * asked.samples,
         )
-        self._moved[ids] = True
-
-    def exchange(self, world: World) -> None:
-        """Give every process the sigmas that others moved; no sample is moved by two of them between two calls."""
-        moved = world.total(self._moved.to(torch.int32)) > 0
-        news = world.total(torch.where(self._moved, self.values, 0.0))
-        self.values = torch.where(moved, news, self.values)
-        self._moved.zero_()
+        self.put(ids, moved)
 
 
 class _Keyed(L2Certificate):

@@ -1,13 +1,14 @@
 """A training run: set up or continued, trained by the loop, and written out.
 
 It knows no formula. A folder holds ``config.json``, ``metrics.jsonl``, ``checkpoint.safetensors``, and at the end
-``model.safetensors`` and for data-dependent training ``sigmas-train.json`` (and ``sigmas-test.json``).
+``model.safetensors`` (of a model with a frozen part: the other part's file) and for data-dependent training
+``sigmas-train.json`` (and ``sigmas-test.json``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,23 @@ import torch
 from torch import nn
 
 from ddsmoothing.counting.contract import Progress
+from ddsmoothing.counting.engine import takes_sigma
 from ddsmoothing.data import Dataset, load_data
-from ddsmoothing.devices import named_device
+from ddsmoothing.devices import keep_freed_memory, named_device
 from ddsmoothing.errors import RunError
-from ddsmoothing.models import save_model, spec_of
+from ddsmoothing.models import load_model, save_model, spec_of
 from ddsmoothing.runs.lock import LOCK, Lock
 from ddsmoothing.sigma.files import save_sigmas
 from ddsmoothing.streams import checked_seed
+from ddsmoothing.training.baselines import Baseline, FromFile, Own, Teacher
 from ddsmoothing.training.checkpoint import Checkpoint, load_checkpoint, write_whole
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.distributed import World, joined
 from ddsmoothing.training.init import classes_of, new_model, sigmas_from
 from ddsmoothing.training.log import BOARD, METRICS, Log
 from ddsmoothing.training.loop import BEST, CHECKPOINT, Loop
+from ddsmoothing.training.parts import frozen, part_of
+from ddsmoothing.training.predictions import predictions_for
 from ddsmoothing.training.sweep import sigma_file, sweep
 
 CONFIG, MODEL = "config.json", "model.safetensors"
@@ -62,35 +67,50 @@ def train(
     model: nn.Module | None = None,
     data: Dataset | None = None,
     test: Dataset | None = None,
+    teacher: nn.Module | None = None,
     device: str = "auto",
     workers: int = 2,
     tensorboard: bool = False,
     progress: Progress | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
     """Train a base classifier, or continue the run that ``out`` holds.
 
     Args:
-        config: everything that the result depends on.   out: a new or empty folder, or that of the same run.
-        model, data, test: in place of those that the config names; data is the training split. The model is trained in
-            place, and its weights are what a new run starts from.
-        device: ``auto``, ``cpu``, ``cuda``, ..; under torchrun one device for each process.   workers: threads that
-            read data.   tensorboard: write its files too.   progress: called with samples done.
+        config: everything that the result depends on.
+        out: a new or empty folder, or that of the same run.
+        model, data, test, teacher: in place of those that the config names; data is the training split. The model is
+            trained in place, and its weights are what a new run starts from.
+        device: ``auto``, ``cpu``, ``cuda``, ..; under torchrun one device for each process.
+        workers: threads that read data.
+        tensorboard: write its files too.
+        progress: called with samples done.
+        on_epoch: called with the record of each epoch, in the process that writes.
         stop: asked after each batch; True saves the place in the epoch and returns.
     Raises: InputError and its kin before anything is written; DataError, ModelError (NaN loss), RunError.
     """
     out = Path(out)
-    with joined(named_device(device)) as world:
+    keep_freed_memory()
+    with joined(named_device(device)) as world, ExitStack() as borrowed:
         before = load_checkpoint(out / CHECKPOINT) if (out / CHECKPOINT).exists() else None
         seed = world.share_number(_seed(config, before))
         config = config.model_copy(update={"seed": seed})
         data = load_data(config.data, split="train") if data is None else data
         if config.passes and test is None:
             test = load_data(config.data, split="test")
-        loop = _prepared(config, seed, data, model, world, before, out, workers)
+        if before is not None:
+            _check_same(before, config, data, out)
+        model, state = _model(config, seed, data, model, before)
+        borrowed.enter_context(frozen(model, config.freeze))
+        baseline = _baseline(config, data, teacher, world)
+        loop = Loop(config, seed, model, data, world, workers, baseline)
+        _start(loop, before, state)
         with _Folder(out, loop, before is None, tensorboard) if world.rank == 0 else nullcontext() as folder:
             log = None if folder is None else folder.log
             reported = progress if folder is None else folder.watched(progress)
+            if log is not None:
+                log.on_epoch = on_epoch
             finished = loop.run(out, log, reported, stop)
             if finished:
                 _take_best(loop, out)
@@ -113,33 +133,40 @@ def _seed(config: TrainConfig, before: Checkpoint | None) -> int:
     return checked_seed(config.seed)
 
 
-def _prepared(
-    config: TrainConfig,
-    seed: int,
-    data: Dataset,
-    model: nn.Module | None,
-    world: World,
-    before: Checkpoint | None,
-    out: Path,
-    workers: int,
-) -> Loop:
-    """The loop, at the place where it starts or goes on. Nothing is written."""
-    if before is not None:
-        _check_same(before, config, data, out)
+def _model(
+    config: TrainConfig, seed: int, data: Dataset, model: nn.Module | None, before: Checkpoint | None
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The model to train, and the optimizer's state to start with."""
     classes, shape = classes_of(config, data), tuple(data[:1][0].shape[1:])
-    momentum: dict[str, torch.Tensor] = {}
-    if model is None:
-        source = config if before is None else config.model_copy(update={"init": None, "init_optimizer": False})
-        model, momentum = new_model(source, seed, classes, shape)
-    loop = Loop(config, seed, model, data, world, workers)
+    if model is not None:
+        return model, {}
+    source = config if before is None else config.model_copy(update={"init": None, "init_optimizer": False})
+    return new_model(source, seed, classes, shape)
+
+
+def _baseline(config: TrainConfig, data: Dataset, teacher: nn.Module | None, world: World) -> Baseline | None:
+    """Where smoothed predictions come from, for CAT-RS."""
+    if config.objective != "catrs":
+        return None
+    classes = classes_of(config, data)
+    if config.predictions is not None:
+        return FromFile(predictions_for(config.predictions, data, classes).votes)
+    if config.teacher is None:
+        return Own(len(data), classes, config.catrs.decay, world.device)
+    found = load_model(config.teacher, input_shape=tuple(data[:1][0].shape[1:])) if teacher is None else teacher
+    return Teacher(found.to(world.device), config.catrs.teacher_copies)
+
+
+def _start(loop: Loop, before: Checkpoint | None, state: dict[str, torch.Tensor]) -> None:
+    """Bring the loop to the place where it starts or goes on. Nothing is written."""
+    config = loop.config
     if before is not None:
         loop.restore(before)
-        return loop
-    if momentum:
-        loop.load(model.state_dict(), momentum)
+        return
+    if state:
+        loop.load(loop.model.state_dict(), state)
     if config.sigma_init is not None:
-        loop.table.values = sigmas_from(config.sigma_init, data, loop.table.values)
-    return loop
+        loop.table.values = sigmas_from(config.sigma_init, loop.data, loop.table.values)
 
 
 def _check_same(before: Checkpoint, config: TrainConfig, data: Dataset, out: Path) -> None:
@@ -209,16 +236,28 @@ def _write_results(
 ) -> bool:
     """The model's file and the sigma files; False if the sweep over the test split was stopped."""
     config, model = loop.config, loop.model
-    spec = spec_of(model)
-    if spec is not None:
-        spec = spec.model_copy(update={"training_sigmas": _training_sigmas(loop)})
-        model.spec = spec  # type: ignore[assignment]
-        save_model(model, spec, out / MODEL)
+    _save_part(loop, model, out / MODEL)
+    if config.freeze is not None:
+        name = "denoiser" if config.freeze == "classifier" else "classifier"
+        _save_part(loop, part_of(model, name), out / f"{name}.safetensors")
     if config.data_dependent is None:
         return True
-    ids = torch.cat([loop.training, loop.held_out]).sort().values
+    ids = torch.cat([loop.batches.training, loop.batches.held_out]).sort().values
     save_sigmas(sigma_file(model, loop.data, config, loop.table.values, ids), out / SIGMAS)
     return test is None or sweep(model, test, config, out / TEST_SIGMAS, progress, stop)
+
+
+def _save_part(loop: Loop, model: nn.Module, path: Path) -> None:
+    """The file of a model, or of the part of one that was trained, if it is known what it is."""
+    spec = spec_of(model)
+    if spec is None and isinstance(inner := getattr(model, "network", None), nn.Module):  # what a denoiser wraps
+        model, spec = inner, spec_of(inner)
+    if spec is None:
+        return
+    known = {"training_sigmas": _training_sigmas(loop), "sigma_range": _range(loop) if takes_sigma(model) else None}
+    spec = spec.model_copy(update=known)
+    model.spec = spec  # type: ignore[assignment]
+    save_model(model, spec, path)
 
 
 def _training_sigmas(loop: Loop) -> tuple[float, ...]:
@@ -227,4 +266,13 @@ def _training_sigmas(loop: Loop) -> tuple[float, ...]:
         return loop.config.sigma
     if loop.config.data_dependent is None:
         return (loop.config.sigma,)
-    return tuple(float(f"{s:.4g}") for s in np.quantile(loop.table.values[loop.training].cpu().numpy(), ENDS))
+    return tuple(float(f"{s:.4g}") for s in np.quantile(loop.table.values[loop.batches.training].cpu().numpy(), ENDS))
+
+
+def _range(loop: Loop) -> tuple[float, float] | None:
+    """The least and the largest sigma that the network was told; None where they are the same."""
+    if isinstance(loop.config.sigma, tuple):
+        return loop.config.sigma
+    told = [loop.config.sigma, *loop.table.values[loop.batches.training].tolist()]
+    low, high = float(f"{min(told):.4g}"), float(f"{max(told):.4g}")
+    return (low, high) if low < high else None

@@ -169,6 +169,8 @@ def _looks(row: Row, header: Row, fresh: Row) -> Iterator[str]:
     if sum((part for _, _, part in looks), Fraction(0)) > share * slack:
         yield "the looks spend more than alpha"
     if header["sampler"] != "target":
+        if len(looks) == 1 and abs(looks[0][2] - share) > share * Fraction(1, 2**50):
+            yield f"the look has alpha {float(looks[0][2]):g}, the run's is {float(share):g}"
         if len(looks) != 1:
             yield f"the sampler {header['sampler']} looks once, not {len(looks)} times"
         return

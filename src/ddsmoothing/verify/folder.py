@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import RunError
+from ddsmoothing.verify.memory import Memory, Points, check_binding, check_remembered
 from ddsmoothing.verify.offsets import wrong_offsets
 from ddsmoothing.verify.old import is_old, new_header, new_row
-from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
+from ddsmoothing.verify.rows import SHA_DIGITS, Tables, check_row, implied_size
 
 SAMPLERS: Final = ("exact", "plan", "target")
 RULES: Final = (("pairwise", "one-class"), ("plurality", "one-class"), ("plurality", "two-class"))
@@ -39,12 +40,20 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked and what was found wrong; d: numbers in one input, as its total-variation budgets imply."""
+    """What was checked and what was found wrong.
+
+    Attributes:
+        d: numbers in one input, as its total-variation budgets imply.
+        unchecked: rows whose claims rest on a memory's file that was not given.
+        tv_unchecked: rows whose total-variation budget was not recomputed, since their grid is too fine.
+    """
 
     path: Path
     rows: int
     findings: tuple[Finding, ...]
     d: int | None
+    unchecked: int = 0
+    tv_unchecked: int = 0
 
     @property
     def ok(self) -> bool:
@@ -52,13 +61,23 @@ class Verification:
         return not self.findings
 
 
-def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) -> Verification:
+def verify_run(
+    path: str | Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    store: str | Path | None = None,
+    point: Points | None = None,
+) -> Verification:
     """Recompute every bound and radius of a run folder from its counts, those of schema 1 too.
 
     Args:
         progress: called with the number of rows done.
-    Raises: RunError where the folder cannot be read or its header is not a JSON object; all else is a finding.
+        store: the memory's file, for a run of level ``memory``: rows that it answered rest on it.
+        point: gives an input by its id as flat stored numbers, so that distances to regions are recomputed too.
+    Raises: RunError where the folder cannot be read or its header is not a JSON object; StoreError for the memory's
+        file; all else is a finding.
     """
+    memory = None if store is None else Memory(Path(store))
     folder = Path(path)
     if (folder / "imported.json").exists():
         raise RunError(f"{folder} holds imported results: rounded radii are never proof, and there are no counts.")
@@ -75,7 +94,9 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / 'header.json'} is not a header of schema 1: {error}.") from error
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
-    seen: dict[int, int] = {}
+    if memory is not None:
+        findings += [Finding(line=None, id=None, message=text) for text in _run(check_binding, header, memory)]
+    tables, unchecked, seen = Tables(), 0, dict[int, int]()
     sizes: dict[int, int] = {}  # d implied -> rows
     shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
@@ -84,13 +105,16 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
         except (ValueError, KeyError, TypeError) as error:
             findings.append(Finding(line=number, id=None, message=str(error)))
             continue
-        texts = list(_run(check_row, row, header))
+        texts = list(_run(check_row, row, header, tables))
+        if memory is not None and not texts:
+            texts += _run(check_remembered, row, header, memory, point)
+        unchecked += memory is None and isinstance(row.get("memory"), dict) and row["memory"].get("kind") == "answered"
         key = row.get("id") if isinstance(row.get("id"), int) else None
         if key is not None and key in seen:
             texts.append(f"its id is already on line {seen[key]}")
         elif key is not None:
             seen[key] = number
-        if not texts and (d := implied_size(row, header)) is not None:
+        if not texts and (d := implied_size(row, header, tables)) is not None:
             sizes[d] = sizes.get(d, 0) + 1
             if shape is not None and d != math.prod(shape):
                 texts.append(f"tv implies inputs of {d} numbers, the header's shape {math.prod(shape)}")
@@ -104,7 +128,12 @@ def verify_run(path: str | Path, progress: Callable[[int], None] | None = None) 
     if not any(f.line is None for f in findings) and len(seen) > header["subset"]["size"]:
         findings.append(Finding(line=None, id=None, message=f"{len(seen)} results, more than the subset's size"))
     return Verification(
-        path=folder, rows=len(lines), findings=tuple(findings), d=next(iter(sizes)) if len(sizes) == 1 else None
+        path=folder,
+        rows=len(lines),
+        findings=tuple(findings),
+        d=next(iter(sizes)) if len(sizes) == 1 else None,
+        unchecked=unchecked,
+        tv_unchecked=tables.left_out,
     )
 
 
@@ -165,6 +194,16 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         expected = -(-(expected - index + 1) // parts)
     if subset["size"] != expected:
         yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
+    policy = header["policy"]
+    sources = {"fixed": (), "search": ("sigma0",), "file": ("sha256",)}
+    if header["sigma_policy"] not in sources:
+        yield f"sigma_policy is {header['sigma_policy']!r}, expected one of {', '.join(sources)}"
+    elif any(policy.get(name) is None for name in sources[header["sigma_policy"]]):
+        yield f"the policy {header['sigma_policy']} says nothing of its {' and '.join(sources[header['sigma_policy']])}"
+    if header["sigma_policy"] != "search" and any(
+        policy.get(f"sigma{end}") is not None for end in ("0", "_min", "_max")
+    ):
+        yield "a start and a range of sigma belong to the policy search"
     if (header["sigma"] is None) == (header["sigma_policy"] == "fixed"):
         yield "sigma must be a number for the policy fixed and null otherwise"
     shape = header.get("shape")

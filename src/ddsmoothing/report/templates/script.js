@@ -8,6 +8,38 @@
     return element;
   };
 
+  // ---- tiles: the figures of the run and at the radius that are chosen --------------------------------------------
+  const { tiles } = data;
+  const choice = document.getElementById("choose");
+  const fill = (name, text) => {
+    for (const place of document.querySelectorAll(`[data-tile="${name}"]`)) place.textContent = text;
+  };
+  const tell = (name, [value, interval]) => {
+    fill(name, value);
+    fill(`${name}-interval`, interval);
+  };
+  for (const [name, texts] of [["run", data.names.run], ["radius", tiles.radii]]) {
+    choice.elements[name].append(...texts.map((text, value) => make("option", text, { value })));
+    choice.elements[name].value = tiles[name];
+  }
+  choice.addEventListener("input", () => {
+    const [run, radius] = [Number(choice.elements.run.value), Number(choice.elements.radius.value)];
+    const chosen = tiles.runs[run];
+    fill("what", chosen.what);
+    fill("mean", chosen.mean);
+    fill("radius", tiles.radii[radius]);
+    tell("zero", chosen.accuracy[0]);
+    tell("chosen", chosen.accuracy[radius]);
+    tell("acr", chosen.acr);
+    tell("abstained", chosen.abstained);
+    document.getElementById("trust").textContent = chosen.trust;
+    document.getElementById("which").textContent = data.names.run[run];
+  });
+  choice.addEventListener("submit", (event) => event.preventDefault());
+  choice.elements.run.parentElement.hidden = tiles.runs.length === 1;
+  choice.hidden = false;
+  document.getElementById("which").classList.add("printed");
+
   // ---- curves: a cursor that reads every curve at a drawn point -------------------------------------------------
   for (const curves of data.curves) {
     const plot = document.getElementById(curves.id);
@@ -65,21 +97,24 @@
   let order = shown;
   let page = 0;
 
+  const titles = Object.fromEntries(heads.map((head) => [head.dataset.column, head.textContent.trim()]));
+  const named = (value) => (data.classes[value] === undefined ? String(value) : `${value} ${data.classes[value]}`);
   const text = (column, i) => {
     const value = rows[column][i];
     if (value === null) return "";
     if (names[column]) return names[column][value];
+    if (column === "label" || column === "prediction") return named(value);
     if (column === "sigma" || column === "radius") return value.toFixed(data.digits);
     return String(value);
   };
   const cell = (column, i) => {
-    const kind = { "data-column": column };
+    const kind = { "data-column": column, "data-label": titles[column], role: "cell" };
     if (column !== "clean" && column !== "noisy") return make("td", text(column, i), kind);
     const box = make("td", null, kind);
     const picture = rows[column][i];
     if (picture !== null) {
-      const what = column === "clean" ? `Input ${rows.id[i]}` : `Input ${rows.id[i]} with noise of sigma ${text("sigma", i)}`;
-      box.append(make("img", null, { src: `data:image/png;base64,${data.pictures[picture]}`, alt: what }));
+      const what = column === "clean" ? `Input ${rows.id[i]}` : `Input ${rows.id[i]}, noise at sigma ${text("sigma", i)}, radius ${text("radius", i)}`;
+      box.append(make("img", null, { src: `data:image/png;base64,${data.pictures[picture]}`, alt: what, title: what }));
     }
     return box;
   };
@@ -89,7 +124,7 @@
     const part = Array.from(shown.subarray(page * PER_PAGE, (page + 1) * PER_PAGE));
     body.replaceChildren(
       ...part.map((i) => {
-        const row = make("tr", null);
+        const row = make("tr", null, { role: "row" });
         row.append(...columns.map((column) => cell(column, i)));
         return row;
       }),
@@ -136,7 +171,7 @@
     const select = form.elements[column];
     select.append(make("option", "any", { value: "" }));
     const values = [...new Set(rows[column])].filter((value) => value !== null).sort((a, b) => a - b);
-    for (const value of values) select.append(make("option", names[column] ? names[column][value] : value, { value }));
+    for (const value of values) select.append(make("option", names[column] ? names[column][value] : named(value), { value }));
   }
   for (const head of heads) {
     const button = head.querySelector("button");

@@ -1,0 +1,77 @@
+"""``ddsmoothing predictions``: smoothed predictions of a baseline, which CAT-RS trains with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
+from ddsmoothing.cli.loading import DATA, MODEL, add, model_options
+
+
+def _options(function: Any) -> Any:
+    options = [
+        click.option("--model", help=MODEL),
+        model_options,
+        click.option("--data", required=True, help=DATA),
+        click.option("--split", default="train", show_default=True, help="train or test."),
+        click.option("--sigma", required=True, type=float, help="Of the noise, pixels in [0, 1]."),
+        click.option(
+            "--n", type=click.IntRange(min=1), default=64, show_default=True, help="Noisy copies of each input."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), help="Of the noise.  [default: 0]"),
+        click.option("--model-id", help="A name for a model that is a bare callable."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
+        click.option(
+            "--out", required=True, type=click.Path(path_type=Path), help="A file; begun ones are gone on with."
+        ),
+    ]
+    return add(function, options)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ddsmoothing predictions --model runs/net/model.safetensors --data fashion-mnist:DIR --sigma 0.5 --out votes
+  ddsmoothing train --preset fashion-mnist-catrs --data fashion-mnist:DIR --sigma 0.5 --predictions votes --out RUN"""
+)
+@_options
+def predictions(**options: Any) -> int:
+    """Write the mean softmax of n noisy copies of every input of a data set.
+
+    The file is bound to the data set and the model. The same command goes on where it was interrupted (exit code 75).
+    """
+    import torch
+
+    from ddsmoothing.cli.loading import load_base
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.counting.engine import at_sigma
+    from ddsmoothing.data import load_data
+    from ddsmoothing.devices import named_device
+    from ddsmoothing.models import probe_classes
+    from ddsmoothing.training.loop import AUTOCAST
+    from ddsmoothing.training.predictions import make_predictions
+
+    data = load_data(options["data"], split=options["split"], labels=False, download=options["download"])
+    x, device = data[:1][0], named_device(options["device"])
+    model = load_base(options, x)
+    told = at_sigma(model, torch.full((1,), options["sigma"], device=device))
+    with asked_to_stop() as stop, SampleProgress(len(data), "predictions", "inputs") as progress:
+        finished = make_predictions(
+            model,
+            data,
+            options["out"],
+            classes=options["num_classes"] or probe_classes(told, x.to(device)),
+            sigma=options["sigma"],
+            n=options["n"],
+            seed=options["seed"],
+            model_id=options["model_id"],
+            precision=AUTOCAST.get(options["precision"]),
+            progress=progress,
+            stop=stop,
+        )
+    click.echo(f"{options['out']}: {len(data)} inputs" if finished else "stopped; the same command continues it.")
+    return 0 if finished else INTERRUPTED

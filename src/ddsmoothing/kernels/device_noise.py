@@ -1,0 +1,211 @@
+"""Grid noise drawn where it is used: the integers of ``noise.GridBlock`` added to inputs, by ``triton_kernels``.
+
+Nothing here waits for the device. Triton is imported when noise is first drawn, not before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddsmoothing.noise import GridBlock, GridTable, grid_table
+
+COUNTERS, LANES, NUMBERS = 128, 64, 1024  # of a program: counters that decide, cells refined at once, divisions
+LARGEST_LAUNCH: Final = 2**24  # numbers drawn in one launch: the lists of undecided cells take four bytes for each
+LARGEST_TABLES: Final = 256  # scales whose tables are kept; then all are dropped
+_CELLS: Final = 2**16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The first rows of one noise block, and where they go.
+
+    Attributes:
+        words: the block's address, ``(seed, input id, stream, block)``.
+        table: of the integers; of 16 bits.
+        centre: row of the inputs that the noise is added to.
+        row: first row of the output.
+        rows: how many, at most what the block holds.
+    """
+
+    words: tuple[int, int, int, int]
+    table: GridTable
+    centre: int
+    row: int
+    rows: int
+
+
+def supported(device: torch.device) -> bool:
+    """Whether Triton can draw noise on this device: CUDA and ROCm, or any where it is interpreted."""
+    wanted = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return wanted and importlib.util.find_spec("triton") is not None
+
+
+@cache
+def fault(device: torch.device) -> str | None:
+    """Why noise is not to be drawn on this device, tried once on some blocks; None where its integers are right."""
+    if not supported(device):
+        return "Triton is not installed or does not serve this device"
+    rng, d, rows = np.random.default_rng(0), 37, 60
+    centres = rng.integers(0, 256, (3, d)).astype(np.int16)
+    parts = [
+        Part(
+            words=(2**64 - 1 - i, 2**63 + i, i, 2**64 - 1 - i),
+            table=grid_table(name, scale),
+            centre=i,
+            row=i * rows,
+            rows=rows,
+        )
+        for i, (name, scale) in enumerate((("gaussian", 0.25), ("gaussian", 12.0), ("uniform", 0.8)))
+    ]
+    try:
+        out = torch.empty((len(parts) * rows, d), dtype=torch.int16, device=device)
+        DeviceNoise(device).draw(out, to_device(centres, device), parts)
+        found = out.cpu().numpy().reshape(len(parts), rows, d)
+    except Exception as error:  # a compiler or driver may fail in many ways
+        return f"Triton failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    for part, each in zip(parts, found, strict=True):
+        wanted = np.empty((rows, d), dtype=np.int16)
+        GridBlock(part.table, part.words, d).fill(wanted)
+        if not np.array_equal(each, wanted + centres[part.centre]):
+            return "its integers are not those of the CPU"
+    return None
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array on a device, copied without waiting where the device allows it."""
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+class Tables:
+    """Tables of many scales side by side on a device, each put there once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._drop(1)
+
+    def _drop(self, room: int) -> None:
+        """Forget all tables; leave room for so many."""
+        self._places: dict[int, tuple[int, int]] = {}
+        self._kept: list[GridTable] = []  # so that no other takes the identity of one
+        self.first = torch.empty((room, _CELLS), dtype=torch.int16, device=self._device)
+        self.below = torch.empty((room, _CELLS + 1), dtype=torch.int32, device=self._device)
+        self.thresholds = torch.empty(room * 2**12, dtype=torch.int64, device=self._device)
+        self._end = 0
+
+    def places(self, tables: Sequence[GridTable]) -> list[tuple[int, int, int]]:
+        """Offsets of each table's ``first``, ``below`` and ``thresholds``; those that are not there yet are added."""
+        wanted = {id(table): table for table in tables}
+        new = [table for key, table in wanted.items() if key not in self._places]
+        if len(self._places) + len(new) > LARGEST_TABLES:
+            self._drop(len(wanted))
+            new = list(wanted.values())
+        for table in new:
+            self._put(table)
+        found = [self._places[id(table)] for table in tables]
+        return [(place * _CELLS, place * (_CELLS + 1), at) for place, at in found]
+
+    def _put(self, table: GridTable) -> None:
+        place, end = len(self._places), self._end + len(table.thresholds)
+        self.first = _with_room(self.first, place + 1)
+        self.below = _with_room(self.below, place + 1)
+        self.thresholds = _with_room(self.thresholds, end)
+        self.first[place].copy_(to_device(table.first, self._device))
+        self.below[place].copy_(to_device(table.below, self._device))
+        self.thresholds[self._end : end].copy_(to_device(table.thresholds.view(np.int64), self._device))
+        self._places[id(table)], self._end = (place, self._end), end
+        self._kept.append(table)
+
+
+def _with_room(held: torch.Tensor, size: int) -> torch.Tensor:
+    """A tensor with at least so many rows, the first of them those held."""
+    if len(held) >= size:
+        return held
+    grown = held.new_empty((max(size, 2 * len(held)), *held.shape[1:]))
+    grown[: len(held)].copy_(held)
+    return grown
+
+
+class DeviceNoise:
+    """Draws grid noise on one device, for one thread and one stream.
+
+    Args:
+        device: with ``fault(device)`` None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        from ddsmoothing.kernels import triton_kernels
+
+        self._kernels, self._device, self._tables = triton_kernels, device, Tables(device)
+
+    def draw(self, out: torch.Tensor, centres: torch.Tensor, parts: Sequence[Part]) -> None:
+        """Write ``X + K`` for all parts, which may be of many inputs and scales.
+
+        Args:
+            out: ``(rows, d)`` int16, contiguous.   centres: ``(B, d)`` int16, the inputs' integers X.
+        """
+        for launch in _launches(parts, out.shape[1]):
+            self._launch(out, centres, launch)
+
+    def _launch(self, out: torch.Tensor, centres: torch.Tensor, parts: Sequence[Part]) -> None:
+        d = out.shape[1]
+        grid = (len(parts), -(-max(part.rows for part in parts) * -(-d // 4) // (4 * COUNTERS)))
+        places = self._tables.places([part.table for part in parts])
+        lines = to_device(_lines(parts, places), self._device)
+        counts = torch.empty(grid, dtype=torch.int32, device=self._device)
+        cells = torch.empty((*grid, 16 * COUNTERS), dtype=torch.int32, device=self._device)
+        mark, tables = parts[0].table.undecided, self._tables
+        self._kernels.decide[grid](
+            out, centres, lines, tables.first, cells, counts, grid[1], d=d, mark=mark, size=COUNTERS, num_warps=4
+        )
+        upto = counts.cumsum(1)
+        self._kernels.refine[grid](
+            *(out, centres, lines, tables.below, tables.thresholds, cells, counts, upto, grid[1]),
+            **{"d": d, "size": COUNTERS, "lanes": LANES, "num_warps": 2},
+        )
+
+    def divide(self, out: torch.Tensor, sums: torch.Tensor, levels: int) -> None:
+        """Write ``sums / levels``, divided in float32, in the type and memory format of out.
+
+        Args:
+            out: ``(rows, ...)`` float32, float16 or bfloat16.   sums: ``(rows, d)`` int16, contiguous.
+        """
+        pixels = 0 if out.is_contiguous() else out[0, 0].numel()
+        flat = torch.as_strided(out, (out.numel(),), (1,))
+        brain = out.dtype == torch.bfloat16
+        self._kernels.divide[(-(-out.numel() // NUMBERS),)](
+            *(flat.view(torch.int16) if brain else flat, sums, float(levels), out.numel()),
+            **{"d": sums.shape[1], "pixels": pixels, "brain": brain, "size": NUMBERS, "num_warps": 4},
+        )
+
+
+def _launches(parts: Sequence[Part], d: int) -> list[list[Part]]:
+    """Parts cut into launches, of a bounded number of coordinates and scales each."""
+    found: list[list[Part]] = []
+    room, scales = 0, set[int]()
+    for part in parts:
+        cost = part.rows * d
+        if not found or cost > room or len(scales | {id(part.table)}) > LARGEST_TABLES:
+            found.append([])
+            room, scales = LARGEST_LAUNCH, set()
+        found[-1].append(part)
+        room, scales = room - cost, scales | {id(part.table)}
+    return found
+
+
+def _lines(parts: Sequence[Part], places: list[tuple[int, int, int]]) -> NDArray[np.int64]:
+    """A line of int64 for each part, as ``triton_kernels`` reads them."""
+    words = np.array([part.words for part in parts], dtype=np.uint64).view(np.int64)
+    others = [
+        (part.rows, part.row, part.centre, *place, part.table.start) for part, place in zip(parts, places, strict=True)
+    ]
+    return np.concatenate([words, np.array(others, dtype=np.int64)], axis=1)
