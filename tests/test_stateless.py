@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 
 import ddsmoothing as dds
+from ddsmoothing.attacks import Attack
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise, Plurality, Rule, Tally, rule_for
@@ -303,6 +305,14 @@ def test_what_does_not_go_together_is_refused(model: torch.nn.Module, data: dds.
     assert result.under(Plurality()).vote == "plurality"
     with pytest.raises(InputError, match="other wins"):
         result.under(Pairwise())
+
+
+def test_no_attack_inside_a_radius_succeeds(run: tuple[dds.Run, dds.SmoothedClassifier, dds.Dataset]) -> None:
+    """The attacked classifier has the offsets too."""
+    made, smoothed, data = run
+    weak = Attack(steps=3, samples=8, restarts=1)
+    report = attack_run(made, smoothed, data, factors=[0.95], attack=weak, n=300, maximum=3, seed=1)
+    assert not report.contradicted
 
 
 def test_a_run_with_offsets_enters_no_memory(
