@@ -17,7 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = (
     *("errors", "labels", "files", "streams", "lattice", "noise", "bounds", "devices", "modules", "kernels"),
     *("certificate", "claims", "plan", "inputs", "counting", "classifier", "compat2021", "smooth", "data", "models"),
-    *("attacks", "sigma", "runs", "campaigns", "training", "memory", "verify", "doctor", "analysis", "tables", "plots"),
+    *("attacks", "sigma", "stateless", "runs", "campaigns", "training", "memory", "verify", "doctor", "analysis"),
+    *("tables", "plots"),
     *("report", "cli", "__main__"),
 )
 WITHOUT_TORCH = (
