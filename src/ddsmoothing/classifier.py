@@ -18,6 +18,7 @@ from ddsmoothing.certificate import Certificate
 from ddsmoothing.claims import Certification, Measurement, Prediction, Rule, measured, rule_for, total_variation
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.function import ROWS, check_is_function
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
@@ -26,6 +27,8 @@ from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
+
+CHECKED = 4  # inputs that the check of a function looks at
 
 
 class SmoothedClassifier:
@@ -48,6 +51,8 @@ class SmoothedClassifier:
             noise too.
         levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
             of 0.01. Inputs on it get exact noise.
+        check: before the first answer, see on a few noisy rows whether the model is a function of one row: some hundred
+            forward passes of few rows, once. False leaves that out.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class SmoothedClassifier:
         compiled: bool = False,
         snap: bool = False,
         levels: int = LEVELS,
+        check: bool = True,
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
@@ -76,6 +82,7 @@ class SmoothedClassifier:
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self.levels, self.vote = check_levels(levels), rule_for(vote).vote
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
+        self._to_check = {True} if check else set()  # shared by all forms of this classifier; empty when done
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
 
@@ -278,7 +285,23 @@ class SmoothedClassifier:
         self, x: torch.Tensor, sigma: ArrayLike, ids: Sequence[int] | None
     ) -> tuple[Batch, NDArray[np.float64]]:
         batch = self.prepare(x, ids)
-        return batch, check_sigma(sigma, len(batch))
+        sigmas = check_sigma(sigma, len(batch))
+        self.check_function(batch, float(np.median(sigmas)))
+        return batch, sigmas
+
+    def check_function(self, batch: Batch, sigma: float) -> None:
+        """See, once, whether the base classifier is a function of one row, which every certificate takes for granted.
+
+        Raises: ModelError naming the first sign that it is not.
+        """
+        if not self._to_check:
+            return
+        engine = self._engine
+        if self.compiled:  # other numbers of rows would be compiled one by one
+            engine = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
+        x = batch.values[:CHECKED].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
+        check_is_function(engine, x, sigma, num_classes=self.num_classes, rows=min(ROWS, self.block_rows(batch.d)))
+        self._to_check.clear()
 
     def _evidence(
         self, batch: Batch, sigma: NDArray[np.float64], rule: Rule, alpha: float, seed: int, start: float

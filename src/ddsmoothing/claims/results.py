@@ -185,7 +185,8 @@ class Certification(Evidence):
 
     def outcome(self, labels: ArrayLike) -> Outcome:
         """These certificates against the true classes ``(B,)``, for analysis."""
-        return Outcome(correct=np.asarray(self.prediction == np.asarray(labels)), radius=self.radius)
+        right = ~self.abstained & (self.prediction == np.asarray(labels))
+        return Outcome(correct=np.asarray(right), radius=self.radius)
 
     def under(self, rule: Rule) -> Certification:
         """The same samples judged by another rule, to compare votes and bounds.

@@ -13,7 +13,7 @@ from ddsmoothing.claims.measurement import Count as Count
 from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 
 SCHEMA_VERSION: Final = 2
-NOT_COMPARED: Final = {"created", "versions", "config"}  # what may differ when a run is continued
+NOT_COMPARED: Final = {"created", "versions", "config", "behaviour"}  # what may differ when a run is continued
 
 Reason = Literal[
     "certified", "abstained", "planned", "wrong", "out of reach", "kept", "cut", "answered"
