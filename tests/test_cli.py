@@ -248,7 +248,7 @@ BAD = {
     "corrupt npz": (small("--sigma", 0.25, "--data", "corrupt.npz"), 1, "not a readable npz"),
     "no labels": (small("--sigma", 0.25, "--data", "unlabelled.npz"), 1, "--no-labels"),
     "labels too large": (small("--sigma", 0.25, "--data", "large_labels.npz"), 2, "label 19 is out of range"),
-    "negative labels": (small("--sigma", 0.25, "--data", "negative.npz"), 1, "contains -1"),
+    "negative labels": (small("--sigma", 0.25, "--data", "negative.npz"), 1, "a label is -1"),
     "unscaled pixels": (small("--sigma", 0.25, "--data", "pixels.npz"), 1, "divide by 255"),
     "inputs of another shape": (small("--sigma", 0.25, "--data", "wide.npz"), 1, "does not take inputs of shape"),
     "wrong number of classes": (small("--sigma", 0.25, "--num-classes", 10), 1, "num_classes=10"),

@@ -124,7 +124,7 @@ class DeviceCounter:
             device=batch.device,
         )
         forward = Forward(
-            lambda: check_logits(at_sigma(self._engine.model, sigma)(x), self._rows, self._classes),
+            lambda: check_logits(at_sigma(self._engine.model, sigma)(x), x, self._classes),
             passes=-(-total // self._rows) if self._graphs and has_graphs(batch.device) else 0,
         )
         pace = Pace(batch.device, progress)
