@@ -33,7 +33,7 @@ from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
+from ddsmoothing.plan import N0, Conversation, Draw, DrawAt, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
 
 Result = TypeVar("Result")
@@ -173,7 +173,7 @@ class SmoothedClassifier:
         self,
         batch: Batch,
         sigma: NDArray[np.float64],
-        talks: Sequence[Generator[tuple[Draw, ...], list[Measurement], Result]],
+        talks: Sequence[Generator[tuple[Draw | DrawAt, ...], list[Measurement], Result]],
         seed: int,
         progress: Progress | None,
     ) -> list[Result]:
@@ -189,10 +189,10 @@ class SmoothedClassifier:
                 requests.append(
                     Request(
                         row=row,
-                        sigma=float(sigma[row]) if draw.sigma is None else draw.sigma,
+                        sigma=draw.sigma if isinstance(draw, DrawAt) else float(sigma[row]),
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=blocks[row].take(draw.stream, draw.n, draw.slot),
+                        first_block=blocks[row].take(draw.stream, draw.n, _slot(draw)),
                         tally=draw.tally.kind,
                         anchor=draw.tally.anchor,
                     )
@@ -200,8 +200,8 @@ class SmoothedClassifier:
             counts = self.count(batch, requests, seed, progress)
             answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
             for (row, draw), request, each in zip(asked, requests, counts, strict=True):
-                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=draw.slot)
-                known = tv[row] if draw.sigma is None else self._tv_at(batch, row, draw.sigma)
+                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=_slot(draw))
+                known = self._tv_at(batch, row, draw.sigma) if isinstance(draw, DrawAt) else tv[row]
                 answers[row].append(replace(one, tv=known))
             wishes = {}
             for row, answer in answers.items():
@@ -329,6 +329,10 @@ class SmoothedClassifier:
             "block_size": self.block_rows(batch.d),
             "seconds": time.perf_counter() - start,
         }
+
+
+def _slot(draw: Draw | DrawAt) -> int:
+    return draw.slot if isinstance(draw, DrawAt) else 0
 
 
 def _asking(rule: Rule, num_classes: int, n0: int, n: int) -> Conversation:
