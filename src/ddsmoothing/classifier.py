@@ -27,15 +27,18 @@ from ddsmoothing.claims import (
 )
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.function import ROWS, check_is_function
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
-from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
+from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Conversation, Draw, DrawAt, Found, Question, Sampler, Target, sampler_for
 from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
 
+CHECKED = 4  # inputs that the check of a function looks at
 Result = TypeVar("Result")
 
 
@@ -61,6 +64,9 @@ class SmoothedClassifier:
             noise too.
         levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
             of 0.01. Inputs on it get exact noise.
+        any_range: take inputs outside [0, 1] also where no levels are stated; sigma and radii are in their units.
+        check: before the first answer, see on a few noisy rows whether the model is a function of one row: some hundred
+            forward passes of few rows, once. False leaves that out.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class SmoothedClassifier:
         compiled: bool = False,
         snap: bool = False,
         levels: int = LEVELS,
+        any_range: bool = False,
+        check: bool = True,
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
@@ -88,10 +96,11 @@ class SmoothedClassifier:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
-        self.levels, self.vote = check_levels(levels), rule_for(vote).vote
+        self.levels, self.vote, self.any_range = check_levels(levels), rule_for(vote).vote, any_range
         self.offsets = None if offsets is None else check_offsets(offsets, num_classes)
         self.rule()  # what does not go together is said here
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
+        self._to_check = {True} if check else set()  # shared by all forms of this classifier; empty when done
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
 
@@ -142,9 +151,9 @@ class SmoothedClassifier:
             raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
         batch, sigmas = self._prepare(x, sigma, ids)
         seed, start = checked_seed(seed), time.perf_counter()
-        truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
-        if len(truth) != len(batch):
-            raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+        truth = [None] * len(batch)
+        if labels is not None:
+            truth = checked_labels(labels, len(batch), self.num_classes).tolist()
         questions = [
             Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)
@@ -253,7 +262,8 @@ class SmoothedClassifier:
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
-        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None, self.levels)
+        norm = self.certificate.norm if self.snap else None
+        return prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -287,6 +297,10 @@ class SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
         return self._with(executor=executor)
 
+    def with_any_range(self) -> SmoothedClassifier:
+        """The same classifier, for inputs outside [0, 1] too: perturbed ones lie there."""
+        return self._with(any_range=True)
+
     def with_block_size(self, block_size: int) -> SmoothedClassifier:
         """The same classifier with another number of rows in one forward pass."""
         return self._with(block_size=block_size)
@@ -308,7 +322,23 @@ class SmoothedClassifier:
         self, x: torch.Tensor, sigma: ArrayLike, ids: Sequence[int] | None
     ) -> tuple[Batch, NDArray[np.float64]]:
         batch = self.prepare(x, ids)
-        return batch, check_sigma(sigma, len(batch))
+        sigmas = check_sigma(sigma, len(batch))
+        self.check_function(batch, float(np.median(sigmas)))
+        return batch, sigmas
+
+    def check_function(self, batch: Batch, sigma: float) -> None:
+        """See, once, whether the base classifier is a function of one row, which every certificate takes for granted.
+
+        Raises: ModelError naming the first sign that it is not.
+        """
+        if not self._to_check:
+            return
+        engine = self._engine
+        if self.compiled:  # other numbers of rows would be compiled one by one
+            engine = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
+        x = batch.values[:CHECKED].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
+        check_is_function(engine, x, sigma, num_classes=self.num_classes, rows=min(ROWS, self.block_rows(batch.d)))
+        self._to_check.clear()
 
     def _evidence(
         self, batch: Batch, sigma: NDArray[np.float64], rule: Rule, alpha: float, seed: int, start: float

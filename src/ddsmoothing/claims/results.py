@@ -19,6 +19,7 @@ from ddsmoothing.claims.levels import POINTWISE
 from ddsmoothing.claims.measurement import Look, Measurement
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Rule
 from ddsmoothing.errors import InputError
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import grid_table
 
 
@@ -184,8 +185,9 @@ class Certification(Evidence):
         return evidence_text(self.rule, self.alpha, float(self.moved[i]), drawn)
 
     def outcome(self, labels: ArrayLike) -> Outcome:
-        """These certificates against the true classes ``(B,)``, for analysis."""
-        return Outcome(correct=np.asarray(self.prediction == np.asarray(labels)), radius=self.radius)
+        """These certificates against the true classes ``(B,)``, for analysis; InputError where they are no classes."""
+        truth = checked_labels(labels, len(self), self.num_classes)
+        return Outcome(correct=np.asarray(self.prediction == truth), radius=self.radius)
 
     def under(self, rule: Rule) -> Certification:
         """The same samples judged by another rule, to compare votes and bounds.

@@ -121,11 +121,11 @@ class DiffusionDenoiser(Denoiser):
         self.prediction, self.rule, self.timestep_scale = prediction, rule, float(timestep_scale)
         # neither buffers nor parameters, so that no cast reaches them
         self.table = np.asarray(table, dtype=np.float64)
-        self._edges = timestep_edges(self.table, rule)
+        self._edges = torch.from_numpy(timestep_edges(self.table, rule))
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """The timestep of each sigma, ``(B,)`` int64; it has no gradient."""
-        return torch.bucketize(sigma.detach().float().contiguous(), torch.from_numpy(self._edges).to(sigma.device))
+        return torch.bucketize(sigma.detach().float().contiguous(), self._edges.to(sigma.device))
 
     def estimate(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         t = self.timestep(sigma)

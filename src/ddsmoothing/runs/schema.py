@@ -13,7 +13,7 @@ from ddsmoothing.claims.measurement import Count as Count
 from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 
 SCHEMA_VERSION: Final = 2
-NOT_COMPARED: Final = {"created", "versions", "config"}  # what may differ when a run is continued
+NOT_COMPARED: Final = {"created", "versions", "config", "behaviour"}  # what may differ when a run is continued
 
 Reason = Literal[
     "certified", "abstained", "planned", "wrong", "out of reach", "kept", "cut", "answered"
@@ -30,13 +30,14 @@ class _Strict(BaseModel):
 
 
 class DataIdentity(_Strict):
-    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances."""
+    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances, ``labels_sha256`` of all labels."""
 
     name: str
     split: str
     length: Size
     transform: str
     sha256: Digest
+    labels_sha256: Digest | None = None
 
 
 class Subset(_Strict):
@@ -108,6 +109,7 @@ class Header(_Strict):
         sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
             stopped.   shape, dtype: of an input; precision, channels_last, compiled, device, block_size: of the model's
             run.
+        any_range: inputs outside [0, 1] were let in on request.
         snap, levels: inputs were moved to the grid; its steps to the unit, 255 for 8-bit images.
         sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
         policy: options of the search.   config: options of the command that made it.
@@ -142,6 +144,7 @@ class Header(_Strict):
     compiled: bool
     snap: bool
     levels: Annotated[int, Field(ge=1, le=LARGEST_LEVELS)] = LEVELS
+    any_range: bool = False
     device: str
     block_size: Annotated[int, Field(ge=1)]
     behaviour: tuple[Count, ...] | None = None
