@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import Certificate
-from ddsmoothing.claims import (
-    Certification,
-    Measurement,
-    Prediction,
-    Rule,
-    check_offsets,
-    measured,
-    rule_for,
-    total_variation,
-)
+from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, measured, rule_for, total_variation
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
-from ddsmoothing.counting.function import ROWS, check_is_function
+from ddsmoothing.counting.function import check_inputs
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
@@ -35,11 +26,8 @@ from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.plan import N0, Conversation, Draw, DrawAt, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
-
-CHECKED = 4  # inputs that the check of a function looks at
-Result = TypeVar("Result")
+from ddsmoothing.plan import N0, Question, Result, Sampler, Talk, Target, asking, sampler_for
+from ddsmoothing.streams import Blocks, checked_seed, coin
 
 
 class SmoothedClassifier:
@@ -182,7 +170,7 @@ class SmoothedClassifier:
         self,
         batch: Batch,
         sigma: NDArray[np.float64],
-        talks: Sequence[Generator[tuple[Draw | DrawAt, ...], list[Measurement], Result]],
+        talks: Sequence[Talk[Result]],
         seed: int,
         progress: Progress | None,
     ) -> list[Result]:
@@ -207,7 +195,7 @@ class SmoothedClassifier:
                     )
                 )
             counts = self.count(batch, requests, seed, progress)
-            answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
+            answers: dict[int, list[Any]] = {row: [] for row in wishes}  # of measurements
             for (row, draw), request, each in zip(asked, requests, counts, strict=True):
                 one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=_slot(draw))
                 known = self._tv_at(batch, row, draw.sigma) if isinstance(draw, DrawAt) else tv[row]
@@ -252,7 +240,7 @@ class SmoothedClassifier:
         if len(set(sigmas.tolist())) == 1:
             rule.check(float(sigmas[0]), n, alpha)
         seed, start = checked_seed(seed), time.perf_counter()
-        talks = [_asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
+        talks = [asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
         found = self.converse(batch, sigmas, talks, seed, progress)
         return Prediction(
             **self._evidence(batch, sigmas, rule, alpha, seed, start),
@@ -331,14 +319,13 @@ class SmoothedClassifier:
 
         Raises: ModelError naming the first sign that it is not.
         """
-        if not self._to_check:
-            return
-        engine = self._engine
-        if self.compiled:  # other numbers of rows would be compiled one by one
-            engine = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
-        x = batch.values[:CHECKED].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
-        check_is_function(engine, x, sigma, num_classes=self.num_classes, rows=min(ROWS, self.block_rows(batch.d)))
-        self._to_check.clear()
+        if self._to_check:
+            # torch.compile would compile every other number of rows, so the model itself is asked
+            plain = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
+            check_inputs(
+                plain if self.compiled else self._engine, batch, sigma, self.num_classes, self.block_rows(batch.d)
+            )
+            self._to_check.clear()
 
     def _evidence(
         self, batch: Batch, sigma: NDArray[np.float64], rule: Rule, alpha: float, seed: int, start: float
@@ -359,17 +346,3 @@ class SmoothedClassifier:
             "block_size": self.block_rows(batch.d),
             "seconds": time.perf_counter() - start,
         }
-
-
-def _slot(draw: Draw | DrawAt) -> int:
-    return draw.slot if isinstance(draw, DrawAt) else 0
-
-
-def _asking(rule: Rule, num_classes: int, n0: int, n: int) -> Conversation:
-    """The samples of one prediction; both parts are of one stream, one after the other."""
-    if not rule.asks_twice:
-        (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(0)),)
-        return Found(pilot=fresh, fresh=fresh)
-    (pilot,) = yield (Draw(Stream.PREDICT, n0, rule.pilot_tally(num_classes)),)
-    (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(rule.choose(pilot))),)
-    return Found(pilot=replace(pilot, role=Stream.PILOT.name.lower()), fresh=fresh)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.special import betaincinv, ndtr, ndtri
@@ -88,7 +88,9 @@ class Found:
     stopped: str | None = None
 
 
-Conversation = Generator[tuple[Draw, ...], list[Measurement], Found]
+Result = TypeVar("Result")
+Talk = Generator[tuple[Draw, ...], list[Measurement], Result]  # asks for samples, and ends with what it found
+Conversation = Talk[Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +289,16 @@ def _hope(gap: Callable[[float], float], n: int, count: int) -> float:
 
 def _seen(fresh: Measurement, *looks: Look) -> Measurement:
     return replace(fresh, looks=looks)
+
+
+def asking(rule: Rule, num_classes: int, n0: int, n: int) -> Conversation:
+    """The samples of one prediction; both parts are of one stream, one after the other."""
+    if not rule.asks_twice:
+        (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(0)),)
+        return Found(pilot=fresh, fresh=fresh)
+    (pilot,) = yield (Draw(Stream.PREDICT, n0, rule.pilot_tally(num_classes)),)
+    (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(rule.choose(pilot))),)
+    return Found(pilot=replace(pilot, role=Stream.PILOT.name.lower()), fresh=fresh)
 
 
 def sampler_for(
