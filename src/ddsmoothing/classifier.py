@@ -186,10 +186,10 @@ class SmoothedClassifier:
                 requests.append(
                     Request(
                         row=row,
-                        sigma=draw.sigma if isinstance(draw, DrawAt) else float(sigma[row]),
+                        sigma=float(sigma[row]) if draw.sigma is None else draw.sigma,
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=blocks[row].take(draw.stream, draw.n, _slot(draw)),
+                        first_block=blocks[row].take(draw.stream, draw.n, draw.slot),
                         tally=draw.tally.kind,
                         anchor=draw.tally.anchor,
                     )
@@ -197,8 +197,8 @@ class SmoothedClassifier:
             counts = self.count(batch, requests, seed, progress)
             answers: dict[int, list[Any]] = {row: [] for row in wishes}  # of measurements
             for (row, draw), request, each in zip(asked, requests, counts, strict=True):
-                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=_slot(draw))
-                known = self._tv_at(batch, row, draw.sigma) if isinstance(draw, DrawAt) else tv[row]
+                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=draw.slot)
+                known = tv[row] if draw.sigma is None else self._tv_at(batch, row, draw.sigma)
                 answers[row].append(replace(one, tv=known))
             wishes = {}
             for row, answer in answers.items():

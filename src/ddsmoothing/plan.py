@@ -40,6 +40,16 @@ class Draw(NamedTuple):
     n: int
     tally: Tally
 
+    @property
+    def sigma(self) -> float | None:
+        """The input's own."""
+        return None
+
+    @property
+    def slot(self) -> int:
+        """That of the input's own sigma."""
+        return 0
+
 
 class DrawAt(NamedTuple):
     """The same at a sigma that is not the input's own, and has a slot of its own."""
@@ -89,7 +99,8 @@ class Found:
 
 
 Result = TypeVar("Result")
-Talk = Generator[tuple[Draw, ...], list[Measurement], Result]  # asks for samples, and ends with what it found
+Wishes = tuple[Draw, ...] | tuple[DrawAt, ...]
+Talk = Generator[Wishes, list[Measurement], Result]  # asks for samples, and ends with what it found
 Conversation = Talk[Found]
 
 
