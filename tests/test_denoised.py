@@ -368,7 +368,7 @@ class Noisy(nn.Module):
 def test_a_denoiser_that_draws_noise_is_refused() -> None:
     with pytest.raises(ModelError, match="draws noise of its own"):
         refuse_noise(PixelDenoiser(Noisy()), (2, 6, 6))
-    with pytest.raises(ModelError, match="does not take images of shape"):
+    with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 3, 6, 6\)"):
         refuse_noise(PixelDenoiser(Tiny()), (3, 6, 6))
     dropout = PixelDenoiser(nn.Sequential())
     dropout.network = DropOut()

@@ -86,7 +86,7 @@ def test_its_noise_is_of_no_certificate(model: torch.nn.Module, data: dds.Datase
         return model(x)
 
     x = data[:2][0]
-    behaviour(smoothed_of(watched), x)
+    behaviour(smoothed_of(watched, block_size=COPIES), x)  # no padding
     mine = {row.numpy().tobytes() for row in torch.cat(seen)}
     seen.clear()
     smoothed_of(watched).predict(x, 0.25, n=200, seed=0, ids=[0, 1])

@@ -269,6 +269,13 @@ def test_scripted_and_exported_modules_have_a_hash_of_their_code() -> None:
         assert len({model_hash(make(*values)) for values in ((1.0, 0.0), (2.0, 0.0), (1.0, 1.0))}) == 3
 
 
+def test_a_compiled_module_has_one_hash() -> None:
+    assert model_hash(torch.compile(Rich(), backend="eager")) == model_hash(torch.compile(Rich(), backend="eager"))
+    other = Rich()
+    change(other, "weight")
+    assert model_hash(torch.compile(Rich(), backend="eager")) != model_hash(torch.compile(other, backend="eager"))
+
+
 def test_a_model_that_holds_a_data_set_is_refused_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules, "LARGEST", 20_000)
     start = time.process_time()

@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.counting.contract import BaseClassifier
-from ddsmoothing.counting.engine import at_sigma, takes_sigma
+from ddsmoothing.counting.engine import at_sigma, called, takes_sigma
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
 from ddsmoothing.kernels.rounding import on_grid_values
@@ -130,7 +130,7 @@ def smoothed_gradient(
     for start in range(0, len(x), rows):
         part, copies = x[start : start + rows].detach().requires_grad_(True), noise[start : start + rows]
         told = model if sigma is None else at_sigma(model, sigma[start : start + rows])
-        logits = told((part[:, None] + copies).flatten(0, 1))
+        logits = called(told, (part[:, None] + copies).flatten(0, 1))
         if not isinstance(logits, torch.Tensor) or not logits.requires_grad:
             raise ModelError("no gradient flows through the base classifier, so it cannot be attacked by gradients.")
         logits = logits.reshape(*copies.shape[:2], -1)

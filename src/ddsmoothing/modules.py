@@ -18,7 +18,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from ddsmoothing.devices import TABLES
 from ddsmoothing.errors import ModelError
@@ -118,6 +117,11 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
                 yield name, getattr(value, name)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Is it what ``torch.compile`` made of a module?"""
+    return type(module).__module__.startswith("torch._dynamo")
+
+
 def _hook_name(table: str, number: int) -> str:
     """How the walk calls a hook."""
     return f"<{table.strip('_')[:-1].replace('_', ' ')} {number}>"
@@ -128,6 +132,9 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
         yield from _of_script(module)
         return
     attributes = vars(module)
+    if is_compiled(module):
+        yield "._orig_mod", module._orig_mod
+        return
     for table in TABLES:
         yield from ((f".{name}", held) for name, held in attributes[table].items())
     for table in HOOKS:
@@ -166,10 +173,16 @@ def is_opaque(value: Any) -> bool:
 
 
 def content(value: torch.Tensor | np.ndarray[Any, Any]) -> bytes | None:
-    """The bytes of a dense tensor or array; None where it has none of its own: meta, sparse, quantised, of objects."""
+    """The bytes of a dense tensor or array; None where there are none: meta, sparse, quantised, other classes."""
     if isinstance(value, np.ndarray):
         return None if value.dtype.hasobject else value.tobytes()
-    if is_lazy(value) or value.is_meta or value.is_nested or value.layout != torch.strided or value.is_quantized:
+    if (
+        type(value) not in (torch.Tensor, nn.Parameter)
+        or value.is_meta
+        or value.is_nested
+        or value.layout != torch.strided
+        or value.is_quantized
+    ):
         return None
     dense = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
@@ -182,9 +195,9 @@ def mark(value: Any) -> object:
     behind the back of autograd (``.data``) are not seen.
     """
     if isinstance(value, torch.Tensor):
-        if isinstance(value, nn.Parameter) or value.numel() > CONTENT:
-            return None if value.is_inference() else value._version
-        return content(value)
+        small = not isinstance(value, nn.Parameter) and value.numel() <= CONTENT
+        numbers = content(value) if small else None
+        return numbers if numbers is not None or value.is_inference() else value._version
     if isinstance(value, np.ndarray):
         return content(value) if value.size <= CONTENT else None
     return [(name, held if isinstance(held, PLAIN) else id(held)) for name, held in walk(value)]

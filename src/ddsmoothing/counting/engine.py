@@ -34,21 +34,22 @@ def at_sigma(model: BaseClassifier, sigma: torch.Tensor) -> Callable[[torch.Tens
     Args:
         model: one that takes sigma, or one that does not.
         sigma: ``(B,)`` float32, the standard deviation of the noise of each row; for both norms.
-    Returns: From inputs ``(B, ...)``, or ``(B m, ...)`` with the copies of an input side by side, to logits; what the
-        model raises becomes a ModelError.
+    Returns: From inputs ``(B, ...)``, or ``(B m, ...)`` with the copies of an input side by side, to logits; the model
+        itself where it does not take sigma.
     """
+    if not takes_sigma(model):
+        return model
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        inputs = [x]
-        if takes_sigma(model):
-            inputs.append(sigma.to(device=x.device, dtype=torch.float32).repeat_interleave(len(x) // len(sigma)))
-        return _called(model, inputs)  # type: ignore[no-any-return]
+        each = sigma.to(device=x.device, dtype=torch.float32).repeat_interleave(len(x) // len(sigma))
+        logits: torch.Tensor = model(x, each)  # type: ignore[call-arg]
+        return logits
 
     return forward
 
 
-def _called(model: Any, inputs: list[torch.Tensor]) -> Any:
-    """What a model gives; ModelError in one line for what it raises."""
+def called(model: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    """What a model gives, with gradients where they are on; ModelError in one line for what it raises."""
     try:
         return model(*inputs)
     except DdsmoothingError:
@@ -106,7 +107,7 @@ class Engine:
     @property
     def alone(self) -> str | None:
         """Why only one thread at a time calls the model; None where each has a copy of its own."""
-        return Replicas(self.model, 0).alone
+        return Replicas(self.model, 1).alone
 
     @contextmanager
     def open(self, callers: int = 1) -> Iterator[list[Caller]]:
@@ -145,7 +146,8 @@ class Engine:
         Raises: ModelError.
         """
         with self.open() as (caller,):
-            return caller.logits(x.clone(), sigma, num_classes)
+            logits = caller.logits(x.clone(), sigma, num_classes)
+        return logits.clone()  # outside, so that a loss may be made with it
 
 
 class Caller:
@@ -170,14 +172,19 @@ class Caller:
             x, sigma, num_classes: as for ``Engine.logits``.   used: so many rows count, the others are padding.
         Raises: ModelError.
         """
+        with torch.inference_mode():
+            logits = check_logits(self.answer(x, sigma), x, num_classes)[:used]
+            total = logits.sum(dtype=torch.float64)
+            self._total = total if self._total is None else self._total + total
+        return logits
+
+    def answer(self, x: torch.Tensor, sigma: torch.Tensor | float) -> Any:
+        """What the model gives for x, unchecked: logits, or images of a denoiser; the model may write into x."""
         inputs = [self._formed(x)]
         if self._takes:
             inputs.append(torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)))
         with torch.inference_mode(), self._turn:
-            logits = check_logits(_called(self.model, inputs), x, num_classes)[:used]
-            total = logits.sum(dtype=torch.float64)
-            self._total = total if self._total is None else self._total + total
-        return logits
+            return called(self.model, *inputs)
 
     def _formed(self, x: torch.Tensor) -> torch.Tensor:
         if self._form.channels_last and x.ndim == 4:

@@ -6,16 +6,19 @@ Bare callables have no hash, and a hash does not see what a model reads elsewher
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.errors import ModelError
-from ddsmoothing.inputs import Batch
 from ddsmoothing.streams import Stream
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddsmoothing.inputs import Batch
 
 COPIES: Final = 64
 INPUTS: Final = 8  # at most

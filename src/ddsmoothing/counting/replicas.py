@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules import module as module_hooks
 
 from ddsmoothing.errors import ModelError
-from ddsmoothing.modules import CODE, PLAIN, from_library, is_opaque, mark, walk
+from ddsmoothing.modules import CODE, HOOKS, PLAIN, from_library, is_compiled, is_opaque, mark, walk
 
 HOOK: Final = re.compile(r"<forward (pre )?hook \d+>$")  # how the walk calls one
 
@@ -35,6 +36,8 @@ class Replicas:
 
     def __init__(self, model: Any, count: int) -> None:
         self.alone = None if isinstance(model, nn.Module) else "it is a bare callable"
+        if any(getattr(module_hooks, f"_global{table}") for table in HOOKS):
+            self.alone = "hooks on all modules are registered"
         self.copies: list[nn.Module] = []
         self._modules: list[nn.Module] = []
         self._shared: dict[str, Any] = {}
@@ -105,14 +108,16 @@ def _registered(model: Any) -> dict[str, torch.Tensor]:
 def _against(way: str, value: Any) -> str | None:
     """What in a thing stands against private copies of the tree that it is in; None where nothing does."""
     if isinstance(value, nn.Module):
-        if isinstance(value, torch.jit.ScriptModule) or hasattr(type(value), "__deepcopy__"):
+        own = getattr(type(value), "__deepcopy__", None)
+        parametrized = getattr(own, "__module__", None) == "torch.nn.utils.parametrize"
+        if isinstance(value, torch.jit.ScriptModule) or is_compiled(value) or (own is not None and not parametrized):
             return "a module that is copied in a way of its own"
         return "a module with slots" if any(vars(kind).get("__slots__") for kind in type(value).__mro__) else None
     if isinstance(value, types.FunctionType):
         if HOOK.search(way) and not from_library(value):
             return "a hook that is a function"
         held = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
         constant = (*PLAIN, *CODE, types.FunctionType)
         return None if all(isinstance(one, constant) for one in held) else "a function that keeps something"
     if isinstance(value, types.BuiltinFunctionType):

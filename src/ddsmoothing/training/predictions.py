@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from ddsmoothing.counting.contract import BaseClassifier, Progress
-from ddsmoothing.counting.engine import at_sigma
+from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.data import Dataset
-from ddsmoothing.devices import device_of, keep_freed_memory, untouched
-from ddsmoothing.errors import DataError, InputError, ModelError, RunError, first_error
+from ddsmoothing.devices import device_of, keep_freed_memory
+from ddsmoothing.errors import DataError, InputError, RunError, first_error
 from ddsmoothing.models import model_identity
+from ddsmoothing.models.checkpoints import UNREADABLE, safetensors_metadata
 from ddsmoothing.noise import LARGEST_SIGMA
 from ddsmoothing.training.checkpoint import write_whole
 from ddsmoothing.training.keyed import Purpose, keys, normal
@@ -143,13 +143,17 @@ def _append(
     if not part.exists():
         part.write_bytes(source.model_dump_json().encode() + b"\n")
     start, votes = _rows(part, source)
+    device = device_of(model) or torch.device("cpu")
     size = max(1, ROWS // min(source.n, COPIES))
-    with part.open("r+b") as file, untouched(model), torch.inference_mode():
+    with part.open("r+b") as file, Engine(model).open() as (caller,):
         file.seek(start + votes.nbytes)
         file.truncate()
         for first in range(len(votes), len(data), size):
             ids = torch.arange(first, min(first + size, len(data)))
-            file.write(_votes(model, data[ids.numpy()][0], ids, source, precision).tobytes())
+            x = data[ids.numpy()][0].to(device)
+            rows = _votes(caller, x, ids.to(device), source, precision)
+            caller.check_finite()
+            file.write(rows.tobytes())
             file.flush()
             if progress is not None:
                 progress(len(ids))
@@ -161,22 +165,14 @@ def _append(
 
 
 def _votes(
-    model: BaseClassifier, x: torch.Tensor, ids: torch.Tensor, source: Source, precision: torch.dtype | None
+    caller: Caller, x: torch.Tensor, ids: torch.Tensor, source: Source, precision: torch.dtype | None
 ) -> NDArray[np.float16]:
     """Soft votes ``(B, K)`` of these inputs."""
-    device = device_of(model) or x.device
-    x, ids = x.to(device), ids.to(device)
-    sigma = torch.full((len(x),), source.sigma, device=device)
-    total = torch.zeros(len(x), source.classes, device=device)
+    total = torch.zeros(len(x), source.classes, device=x.device)
     for block, done in enumerate(range(0, source.n, COPIES)):
         noise = normal(keys(source.seed, Purpose.PREDICTIONS, 0, block, ids), min(COPIES, source.n - done), x.shape[1:])
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            logits = at_sigma(model, sigma)((x[:, None] + source.sigma * noise).flatten(0, 1))
-        if logits.shape != (noise.shape[:2].numel(), source.classes) or not bool(torch.isfinite(logits).all()):
-            raise ModelError(
-                f"the base classifier gave {tuple(logits.shape)} for {noise.shape[:2].numel()} noisy inputs, expected "
-                f"finite logits of {source.classes} classes."
-            )
+        with torch.autocast(x.device.type, precision, enabled=precision is not None):
+            logits = caller.logits((x[:, None] + source.sigma * noise).flatten(0, 1), source.sigma, source.classes)
         total += logits.float().softmax(1).reshape(*noise.shape[:2], -1).sum(1)
     votes: NDArray[np.float16] = (total / source.n).cpu().numpy().astype(np.float16)
     return votes
@@ -185,12 +181,11 @@ def _votes(
 def load_predictions(path: Path) -> Predictions:
     """Read a file of predictions; DataError where it is none, or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            source = Source.model_validate_json((file.metadata() or {})[FIELD])
-            votes = file.get_tensor("votes")
+        source = Source.model_validate_json(safetensors_metadata(path)[FIELD])
+        votes = load(path.read_bytes())["votes"]
     except (KeyError, ValidationError):
         raise DataError(f"{path} is not a file of smoothed predictions; `ddsmoothing predictions` makes one.") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is not a readable file of predictions: {error}.") from error
     if votes.shape != (source.data.get("length"), source.classes) or votes.dtype != torch.float16:
         raise DataError(f"{path} is damaged: its votes are {tuple(votes.shape)} {votes.dtype}.")
