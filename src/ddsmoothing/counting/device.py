@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from ddsmoothing.counting.ahead import Pace, Passes, blocks_of, source_for
 from ddsmoothing.counting.contract import DUELS, Progress, Request, tally_shape
-from ddsmoothing.counting.engine import Engine, at_sigma, check_logits
+from ddsmoothing.counting.engine import Caller, Engine, check_logits, refuse_infinite
 from ddsmoothing.counting.tallies import Tallies
-from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError
 from ddsmoothing.inputs import Batch
 from ddsmoothing.kernels.device_noise import current, to_device
@@ -93,20 +92,20 @@ class DeviceCounter:
         for i, request in enumerate(requests):
             groups.setdefault((not batch.on_grid[request.row], request.tally == DUELS), []).append(i)
         settled, here = settled_numerics(batch.device, tf32=self._tf32), current(batch.device)
-        with settled, here, untouched(self._engine.model), torch.inference_mode():
+        with settled, here, self._engine.open() as (caller,), torch.inference_mode():
             for _, group in sorted(groups.items()):
                 mine = [requests[i] for i in group]
-                counts = self._count_group(batch, mine, seed, progress)
+                counts = self._count_group(caller, batch, mine, seed, progress)
                 if counts is None:  # a graph that gives other logits is not used again
                     self._graphs = False
-                    counts = self._count_group(batch, mine, seed, None)
+                    counts = self._count_group(caller, batch, mine, seed, None)
                     assert counts is not None
                 for i, each in zip(group, counts, strict=True):
                     found[i] = each
         return found
 
     def _count_group(
-        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None
+        self, caller: Caller, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None
     ) -> list[NDArray[np.int64]] | None:
         """Counts of requests whose inputs are all on the grid or all off it; None where a graph went wrong."""
         x, sigma = self._inputs(batch)
@@ -124,7 +123,7 @@ class DeviceCounter:
             device=batch.device,
         )
         forward = Forward(
-            lambda: check_logits(at_sigma(self._engine.model, sigma)(x), x, self._classes),
+            lambda: check_logits(caller.answer(x, sigma), x, self._classes),
             passes=-(-total // self._rows) if self._graphs and has_graphs(batch.device) else 0,
         )
         pace = Pace(batch.device, progress)
@@ -137,11 +136,7 @@ class DeviceCounter:
         pace.finish()
         if forward.went_wrong():
             return None
-        if bool(finite.isnan().any()):
-            raise ModelError(
-                "the base classifier gave NaN or infinite logits on noisy inputs; a certificate from them would be "
-                "meaningless. Check its weights and the range of its inputs."
-            )
+        refuse_infinite(finite.sum())
         return tallies.found()[:-1]
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

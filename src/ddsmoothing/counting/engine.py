@@ -52,12 +52,14 @@ def called(model: Callable[..., Any], *inputs: torch.Tensor) -> Any:
     """What a model gives, with gradients where they are on; ModelError in one line for what it raises."""
     try:
         return model(*inputs)
-    except DdsmoothingError:
+    except (DdsmoothingError, torch.OutOfMemoryError):  # who looks for a block size wants to know of the latter
         raise
     except Exception as error:  # a model may raise anything
-        raise ModelError(
-            f"the base classifier does not take inputs of shape {tuple(inputs[0].shape)}: {_reason(error)}"
-        ) from error
+        raise _refusal(inputs[0], error) from error
+
+
+def _refusal(x: torch.Tensor, error: Exception) -> ModelError:
+    return ModelError(f"the base classifier does not take inputs of shape {tuple(x.shape)}: {_reason(error)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,11 @@ class Caller:
         Raises: ModelError.
         """
         with torch.inference_mode():
-            logits = check_logits(self.answer(x, sigma), x, num_classes)[:used]
+            try:
+                found = self.answer(x, sigma)
+            except torch.OutOfMemoryError as error:
+                raise _refusal(x, error) from error
+            logits = check_logits(found, x, num_classes)[:used]
             total = logits.sum(dtype=torch.float64)
             self._total = total if self._total is None else self._total + total
         return logits
@@ -193,11 +199,17 @@ class Caller:
 
     def check_finite(self) -> None:
         """ModelError if any logit so far was NaN or infinite."""
-        if self._total is not None and not bool(torch.isfinite(self._total)):
-            raise ModelError(
-                "the base classifier gave NaN or infinite logits; a certificate from them would be meaningless. Check "
-                "its weights and the range of its inputs."
-            )
+        if self._total is not None:
+            refuse_infinite(self._total)
+
+
+def refuse_infinite(total: torch.Tensor) -> None:
+    """ModelError if a sum over all logits is NaN or infinite, as it is as soon as one of them is."""
+    if not bool(torch.isfinite(total)):
+        raise ModelError(
+            "the base classifier gave NaN or infinite logits; a certificate from them would be meaningless. Check its "
+            "weights and the range of its inputs."
+        )
 
 
 def no_grad_logits(model: BaseClassifier, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
