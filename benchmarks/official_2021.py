@@ -28,9 +28,9 @@ def proportion_confint(count, n, alpha, method):
 
 
 def unpack(folder: Path) -> bool:
-    """Make ``ddsmoothing_2021`` importable from this folder; False where the wheel cannot be had."""
+    """Make ``ddsmoothing_2021`` importable from this folder; False where the wheel is not there and cannot be had."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
+    if not any(folder.glob("*.whl")) and subprocess.run(command, check=False, capture_output=True).returncode:
         return False
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "unpacked")

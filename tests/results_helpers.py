@@ -20,7 +20,7 @@ def with_header(run: dds.Run, **fields: Any) -> dds.Run:
 
 def of_vote(run: dds.Run, vote: str) -> dds.Run:
     """The run as if its header said another vote."""
-    return with_header(run, vote=vote)
+    return with_header(run, rule=run.header.rule.model_copy(update={"vote": vote}))
 
 
 def planted(

@@ -20,6 +20,7 @@ from ddsmoothing.runs import load_run
 from reference import Half
 
 CERTIFICATES = {"l2": dds.L2Certificate(), "l1": dds.L1Certificate()}
+SIGMA = torch.ones(2)  # of no meaning to models that do not take it
 
 
 def distance(a: torch.Tensor, b: torch.Tensor, norm: str) -> torch.Tensor:
@@ -104,13 +105,14 @@ def test_gradient_is_that_of_the_mean_probability() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
     x, y = torch.randn(2, 5, dtype=torch.float64), torch.tensor([0, 2])
     noise = 0.3 * torch.randn(2, 9, 5, dtype=torch.float64)
-    gradient, loss = smoothed_gradient(net, x, y, noise)
+    gradient, loss = smoothed_gradient(net, x, y, noise, SIGMA)
     expected = -net(x[:, None] + noise).softmax(-1).mean(1)[torch.arange(2), y].log()
     torch.testing.assert_close(loss, expected.detach())
     for j in range(5):
         step = torch.zeros(5, dtype=torch.float64)
         step[j] = 1e-6
-        slope = (smoothed_gradient(net, x + step, y, noise)[1] - smoothed_gradient(net, x - step, y, noise)[1]) / 2e-6
+        high, low = (smoothed_gradient(net, x + way, y, noise, SIGMA)[1] for way in (step, -step))
+        slope = (high - low) / 2e-6
         torch.testing.assert_close(slope, gradient[:, j], rtol=1e-5, atol=1e-7)
 
 
@@ -142,7 +144,7 @@ def test_it_lowers_the_probability_of_a_real_model_and_leaves_it_as_it_came(
     finally:
         model.eval()
     noise = draw_noise(x, 0.25, 200, CERTIFICATES["l2"], torch.Generator().manual_seed(1))
-    after, before = (smoothed_gradient(model, at, y, noise)[1] for at in (points, x))
+    after, before = (smoothed_gradient(model, at, y, noise, SIGMA)[1] for at in (points, x))
     assert float((after - before).mean()) > 0.5
 
 
@@ -164,6 +166,45 @@ def test_first_rounded_rounds_to_the_grid(half: Half) -> None:
     x = torch.tensor([[100.4, 3.3, 9.0], [100.6, 3.3, 9.0]]) / 255
     assert first_rounded(half)(x).argmax(1).tolist() == [0, 1]
     assert first_rounded(lambda x: x)(x)[0].tolist() == pytest.approx([100 / 255, 3 / 255, 9 / 255])
+
+
+class AtSigma(torch.nn.Module):
+    takes_sigma = True
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        seen.append(sigma.detach().clone())
+        return x.flatten(1)[:, :2] / sigma[:, None]
+
+
+seen: list[torch.Tensor] = []
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_model_that_takes_sigma_is_attacked_at_the_sigma_of_each_input(given: bool) -> None:
+    x, y, sigma = torch.rand(3, 4), torch.tensor([0, 1, 0]), torch.tensor([0.25, 0.5, 0.397])
+    noise = sigma[:, None, None] * torch.randn(3, 2, 4) if given else None
+    for model in (AtSigma(), first_rounded(AtSigma()), first_rounded(Plain())):
+        seen.clear()
+        attack = Attack(steps=2, samples=2, restarts=1)
+        eot_pgd(model, x, y, sigma=sigma, radius=0.1, certificate=CERTIFICATES["l2"], attack=attack, noise=noise)
+        assert len(seen) == 3
+        assert all(torch.equal(one, sigma.repeat_interleave(2)) and one.dtype == torch.float32 for one in seen)
+
+
+class Plain:
+    """A bare callable that takes sigma."""
+
+    takes_sigma = True
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return AtSigma()(x, sigma)
+
+
+def test_what_a_model_raises_under_attack_is_one_line() -> None:
+    with pytest.raises(ModelError, match=r"does not take inputs of shape \(64, 4\): RuntimeError: mat1"):
+        eot_pgd(
+            torch.nn.Linear(3, 2), torch.rand(2, 4), SIGMA.long(), sigma=0.1, radius=1.0, certificate=CERTIFICATES["l2"]
+        )
 
 
 # whole runs, on a half-space whose true distances are known

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import ddsmoothing as dds
 from ddsmoothing.errors import InputError, ModelError
-from ddsmoothing.models import denoisers
+from ddsmoothing.models import ModelSpec, denoisers, save_model, spec_of
 from ddsmoothing.models.denoised import DiffusionDenoiser, PixelDenoiser
 from ddsmoothing.models.denoisers import LAYOUTS, Layout
 from ddsmoothing.models.diffusion_unet import DiffusionUNet, UNetShape
@@ -122,11 +122,23 @@ def test_what_is_no_denoiser_is_refused(functions: str, name: str, options, erro
 
 def test_a_classifier_s_file_is_no_denoiser(tmp_path: Path) -> None:
     model = dds.load_model("fashion-mnist-cnn")
-    from ddsmoothing.models import save_model, spec_of
-
     save_model(model, spec_of(model), tmp_path / "net.safetensors")
     with pytest.raises(ModelError, match="holds a classifier"):
         dds.load_denoiser(str(tmp_path / "net.safetensors"))
+
+
+def test_a_file_of_a_denoiser_trained_here(tmp_path: Path) -> None:
+    spec = ModelSpec(arch="small-unet", classes=(), mean=(), std=(), input_shape=(1, 12, 12), sigma_range=(0.1, 1.5))
+    made = spec.build().eval()
+    for parameter in made.last.parameters():  # which starts at zero
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    save_model(made, spec, tmp_path / "denoiser.safetensors")
+    denoiser = dds.load_denoiser(str(tmp_path / "denoiser.safetensors"), input_shape=(1, 12, 12))
+    assert isinstance(denoiser, PixelDenoiser) and denoiser.sigma_range == (0.1, 1.5)
+    y, sigma = torch.rand(2, 1, 12, 12), torch.tensor([0.2, 0.9])
+    assert torch.equal(denoiser(y, sigma), made(y, sigma))
+    with pytest.raises(ModelError, match="does not take images of shape"):
+        dds.load_denoiser(str(tmp_path / "denoiser.safetensors"), input_shape=(3, 12, 12))
 
 
 SCHEDULER = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "num_train_timesteps": 100}

@@ -96,7 +96,7 @@ def test_kernels_give_the_integers_of_the_cpu_in_the_interpreter() -> None:
 
 
 def test_triton_is_not_imported_before_it_draws() -> None:
-    modules = "ddsmoothing.kernels.device_noise, ddsmoothing.classifier"
+    modules = "ddsmoothing.kernels.device_noise, ddsmoothing.counting.device_probe, ddsmoothing.classifier"
     run("-c", f"import sys, {modules}; sys.exit('triton' in sys.modules)")
 
 

@@ -62,6 +62,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "PACE_SECONDS", 0.0)
 
 
+VOTES = {"tally": "votes", "anchor": None}
+
+
 def keep(folder: Path, inner: Any, finished: Sequence[int] = (), **options: Any) -> KeptCounts:
     settings = {"num_classes": 3, "seed": 5, "block_size": 64, "durable": lambda: None} | options
     return KeptCounts(folder, inner, finished=finished, **settings)
@@ -79,13 +82,17 @@ def counted(executor: Any, requests: Sequence[Request] = REQUESTS) -> list[list[
     return [found[i].tolist() for i in range(len(requests))]
 
 
+def uninterrupted() -> list[list[int]]:
+    return [counts.tolist() for counts in small_smoothed().count(batch(), REQUESTS, 5)]
+
+
 def test_sizes() -> None:
     assert rows_per_block(48 * 48) == ROWS
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 5, 6])
 def test_what_was_counted_is_not_counted_again(tmp_path: Path, eager: None, stop: int) -> None:
-    expected = [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
+    expected = uninterrupted()
     first = Counting(stop)
     with pytest.raises(StopError), keep(tmp_path, first) as kept:
         counted(kept)
@@ -102,7 +109,7 @@ def test_what_was_counted_is_not_counted_again(tmp_path: Path, eager: None, stop
 
 def test_units_lie_between_what_is_kept(tmp_path: Path, eager: None) -> None:
     """Blocks that came back out of order leave gaps; each gap is filled and no more."""
-    expected = [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
+    expected = uninterrupted()
     with keep(tmp_path, Counting()) as kept:
         counted(kept)
     lines = (tmp_path / "partial.jsonl").read_text().splitlines(keepends=True)
@@ -130,7 +137,7 @@ def test_a_line_that_does_not_end_with_a_block_is_used_at_the_end_alone(tmp_path
     line = {"id": 0, "stream": 1, "sigma": 0.3, "block": 3, "n": 50, "counts": [50, 0, 0]}
     (tmp_path / "partial.jsonl").write_text(json.dumps(line | {"input": batch().sha256[0][:16]}) + "\n")
     again = Counting()
-    assert counted(keep(tmp_path, again)) == [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
+    assert counted(keep(tmp_path, again)) == uninterrupted()
 
 
 def test_forgetting_keeps_the_counts_of_others(tmp_path: Path, eager: None) -> None:
@@ -153,7 +160,7 @@ def test_forgetting_keeps_the_counts_of_others(tmp_path: Path, eager: None) -> N
 
 
 def test_paced_work_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [one.tolist() for one in small_smoothed().count(batch(), REQUESTS, 5)]
+    expected = uninterrupted()
     for pace in (0.0, 1e-3, 10.0):
         monkeypatch.setattr(partial, "PACE_SECONDS", pace)
         paced = Paced(small_smoothed().counter(48 * 48), 1)
@@ -221,12 +228,13 @@ def test_a_continued_run_draws_only_what_is_missing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda line: {**line, "tally": "votes", "counts": [1, 2, 3]}, "votes with the sum 6, expected"),
-        (lambda line: line | {"counts": [line["n"], 0]}, r"counts of shape \(2,\), expected \(3, 3\)"),
+        (lambda line: line | VOTES | {"counts": [1, 2, 3]}, "votes with the sum 6, expected"),
+        (lambda line: line | VOTES | {"counts": [line["n"], 0]}, r"counts of shape \(2,\), expected \(3,\)"),
+        (lambda line: line | {"counts": [line["n"], 0, 0]}, r"counts of shape \(3,\), expected \(3, 3\)"),
         (lambda line: line | {"counts": [[line["n"], 0, 0]] * 3}, "duels that do not add up|votes with the sum"),
         (lambda line: line | {"counts": [[line["n"], 0, 0], [0], [1]]}, "counts of unequal length"),
-        (lambda line: line | {"counts": [line["n"] + 1, -1, 0]}, "holds no counts: counts"),
-        (lambda line: line | {"anchor": 1}, "the anchor 1 of duels is no class"),
+        (lambda line: line | {"anchor": 1}, "expected one for wins and none for others"),
+        (lambda line: line | VOTES | {"counts": [line["n"] + 1, -1, 0]}, "holds no counts: counts"),
         (lambda line: line | {"n": 0, "counts": [0, 0, 0]}, "holds no counts: n"),
         (lambda line: line | {"extra": 1}, "holds no counts: extra"),
         (lambda line: line | {"sigma": -0.3}, "holds no counts: sigma"),
@@ -248,8 +256,7 @@ def test_lines_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     out = stopped_run(tmp_path / "run")
     lines = (out / "partial.jsonl").read_text().splitlines()
     other = json.loads(lines[0])
-    n = other["n"]
-    other["counts"] = [[0, n, 0], [0, 0, 0], [n, n, n]]
+    other["counts"] = np.array(other["counts"])[::-1, ::-1].tolist()  # duels of the classes in another order
     (out / "partial.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
     assert len(read_counts(out, 3)) == len(lines)  # the same line twice says the same
     (out / "partial.jsonl").write_text("\n".join([*lines, json.dumps(other)]) + "\n")
@@ -276,7 +283,8 @@ def test_any_damage_is_an_error_in_one_line_or_none(tmp_path: Path) -> None:
             assert snapshot(out) == before
             return
         for line in read_counts(out, 3):
-            assert np.trace(line.counts) == line.n > 0 if line.tally == "duels" else np.sum(line.counts) >= line.n > 0
+            votes = {"votes": np.array, "wins": lambda counts: counts[0], "duels": np.diag}[line.tally](line.counts)
+            assert sum(votes) == line.n > 0
         assert kept.found <= sum(line.n for line in read_counts(out, 3))
 
     check()

@@ -154,7 +154,7 @@ def test_a_run_that_says_the_same_at_another_level_is_drawn_once(
     fixed = planted(run_l2, tmp_path / "fixed", [0.5], sigma=0.25)
     remembered = planted(run_l2, tmp_path / "remembered", [0.5], sigma=0.25, level="memory", notes=[("kept", 0.5)])
     assert [text for _, text in once([fixed, remembered])] == ["fixed sigma 0.25, level memory the same"]
-    assert len(once([of_vote(chosen, "pairwise"), same])) == 2
+    assert len(once([of_vote(chosen, "plurality"), same])) == 2
 
 
 def test_figures_say_units_and_vote(runs: list[dds.Run]) -> None:
@@ -167,7 +167,7 @@ def test_figures_say_units_and_vote(runs: list[dds.Run]) -> None:
     assert not FIGURES["certified_accuracy"].applies([small, said[1]])  # units do not share an axis
     with pytest.raises(RunError, match="different units"):
         FIGURES["certified_accuracy"].draw([small, said[1]])
-    pairwise = of_vote(small, "pairwise")
+    small, pairwise = (of_vote(small, vote) for vote in ("plurality", "pairwise"))
     assert "pairwise vote" in FIGURES["certified_accuracy"].draw([pairwise]).axes[0].get_title()
     assert (
         "fashion-mnist-cnn on fashion-mnist-sample" in FIGURES["certified_accuracy"].draw([small]).axes[0].get_title()

@@ -358,6 +358,22 @@ def test_a_run_on_two_workers_has_the_rows_of_a_local_one(
     assert pool.lost == pool.retries == 0
 
 
+def test_workers_count_wins_and_duels_as_this_process_does(
+    pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset
+) -> None:
+    batch = smoothed.prepare(data[:2][0])
+    requests = [
+        Request(row=0, sigma=0.5, stream=1, n=700, tally="wins", anchor=3),
+        Request(row=1, sigma=1.0, stream=0, n=400, tally="duels"),
+        Request(row=1, sigma=1.0, stream=1, n=300),
+        Request(row=0, sigma=0.5, stream=1, n=0, tally="duels"),
+    ]
+    there = smoothed.with_workers(pool).count(batch, requests, 3)
+    assert [one.shape for one in there] == [(2, 10), (10, 10), (10,), (10, 10)]
+    for one, other in zip(there, smoothed.count(batch, requests, 3), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_worker_that_dies_is_replaced_and_its_work_is_sent_again(
     pool: object, data: dds.Dataset, tmp_path: Path
 ) -> None:

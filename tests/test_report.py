@@ -151,7 +151,7 @@ def test_tiles_without_labels_say_certified_and_a_run_with_a_sigma_each_stands_f
 def test_runs_of_other_models_data_votes_and_units_are_marked(run_l2: dds.Run, tmp_path: Path) -> None:
     model = run_l2.header.model.model_copy(update={"name": "other-net", "sha256": "1" * 64})
     data = run_l2.header.data.model_copy(update={"name": "other-data", "sha256": "0" * 64})
-    others = [with_header(run_l2, model=model), with_header(run_l2, data=data), of_vote(run_l2, "pairwise")]
+    others = [with_header(run_l2, model=model), with_header(run_l2, data=data), of_vote(run_l2, "plurality")]
     for other, words in zip(
         others, ("of 2 models", "of 2 data sets", "smoothed classifiers of two kinds"), strict=True
     ):
@@ -164,7 +164,7 @@ def test_runs_of_other_models_data_votes_and_units_are_marked(run_l2: dds.Run, t
     ids = [a["id"] for tag, a in apart.tags if tag == "div" and a.get("class") == "plot"]
     assert len(ids) == len(set(ids))
     assert {"l2-certified_accuracy", "l2-certified_accuracy-2"} <= set(ids)
-    columns = Parsed(write_report([with_header(run_l2, shape=(9,))], tmp_path / "r.html")).text
+    columns = Parsed(write_report([with_header(run_l2, units="those of the input")], tmp_path / "r.html")).text
     assert "pixel" not in columns
 
 
@@ -182,7 +182,7 @@ def test_headers_say_common_values_once_and_differences_in_a_table(
     (tmp_path / "t.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t9\t9\t0.33\t1\n")
     beside = different_facts([run_l2, import_file(tmp_path / "t.tsv", tmp_path / "theirs")])
     assert beside is not None
-    assert {"folder", "created"} <= set(beside.columns) <= {"run", "folder", "created", "level", "sigma"}
+    assert {"folder", "created"} <= set(beside.columns) <= {"run", "folder", "created", "vote"}
     text = Parsed(write_report([run_l2, run_dds], tmp_path / "r.html")).text
     assert text.count(str(run_l2.header.model.sha256)) == 1
 

@@ -144,6 +144,12 @@ def test_tiles_are_those_of_the_run_and_radius_chosen(visit: Callable[..., Seen]
     seen.check()
 
 
+def test_one_run_need_not_be_chosen(visit: Callable[..., Seen], run_l2: dds.Run, tmp_path: Path) -> None:
+    seen = visit(write_report([run_l2], tmp_path / "r.html"))
+    assert not seen.page.locator("#choose [name=run]").is_visible()
+    assert seen.page.locator("#choose [name=radius]").is_visible()
+
+
 def test_the_contents_stay_and_lead_to_their_sections(visit: Callable[..., Seen], small: Path) -> None:
     seen = visit(small)
     bar = seen.page.locator("#contents")

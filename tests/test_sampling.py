@@ -91,7 +91,7 @@ def test_requests_of_different_sigma_and_stream_are_kept_apart(half: Half, pixel
     ]
     counter = ClassCounter(Engine(half), Gaussian(), 2, 32)
     together = counter.count(batch, requests, 4)
-    assert [int(one.sum()) for one in together] == [50, 130, 40]
+    assert [int(counts.sum()) for counts in together] == [50, 130, 40]
     for i, request in enumerate(requests):
         np.testing.assert_array_equal(counter.count(batch, [request], 4)[0], together[i])
 
@@ -124,7 +124,7 @@ def test_the_callers_model_is_untouched(pixels: torch.Tensor, fail: bool) -> Non
     grads = [p.requires_grad for p in net.parameters()]
     threads = torch.get_num_threads()
     if fail:
-        with pytest.raises(RuntimeError, match="on purpose"):
+        with pytest.raises(ModelError, match="RuntimeError: broken on purpose"):
             counts_of(net, pixels)
     else:
         counts_of(net, pixels)

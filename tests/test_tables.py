@@ -89,7 +89,7 @@ def test_no_envelope_over_other_inputs_levels_or_one_sigma(
 
 
 def test_runs_of_two_votes_say_so_everywhere(four: list[dds.Run], run_l2: dds.Run, tmp_path: Path) -> None:
-    small, large, chosen, _ = four
+    small, large, chosen = (of_vote(run, "plurality") for run in four[:3])
     (alone,) = tables.accuracy_tables([small, large])
     assert "plurality vote" in alone.title
     assert "plurality vote" in alone.notes[0]
@@ -114,9 +114,9 @@ def test_runs_of_two_votes_say_so_everywhere(four: list[dds.Run], run_l2: dds.Ru
 def test_units_are_those_of_the_header_and_never_pixels_for_columns(four: list[dds.Run], cli: Cli) -> None:
     small, large, chosen, _ = four
     assert "pixels in [0, 1]" in tables.accuracy_tables([small])[0].notes[-1]
-    columns = with_header(small, shape=(9,))
+    columns = with_header(small, units="those of the input")
     said = with_header(large, units="standard deviations")
-    for run, units in ((columns, "units of the inputs"), (said, "standard deviations")):
+    for run, units in ((columns, "units of the input"), (said, "standard deviations")):
         shown = [*tables.accuracy_tables([run]), *tables.noise_tables([run]), *tables.class_tables([run])]
         shown += tables.pair_tables([run], run)
         for table in shown:

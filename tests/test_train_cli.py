@@ -253,6 +253,9 @@ def test_a_run_ends_with_the_command_to_run_next_and_that_command_works(images: 
         (["--objective", "denoiser"], "does not train"),
         (["--freeze", "denoiser", "--no-preflight"], "needs a model with the parts"),
         (["--optimizer", "adam"], "optimizer"),
+        (["--denoiser", "no.safetensors"], "needs freeze"),
+        (["--denoiser", "no.safetensors", "--freeze", "denoiser"], "no.safetensors"),
+        (["--resize", "32"], "expected a denoiser"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
@@ -302,6 +305,38 @@ def test_the_preflight_takes_networks_that_are_told_sigma(
     assert answer.code == 0, answer.err
     assert "PSNR " in answer.err
     assert "next:" not in answer.out
+
+
+@pytest.mark.parametrize("part", ["denoiser", "classifier"])
+def test_one_part_of_a_denoised_classifier_is_trained_and_gets_a_file(
+    part: str, images: Path, tmp_path: Path, cli: Cli
+) -> None:
+    options = ["--data", images, "--batch", 16, "--epochs", 1, "--seed", 1]
+    denoiser = ["--model", "small-unet", "--objective", "denoiser", "--sigma", "0.1,0.8", "--max", 32]
+    assert cli("train", *options, *denoiser, "--out", tmp_path / "denoiser").code == 0
+    assert cli("train", *options, "--model", "small-cnn", "--sigma", 0.1, "--out", tmp_path / "net").code == 0
+    start = {name: tmp_path / name / "model.safetensors" for name in ("denoiser", "net")}
+    asked = ["--denoiser", start["denoiser"], "--model", "small-cnn", "--init", start["net"], "--freeze", part]
+    soft = ["--soft-targets"] if part == "classifier" else []
+    answer = cli("train", *options, *asked, *soft, "--sigma", "0.1,0.8", "--max", 32, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    trained = "classifier" if part == "denoiser" else "denoiser"
+    state = load_checkpoint(tmp_path / "run" / CHECKPOINT).model
+    kept = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+    before = load_model(str(start["denoiser" if part == "denoiser" else "net"])).state_dict()
+    assert same({name.removeprefix("network."): value for name, value in kept.items()}, before)
+    assert (tmp_path / "run" / f"{trained}.safetensors").exists()
+    assert not (tmp_path / "run" / f"{part}.safetensors").exists()
+    line = next(line for line in answer.out.splitlines() if line.startswith("next: ddsmoothing "))
+    places = {"denoiser": start["denoiser"], "classifier": start["net"]}
+    places[trained] = tmp_path / "run" / f"{trained}.safetensors"
+    for name, path in places.items():
+        assert f"--{name} {path}" in line
+    assert "--data-dependent --sigma0 0.283" in line
+    again = cli("train", *options, *asked, *soft, "--sigma", "0.1,0.8", "--max", 32, "--out", tmp_path / "run")
+    assert again.code == 0, again.err
+    votes = ["--denoiser", start["denoiser"], "--classifier", start["net"], "--data", images, "--sigma", 0.3, "--n", 2]
+    assert cli("predictions", *votes, "--out", tmp_path / "votes").code == 0
 
 
 def test_every_option_stands_in_the_configuration() -> None:

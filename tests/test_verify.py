@@ -608,3 +608,15 @@ def test_labels_are_those_of_the_data_set(
     assert verify_run(target).ok
     found = resample_run(load_run(target), smoothed.with_block_size(64), data, 6)
     assert sum("its label is" in str(one.message) for one in found) == 1
+
+
+def test_many_fine_laws_are_not_all_worked_out() -> None:
+    """2^20 levels and many sigmas would take minutes: some are worked out, the others counted."""
+    from ddsmoothing.verify.rows import MOST_STEPS, Tables
+
+    tables, header = Tables(), {"levels": 2**20}
+    taken = [tables.take({"sigma": 0.004 + i / 1000}, header) for i in range(20)]
+    assert taken[0]
+    assert MOST_STEPS > 0.004 * 2**20
+    assert tables.left_out == taken.count(False) >= 15
+    assert tables.take({"sigma": 0.004}, header)

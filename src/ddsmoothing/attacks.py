@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.nn.functional import log_softmax
 
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.counting.contract import BaseClassifier
-from ddsmoothing.counting.engine import at_sigma
+from ddsmoothing.counting.engine import at_sigma, called, takes_sigma
 from ddsmoothing.devices import untouched
 from ddsmoothing.errors import InputError, ModelError, ShapeError
 from ddsmoothing.kernels.rounding import on_grid_values
@@ -69,7 +69,9 @@ def eot_pgd(
     base classifier is used in eval mode and given back as it came.
 
     Args:
-        x: ``(B, ...)`` floating point.   y: ``(B,)`` classes to leave.   sigma, radius: one number or ``(B,)``.
+        x: ``(B, ...)`` floating point.   y: ``(B,)`` classes to leave.   radius: one number or ``(B,)``.
+        sigma: one number or ``(B,)``, the standard deviation of the noise; a model that takes sigma is told it, so it
+            has to be true of noise that is given too.
         certificate: its norm is that of the balls, its noise that of the smoothed classifier.
         generator: of noise and random starts, on the CPU.   noise: ``(B, m, ...)`` to use in place of new noise.
     Returns: ``(B, ...)``, the point that ``attack.keep`` names; not clamped to [0, 1], since balls are not.
@@ -79,19 +81,19 @@ def eot_pgd(
     attack = attack or Attack()
     if not x.is_floating_point() or x.ndim < 2 or y.shape != x.shape[:1]:
         raise ShapeError(f"got x {tuple(x.shape)} {x.dtype} and y {tuple(y.shape)}, expected floating point and (B,).")
-    size = torch.as_tensor(np.broadcast_to(np.asarray(radius, np.float64), len(x)) * INSIDE, dtype=x.dtype).to(x.device)
+    size = torch.as_tensor(_each(radius, x) * INSIDE, dtype=x.dtype).to(x.device)
+    sigmas = torch.as_tensor(_each(sigma, x), dtype=torch.float32).to(x.device)
     if noise is None:
         noise = draw_noise(x, sigma, attack.samples, certificate, generator)
     best = x.detach().clone()
     highest = torch.full((len(x),), -math.inf, device=x.device, dtype=x.dtype)
-    told = torch.as_tensor(np.broadcast_to(np.asarray(sigma, np.float32), len(x)).copy(), device=x.device)
     with untouched(model):
         for restart in range(attack.restarts):
             delta = torch.zeros_like(x) if restart == 0 else _random(x, size, certificate.norm, generator)
             for step in range(attack.steps + 1):
                 if step == attack.steps and attack.keep == "last":
                     return x.detach() + delta
-                gradient, loss = smoothed_gradient(model, x + delta, y, noise, told)
+                gradient, loss = smoothed_gradient(model, x + delta, y, noise, sigmas)
                 better = loss >= highest if restart == 0 else loss > highest  # of equal ones the farther point
                 best[better], highest[better] = (x + delta)[better], loss[better]
                 if step < attack.steps:
@@ -105,7 +107,7 @@ def draw_noise(
     x: torch.Tensor, sigma: ArrayLike, samples: int, certificate: Certificate, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Float noise ``(B, samples, ...)`` for each input at its own sigma; drawn on the CPU, as the generator is."""
-    scale = [certificate.noise.scale(float(s)) for s in np.broadcast_to(np.asarray(sigma, np.float64), len(x))]
+    scale = [certificate.noise.scale(float(s)) for s in _each(sigma, x)]
     like = torch.empty((len(x), samples, *x.shape[1:]), dtype=x.dtype)
     theta = torch.tensor(scale, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
     return certificate.sample_noise(like, theta, generator).to(x.device)
@@ -117,13 +119,18 @@ def smoothed_gradient(
     """Gradient ``(B, ...)`` and value ``(B,)`` of ``-log mean softmax_y`` over the noisy copies.
 
     Where the softmax is so sure that its gradient is zero, the gradient is that of the mean margin instead.
+
+    Args:
+        model: base classifier.   x: ``(B, ...)``.   y: ``(B,)``.
+        noise: ``(B, m, ...)``.   sigma: ``(B,)``, its standard deviation, for a model that takes it.
+    Raises: ModelError.
     """
     gradients, losses = [], []
     rows = max(1, ROWS // noise.shape[1])
     for start in range(0, len(x), rows):
         part, copies = x[start : start + rows].detach().requires_grad_(True), noise[start : start + rows]
         told = model if sigma is None else at_sigma(model, sigma[start : start + rows])
-        logits = told((part[:, None] + copies).flatten(0, 1))
+        logits = called(told, (part[:, None] + copies).flatten(0, 1))
         if not isinstance(logits, torch.Tensor) or not logits.requires_grad:
             raise ModelError("no gradient flows through the base classifier, so it cannot be attacked by gradients.")
         logits = logits.reshape(*copies.shape[:2], -1)
@@ -146,17 +153,28 @@ def first_rounded(model: Any, levels: int = LEVELS) -> Any:
     """The base classifier that rounds its input to the grid first: the one that grid certificates speak of."""
     if isinstance(model, torch.nn.Module):
         return _Rounded(model, levels)
-    return lambda x: model(on_grid_values((x * levels).round(), levels, x.dtype))
+
+    def rounded(x: torch.Tensor, *sigma: torch.Tensor) -> Any:
+        return model(on_grid_values((x * levels).round(), levels, x.dtype), *sigma)
+
+    rounded.takes_sigma = takes_sigma(model)  # type: ignore[attr-defined]
+    return rounded
 
 
 class _Rounded(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, levels: int) -> None:
         super().__init__()
-        self.model, self.levels = model, levels
+        self.model, self.levels, self.takes_sigma = model, levels, takes_sigma(model)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(on_grid_values((x * self.levels).round(), self.levels, x.dtype))
+    def forward(self, x: torch.Tensor, *sigma: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(on_grid_values((x * self.levels).round(), self.levels, x.dtype), *sigma)
         return logits
+
+
+def _each(values: ArrayLike | torch.Tensor, x: torch.Tensor) -> NDArray[np.float64]:
+    """One number for each input, of one number or of one each."""
+    given = values.detach().cpu() if isinstance(values, torch.Tensor) else values
+    return np.array(np.broadcast_to(np.asarray(given, np.float64), len(x)))
 
 
 def _as(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ from ddsmoothing.certificate import Certificate, L2Certificate
 from ddsmoothing.claims import ABSTAIN, Measurement, Plurality, Tally, measured, total_variation
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Request
-from ddsmoothing.counting.engine import check_logits
-from ddsmoothing.devices import device_of, named_device, untouched
+from ddsmoothing.counting.engine import Engine, takes_sigma
+from ddsmoothing.devices import device_of, named_device
+from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import prepare
 from ddsmoothing.streams import Stream
 
@@ -90,10 +91,13 @@ class Smooth:
 
     def _float_counts(self, x: torch.Tensor, n: int, batch_size: int) -> NDArray[np.int64]:
         counts = np.zeros(self.num_classes, dtype=np.int64)
-        with untouched(self.base_classifier), torch.inference_mode():
+        theta = torch.as_tensor(self.sigma, device=x.device, dtype=x.dtype)
+        if takes_sigma(self.base_classifier):
+            raise InputError("a base classifier that takes sigma needs one number and a certificate with a noise.")
+        with Engine(self.base_classifier).open() as (caller,):
             for start in range(0, n, batch_size):
                 copies = x.expand(min(batch_size, n - start), *x.shape)
-                theta = torch.as_tensor(self.sigma, device=x.device, dtype=x.dtype)
-                logits = self.base_classifier(copies + self.certificate.sample_noise(copies, theta))
-                counts += torch.bincount(check_logits(logits, len(copies), self.num_classes).argmax(1)).cpu().numpy()
+                noisy = copies + self.certificate.sample_noise(copies, theta)
+                classes = caller.logits(noisy, 1.0, self.num_classes).argmax(1)
+                counts += torch.bincount(classes, minlength=self.num_classes).cpu().numpy()
         return counts

@@ -6,10 +6,11 @@ It knows no noise and no certificates.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from threading import RLock, local
+from typing import Any, Final
 
 import torch
 
@@ -17,6 +18,7 @@ from ddsmoothing.errors import InputError
 
 KEPT_BYTES = 256 * 2**20
 LARGEST_KEPT_BLOCK = 32 * 2**20  # glibc takes no more
+TABLES: Final = ("_parameters", "_buffers", "_modules")  # of a module
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -47,35 +49,105 @@ def device_of(model: Any) -> torch.device | None:
     return None
 
 
+class _Loan:
+    """Something in use: what puts it back when the last of its users lets go, and a turn for one at a time."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing, self.put_back, self.users, self.turn = thing, _take(thing), 0, RLock()
+
+
+_LOANS: Final[dict[int, _Loan]] = {}
+_LOCK: Final = RLock()
+
+
 @contextmanager
-def untouched(model: Any) -> Iterator[None]:
-    """Run a module in eval mode and without gradients for its parameters, and leave it exactly as it came."""
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    parameters = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
-    modes = [module.training for module in modules]
-    wanted = [parameter.requires_grad for parameter in parameters]
+def untouched(model: Any) -> Iterator[Any]:
+    """Run a module in eval mode and without gradients for its parameters, and leave it exactly as it came.
+
+    Modes, flags and attributes of a module are put back when its last user lets go of it, in whatever threads and order
+    they come and go; numbers inside its tensors are not. A bare callable is left alone.
+
+    Yields: a lock that all share who use this model at the same time, for one that only one may call at a time.
+    """
+    things = [model]
+    if isinstance(model, torch.nn.Module):
+        things += [*list(model.modules())[1:], *model.parameters()]
+    held: list[_Loan] = []
     try:
-        for module in modules:
-            module.training = False
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
+        with _LOCK:
+            for thing in things:
+                if id(thing) not in _LOANS:
+                    _LOANS[id(thing)] = _Loan(thing)
+                held.append(_LOANS[id(thing)])
+                held[-1].users += 1
+        yield held[0].turn
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for parameter, flag in zip(parameters, wanted, strict=True):
-            parameter.requires_grad_(flag)
+        with _LOCK:
+            for loan in held:
+                loan.users -= 1
+                if not loan.users:
+                    del _LOANS[id(loan.thing)]
+                    loan.put_back()
+
+
+def _take(thing: Any) -> Callable[[], object]:
+    """Make a module or parameter ready; returns what puts it back."""
+    if isinstance(thing, torch.nn.Module):
+        mode, before = thing.training, dict(vars(thing))
+        tables = [(table, dict(table)) for name, table in before.items() if name in TABLES and isinstance(table, dict)]
+        thing.training = False
+        return partial(_put_back, thing, mode, before, tables)
+    if isinstance(thing, torch.nn.Parameter):
+        wanted = thing.requires_grad
+        thing.requires_grad_(False)
+        return partial(thing.requires_grad_, wanted)
+    return bool
+
+
+def _put_back(
+    module: torch.nn.Module, mode: bool, before: dict[str, Any], tables: list[tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    attributes = vars(module)
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    attributes.update(before)
+    for table, entries in tables:
+        table.clear()
+        table.update(entries)
+    module.training = mode
+
+
+class _Depth(local):
+    """How many uses of ``torch_threads`` a thread is inside."""
+
+    uses = 0
+
+
+_DEPTH: Final = _Depth()
+_ACTIVE: Final[list[tuple[int, int]]] = []  # uses in all threads: their setting, and what it was before
 
 
 @contextmanager
 def torch_threads(each: int) -> Iterator[None]:
-    """Let every thread started inside use so many threads of its own; the setting is put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(each)
+    """Let every thread started inside use so many threads of its own; the setting is put back afterwards.
+
+    A thread takes over the setting that is in force when it first computes. One that did so while another thread's use
+    was open goes back to what was there before that use.
+    """
+    with _LOCK:
+        before = torch.get_num_threads()
+        if not _DEPTH.uses and before in (setting for setting, _ in _ACTIVE):
+            before = _ACTIVE[0][1]
+        _ACTIVE.append((each, before))
+        _DEPTH.uses += 1
+        torch.set_num_threads(each)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _LOCK:
+            _ACTIVE.remove((each, before))
+            _DEPTH.uses -= 1
+            torch.set_num_threads(before)
 
 
 @cache

@@ -244,6 +244,7 @@ def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
         smoothed.certificate,
         num_classes=smoothed.num_classes,
         vote=smoothed.vote,
+        offsets=smoothed.offsets,
         block_size=smoothed.block_size,
         levels=smoothed.levels,
     ).with_workers(smoothed.workers)

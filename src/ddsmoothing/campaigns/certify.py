@@ -23,9 +23,11 @@ from numpy.typing import ArrayLike
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
 from ddsmoothing.campaigns.rows import rows_of
-from ddsmoothing.claims import POINTWISE, rule_for
+from ddsmoothing.claims import POINTWISE
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Workers
+from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
+from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
 from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import InputError, RunError
@@ -40,6 +42,7 @@ from ddsmoothing.runs.schema import (
     DataIdentity,
     Header,
     ModelIdentity,
+    OffsetsNote,
     PolicySpec,
     ResultRow,
     RuleSpec,
@@ -80,6 +83,7 @@ def certify_run(
     shard: tuple[int, int] | None = None,
     seed: int | None = None,
     budget: float | None = None,
+    offsets: OffsetsNote | None = None,
     command: dict[str, Any] | None = None,
     listeners: Collection[Listener] = (),
     progress: Progress | None = None,
@@ -93,6 +97,7 @@ def certify_run(
         shard: ``(i, n)``: only the i-th of n parts of these inputs; give all parts the same seed, then ``merge_runs``.
         label_aware: stop inputs whose pilot class is wrong.   budget: stop in order after so many seconds; the run is
             then partial and can be continued.   command: options to keep in the header, for a command line's use.
+        offsets: where the classifier's class offsets come from.
         listeners: told what happens, as ``events.jsonl`` is.
         n0, n, n_max, radii, alpha, bound, randomized, seed, progress: as for ``SmoothedClassifier.certify``. An
             input's id is its index. A seed left out is the header's when a run is continued.
@@ -101,12 +106,14 @@ def certify_run(
     start, out = time.monotonic(), Path(out)
     data, policy = as_dataset(data), checked_policy(policy)
     sampler = sampler_for(n0, n, n_max, radii)
-    rule = rule_for(smoothed.vote, bound)
+    rule = smoothed.rule(bound)
     sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
     check_labels(data, ids, smoothed.num_classes)
     policy = policy.settled(smoothed)
     policy.check(smoothed, len(ids))
+    if policy.kind == "fixed":
+        rule.check(policy.largest, sampler.largest(), alpha)
     if label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")
     before = load_header(out) if (out / HEADER).exists() else None
@@ -115,6 +122,7 @@ def certify_run(
     batch = smoothed.prepare(data[ids[:1]][0])
     if batch.on_grid[0]:
         check_steps(smoothed.certificate.noise.scale(policy.largest), smoothed.levels)
+    smoothed.check_function(batch, policy.largest)
     size = smoothed.block_size or (_block_size(smoothed, batch, shard) if before is None else before.block_size)
     smoothed = smoothed.with_block_size(size)
     header = Header(
@@ -131,7 +139,8 @@ def certify_run(
         sampler=sampler.name,
         sampler_options=dataclasses.asdict(sampler),
         rule=RuleSpec.model_validate(rule.config()),
-        units=PIXELS if data.fingerprint()["transform"] == "x/255" else UNITS,
+        offsets=offsets,
+        units=PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS,
         randomized=randomized,
         label_aware=label_aware,
         alpha=alpha,
@@ -143,9 +152,11 @@ def certify_run(
         compiled=smoothed.compiled,
         snap=smoothed.snap,
         levels=smoothed.levels,
+        any_range=smoothed.any_range,
         device=str(batch.device),
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),
+        behaviour=behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]),
         config=file_names(command or {}),
     )
     if before is not None:
@@ -181,6 +192,8 @@ def _block_size(smoothed: SmoothedClassifier, batch: Batch, shard: tuple[int, in
 
 def _continued(before: Header, now: Header, out: Path) -> Header:
     """The header of the run in ``out``; RunError naming what was asked otherwise this time."""
+    if before.behaviour is not None and now.behaviour is not None:
+        check_behaviour(before.behaviour, now.behaviour, f"the run in {out}")
     old, new = (header.model_dump(mode="json") for header in (before, now))
     if now.model.sha256 is not None:
         new["model"]["name"] = old["model"]["name"]  # the same weights may have moved

@@ -200,6 +200,8 @@ class Certification(Evidence):
             raise InputError("only certificates of one look can be judged by another rule: samplers exact and plan.")
         if rule.asks_twice and not self.rule.asks_twice:
             raise InputError(f"a {rule.vote} vote needs wins, and a {self.vote} vote does not count them.")
+        if rule.asks_twice and rule.config() != self.rule.config():
+            raise InputError("with other class offsets other wins would have been counted; certify again with these.")
         found: list[Measurement | None] = []
         for pilot, fresh in zip(self.pilots, self.fresh, strict=True):
             if fresh is None:

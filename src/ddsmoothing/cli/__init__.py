@@ -22,6 +22,7 @@ from ddsmoothing.cli.report import card, report
 from ddsmoothing.cli.results import analyze, export, import_results, plot
 from ddsmoothing.cli.runs import merge, status
 from ddsmoothing.cli.sigma import optimize, sigmas
+from ddsmoothing.cli.stateless import offsets, pairs
 from ddsmoothing.cli.train import train
 from ddsmoothing.errors import DdsmoothingError, printable
 
@@ -49,6 +50,8 @@ for command in (
     predict,
     optimize,
     sigmas,
+    offsets,
+    pairs,
     analyze,
     plot,
     report,

@@ -125,6 +125,10 @@ def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
         click.echo(f"{found.rows} rows: every bound, class and radius follows from its counts.")
     else:
         click.echo(f"{found.rows} rows, {bad} with findings; {len(found.findings)} findings in all.")
+    if found.tv_unchecked:
+        click.echo(
+            f"tv of {found.tv_unchecked} rows not recomputed: their grid has too many levels for so many sigmas."
+        )
     if found.unchecked:
         click.echo(f"{found.unchecked} rows not checked: a memory's file answered them; give it with --store.")
     if drawn:
@@ -145,7 +149,8 @@ def _again(run: Run, options: dict[str, Any]) -> tuple[SmoothedClassifier, Datas
         options = options | {key: options[key] or stored}
     engine = {key: getattr(header, key) for key in OF_ENGINE}
     same = {"split": header.data.split, "norm": header.norm, "num_classes": header.num_classes, "no_labels": True}
-    return load(options | same | engine)
+    smoothed, found = load(options | same | engine)
+    return smoothed.with_offsets(header.rule.offsets), found
 
 
 @click.command(

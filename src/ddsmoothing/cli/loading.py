@@ -21,7 +21,9 @@ PLAUSIBLE_SIGMA = 4.0
 DEFAULT_LEVELS = 255
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
 DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
-OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
+OF_MODEL = (
+    *("arch", "num_classes", "normalize", "weights", "weights_key", "random_weights", "download", "output", "trust"),
+)
 OF_ENGINE = ("vote", "block_size", "precision", "channels_last", "compiled", "snap", "levels")
 
 
@@ -52,6 +54,9 @@ def model_options(function: Command) -> Command:
             "--normalize", default="auto", show_default=True, help="Of a checkpoint: center, none, cifar10, .."
         ),
         click.option("--weights", type=click.Path(path_type=Path), help="A file of them, for a named architecture."),
+        click.option("--weights-key", help="Which weights of a file with several, such as state_dict_ema."),
+        click.option("--model-output", "output", help="Where its logits are, if it returns more: logits, 0, .."),
+        click.option("--trust", is_flag=True, help="Load a TorchScript file, which runs what is in it."),
         click.option("--random-weights", is_flag=True, help="Take a named architecture untrained."),
         click.option(
             "--download", is_flag=True, help="Fetch data or weights that are missing; else nothing is fetched."
@@ -136,14 +141,12 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
     return load_smoothed(options, data[:1][0]), data
 
 
-def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
-    """The smoothed classifier that the options name, for inputs like x ``(B, ...)``."""
+def load_base(options: dict[str, Any], x: torch.Tensor) -> Any:
+    """The base classifier that the options name, for inputs like x ``(B, ...)``, on its device."""
     import torch
 
-    from ddsmoothing.certificate import certificate_for
-    from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.devices import named_device
-    from ddsmoothing.models import DenoisedClassifier, load_denoiser, load_model, probe_classes
+    from ddsmoothing.models import DenoisedClassifier, load_denoiser, load_model
 
     if not options["model"]:
         raise InputError("expected --model, or --denoiser and --classifier; see --help for what may stand there.")
@@ -154,10 +157,24 @@ def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifie
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"--classifier {options['classifier']} is a bare callable, expected a torch.nn.Module.")
         model = DenoisedClassifier(load_denoiser(denoiser, input_shape=shape), model, options["resize"]).eval()
-    device = named_device(options["device"])
     if isinstance(model, torch.nn.Module):
-        model.to(device)
+        model.to(named_device(options["device"]))
+    return model
+
+
+def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifier:
+    """The smoothed classifier that the options name, for inputs like x ``(B, ...)``."""
+    import torch
+
+    from ddsmoothing.certificate import certificate_for
+    from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.counting.engine import at_sigma
+    from ddsmoothing.devices import named_device
+    from ddsmoothing.models import probe_classes
+
+    model, device = load_base(options, x), named_device(options["device"])
     sample = x[:1].float() / 255 if x.dtype == torch.uint8 else x[:1]
-    classes = options["num_classes"] or probe_classes(model, sample.to(device))
+    told = at_sigma(model, torch.ones(1))  # the number of classes is the same at every sigma
+    classes = options["num_classes"] or probe_classes(told, sample.to(device))
     engine = {key: options[key] for key in OF_ENGINE if key in options}
     return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine)

@@ -9,7 +9,6 @@ import click
 
 from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
 from ddsmoothing.cli.loading import DATA, MODEL, add, model_options
-from ddsmoothing.errors import InputError
 
 
 def _options(function: Any) -> Any:
@@ -47,23 +46,18 @@ def predictions(**options: Any) -> int:
     """
     import torch
 
-    from ddsmoothing.cli.loading import OF_MODEL
+    from ddsmoothing.cli.loading import load_base
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.counting.engine import at_sigma
     from ddsmoothing.data import load_data
     from ddsmoothing.devices import named_device
-    from ddsmoothing.models import load_model, probe_classes
+    from ddsmoothing.models import probe_classes
     from ddsmoothing.training.loop import AUTOCAST
     from ddsmoothing.training.predictions import make_predictions
 
-    if not options["model"]:
-        raise InputError("expected --model; see --help for what may stand there.")
     data = load_data(options["data"], split=options["split"], labels=False, download=options["download"])
     x, device = data[:1][0], named_device(options["device"])
-    asked = {key: options[key] for key in OF_MODEL}
-    model = load_model(options["model"], input_shape=tuple(x.shape[1:]), **asked)
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
+    model = load_base(options, x)
     told = at_sigma(model, torch.full((1,), options["sigma"], device=device))
     with asked_to_stop() as stop, SampleProgress(len(data), "predictions", "inputs") as progress:
         finished = make_predictions(

@@ -29,6 +29,7 @@ PLACES: Final = {  # option: where it stands in the configuration
     **{"sigma_min": "data_dependent.sigma_min", "sigma_max": "data_dependent.sigma_max"},
     **{"sigma0_test": "data_dependent.sigma0_test", "sigma_steps_test": "data_dependent.steps_test"},
     **{name: name for name in ("condition", "optimizer", "recompute_batchnorm", "predictions", "teacher", "freeze")},
+    **{"denoiser": "denoiser", "resize": "resize"},
     **{"soft_targets": "soft_targets", "consistency_weight": "consistency.weight"},
     **{"catrs_weight": "catrs.weight", "confidence": "catrs.confidence"},
     "sigma_steps_after": "data_dependent.steps_after",
@@ -74,6 +75,8 @@ def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--predictions", help="CAT-RS: a file that `ddsmoothing predictions` made of a baseline."),
         click.option("--teacher", help="CAT-RS: a baseline model, asked on the way at each sample's sigma."),
         click.option("--confidence", help="CAT-RS: baseline, or own: the network's votes so far.  [default: baseline]"),
+        click.option("--denoiser", help="Before the model: FILE, KIND:FILE, diffusers:DIR, or pkg.module:function."),
+        click.option("--resize", type=int, help="Sides of a denoised image before the classifier."),
         click.option("--freeze", help="Leave this part of a denoised classifier as it is: denoiser or classifier."),
         click.option("--soft-targets", is_flag=True, default=None, help="Train to what the frozen classifier says."),
     ]
@@ -251,9 +254,20 @@ def report(done: Trained) -> None:
         click.echo("stopped; the same command continues it.")
         return
     spec, config = spec_of(done.model), done.config
-    if spec is None or config.objective == "denoiser":
+    if config.denoiser is None and (spec is None or config.objective == "denoiser"):
         return
+    start = config.sigma_start if spec is None else spec.sigma0
+    places = f"--model {done.path / MODEL}" if config.denoiser is None else denoised_places(done)
     many = config.data_dependent is not None or isinstance(config.sigma, tuple)
-    sigma = f"--data-dependent --sigma0 {spec.sigma0:g}" if many else f"--sigma {config.sigma:g}"
-    places = f"--model {done.path / MODEL} --data {config.data}"
-    click.echo(f"next: ddsmoothing certify {places} {sigma} --skip 20 --out RUN")
+    sigma = f"--data-dependent --sigma0 {start:.3g}" if many else f"--sigma {config.sigma:g}"
+    click.echo(f"next: ddsmoothing certify {places} --data {config.data} {sigma} --skip 20 --out RUN")
+
+
+def denoised_places(done: Trained) -> str:
+    """The options that name the denoiser and the classifier: the trained one of the two has a file in the run."""
+    parts = {"denoiser": done.config.denoiser, "classifier": done.config.init or done.config.model}
+    for name in parts:
+        if (file := done.path / f"{name}.safetensors").exists():
+            parts[name] = str(file)
+    size = "" if done.config.resize is None else f" --resize {done.config.resize}"
+    return " ".join(f"--{name} {place}" for name, place in parts.items()) + size

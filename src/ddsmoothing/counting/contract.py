@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ddsmoothing.claims.measurement import DUELS as DUELS
 from ddsmoothing.claims.measurement import VOTES as VOTES
 from ddsmoothing.claims.measurement import WINS as WINS
+from ddsmoothing.errors import InputError, unknown
 from ddsmoothing.noise import Noise
 from ddsmoothing.streams import rows_per_block
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ddsmoothing.inputs import Batch
 
 Progress = Callable[[int], None]
+TALLIES: Final = (VOTES, WINS, DUELS)
 
 
 class BaseClassifier(Protocol):
@@ -53,6 +55,12 @@ class Request:
     first_block: int = 0
     tally: str = VOTES
     anchor: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tally not in TALLIES:
+            raise InputError(unknown("tally", self.tally, TALLIES))
+        if (self.anchor is None) == (self.tally == WINS):
+            raise InputError(f"{self.tally} with the anchor {self.anchor}, expected one for wins and none for others.")
 
 
 class Executor(Protocol):
@@ -93,15 +101,19 @@ def tally_fault(counts: NDArray[np.int64], request: Request, num_classes: int) -
     """What is impossible in counts that were kept, None where nothing is."""
     if counts.shape != tally_shape(request.tally, num_classes):
         return f"counts of shape {counts.shape}, expected {tally_shape(request.tally, num_classes)}"
+    n, anchor, others = request.n, request.anchor, ~np.eye(num_classes, dtype=bool)
+    if counts.min() < 0 or counts.max() > n:  # so that no sum below leaves 64 bits
+        return f"counts from {counts.min()} to {counts.max()}, expected 0 to {n}"
     votes = counts if request.tally == VOTES else counts[0] if request.tally == WINS else counts.diagonal()
-    if int(votes.sum()) != request.n:
-        return f"votes with the sum {votes.sum()}, expected {request.n}"
-    if request.tally == WINS and request.anchor is not None:
-        wins, top = counts[1], votes[request.anchor]
-        others = np.arange(num_classes) != request.anchor
-        if wins[request.anchor] != request.n or (wins < top).any() or (wins + votes > request.n)[others].any():
+    if sum(votes.tolist()) != n:
+        return f"votes with the sum {sum(votes.tolist())}, expected {n}"
+    if anchor is not None:
+        if not 0 <= anchor < num_classes:
+            return f"the anchor {anchor}, expected one of {num_classes} classes"
+        wins = counts[1]
+        if wins[anchor] != n or (wins < votes[anchor]).any() or (wins > n - votes)[others[anchor]].any():
             return "wins that do not fit the votes"
-    if request.tally == DUELS and (counts + counts.T != request.n)[~np.eye(num_classes, dtype=bool)].any():
+    if request.tally == DUELS and ((counts < votes[:, None]).any() or (n - counts != counts.T)[others].any()):
         return "duels that do not add up"
     return None
 

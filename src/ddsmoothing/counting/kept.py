@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddsmoothing.counting.contract import WINS, Executor, Progress, Request, cut_request, tally_fault
-from ddsmoothing.errors import RunError, first_error
+from ddsmoothing.counting.contract import Executor, Progress, Request, cut_request, tally_fault
+from ddsmoothing.errors import InputError, RunError, first_error
 from ddsmoothing.files import append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
 from ddsmoothing.streams import rows_per_block
 
@@ -33,8 +33,6 @@ _GROWTH = 4
 
 Counts = NDArray[np.int64]
 _Key = tuple[int, str, int, float, str, int | None]  # id, input, stream, sigma, tally, anchor
-
-
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -222,9 +220,9 @@ class KeptCounts:
 
 
 def _key(batch: Batch, request: Request) -> _Key:
-    row = request.row
+    row, anchor = request.row, None if request.anchor is None else int(request.anchor)
     stream, sigma = int(request.stream), float(request.sigma)
-    return batch.ids[row], batch.sha256[row][:16], stream, sigma, request.tally, request.anchor
+    return batch.ids[row], batch.sha256[row][:16], stream, sigma, request.tally, anchor
 
 
 def read_counts(folder: Path, num_classes: int) -> list[CountsLine]:
@@ -241,8 +239,7 @@ def read_counts(folder: Path, num_classes: int) -> list[CountsLine]:
             line = CountsLine.model_validate_json(text)
         except ValidationError as error:
             raise RunError(f"{folder / PARTIAL}, line {number} holds no counts: {first_error(error)}.") from None
-        asked = Request(row=0, sigma=line.sigma, stream=line.stream, n=line.n, tally=line.tally, anchor=line.anchor)
-        if fault := _fault(line, asked, num_classes):
+        if fault := _fault(line, num_classes):
             raise RunError(f"{folder / PARTIAL}, line {number}: {fault}.")
         key = line.key, line.block
         if lines.setdefault(key, line) != line:
@@ -250,10 +247,14 @@ def read_counts(folder: Path, num_classes: int) -> list[CountsLine]:
     return list(lines.values())
 
 
-def _fault(line: CountsLine, asked: Request, num_classes: int) -> str | None:
-    if (line.anchor is not None) != (line.tally == WINS) or (line.anchor or 0) >= num_classes:
-        return f"the anchor {line.anchor} of {line.tally} is no class"
+def _fault(line: CountsLine, num_classes: int) -> str | None:
+    """What no samples can have given in a line, None where nothing is."""
     try:
-        return tally_fault(np.array(line.counts, dtype=np.int64), asked, num_classes)
+        counts = np.array(line.counts, dtype=np.int64)
     except ValueError:
         return "counts of unequal length"
+    try:
+        asked = Request(row=0, sigma=line.sigma, stream=line.stream, n=line.n, tally=line.tally, anchor=line.anchor)
+    except InputError as error:
+        return str(error).rstrip(".")
+    return tally_fault(counts, asked, num_classes)

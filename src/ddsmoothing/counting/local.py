@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from queue import SimpleQueue
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
@@ -13,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.counting.contract import Progress, Request, tally_shape
-from ddsmoothing.counting.engine import Engine, check_logits
+from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.counting.tallies import Tallies
-from ddsmoothing.devices import keep_freed_memory, torch_threads, untouched
-from ddsmoothing.errors import ModelError
+from ddsmoothing.devices import keep_freed_memory, torch_threads
 from ddsmoothing.inputs import Batch
 from ddsmoothing.noise import FloatBlock, GridBlock, Noise, grid_table
 from ddsmoothing.streams import Generators, noise_blocks
@@ -36,8 +36,9 @@ class ClassCounter:
     """Counts the base classifier's answers to noisy copies of inputs.
 
     Every forward pass has the same shape ``(block_size, ...)``; the last one of each share of the work is padded. On a
-    CPU several forward passes of a module run side by side, each with its own noise, which costs less than many
-    threads inside one pass; a bare callable, which may have state, is called by one thread only.
+    CPU several forward passes of a module run side by side, each with its own noise and its own copy of the module's
+    attributes, which costs less than many threads inside one pass; what has no such copies, as a bare callable, is
+    called by one thread only.
     """
 
     def __init__(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> None:
@@ -61,8 +62,8 @@ class ClassCounter:
         """
         keep_freed_memory()
         threads = torch.get_num_threads()
-        workers = min(threads, LARGEST_WORKERS) if self._engine.side_by_side else 1
-        shares = self._shares(batch, requests, workers)
+        workers = min(threads, LARGEST_WORKERS)
+        passes = -(-sum(request.n for request in requests) // self._rows)
         stop, lock = Event(), Lock()
 
         def report(samples: int) -> None:
@@ -72,17 +73,25 @@ class ClassCounter:
                 with lock:
                     progress(samples)
 
-        with untouched(self._engine.model), torch_threads(threads // workers), ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(self._count_share, batch, requests, seed, share, report) for share in shares]
-            try:
-                found = [np.zeros(tally_shape(request.tally, self._classes), dtype=np.int64) for request in requests]
-                for future in futures:
-                    for i, counts in future.result():
-                        found[i] += counts
-                return found
-            except BaseException:
-                stop.set()
-                raise
+        found = [np.zeros(tally_shape(request.tally, self._classes), dtype=np.int64) for request in requests]
+        with self._engine.open(max(1, min(workers, passes))) as callers:
+            free = SimpleQueue[Caller]()
+            for caller in callers:
+                free.put(caller)
+            shares = self._shares(batch, requests, len(callers))
+            each = threads // workers if callers[0].private else threads  # whatever is asked: sums depend on it
+            with torch_threads(each), ThreadPoolExecutor(len(callers)) as pool:
+                futures = [
+                    pool.submit(self._count_share, free, batch, requests, seed, share, report) for share in shares
+                ]
+                try:
+                    for future in futures:
+                        for i, counts in future.result():
+                            found[i] += counts
+                except BaseException:
+                    stop.set()
+                    raise
+        return found
 
     def _shares(self, batch: Batch, requests: Sequence[Request], workers: int) -> list[list[_Piece]]:
         """All noise blocks of all requests in consecutive shares, those on the grid first."""
@@ -105,9 +114,16 @@ class ClassCounter:
         return shares
 
     def _count_share(
-        self, batch: Batch, requests: Sequence[Request], seed: int, share: list[_Piece], report: Progress
+        self,
+        free: SimpleQueue[Caller],
+        batch: Batch,
+        requests: Sequence[Request],
+        seed: int,
+        share: list[_Piece],
+        report: Progress,
     ) -> list[tuple[int, NDArray[np.int64]]]:
         """Requests of one share, whose inputs are all on the grid or all off it, and what was counted of each."""
+        caller = free.get()
         mine = sorted({piece.request for piece in share})
         place = {request: i for i, request in enumerate(mine)}
         on_grid = bool(batch.on_grid[requests[share[0].request].row])
@@ -115,39 +131,31 @@ class ClassCounter:
         drawn = torch.from_numpy(noise)
         flat = torch.zeros((self._rows, batch.d), dtype=batch.dtype, device=batch.device)
         tallies = Tallies([requests[i] for i in mine], self._classes, batch.device)
-        total = torch.zeros((), dtype=torch.float64, device=batch.device)  # NaN or infinite as soon as one logit is
         levels = torch.tensor(float(batch.levels), dtype=batch.dtype, device=batch.device)
         owner = torch.zeros(self._rows, dtype=torch.int64)
-        with torch.inference_mode():
+        sigma = torch.ones(self._rows, dtype=torch.float32)
+        try:
             for parts in self._passes(batch, requests, seed, share, on_grid):
                 used = 0
                 for part in parts:
-                    rows = noise[used : used + part.rows]
-                    part.source.fill(rows)
-                    rows += part.center
-                    owner[used : used + part.rows] = place[part.request]
+                    rows = slice(used, used + part.rows)
+                    part.source.fill(noise[rows])
+                    noise[rows] += part.center
+                    owner[rows], sigma[rows] = place[part.request], requests[part.request].sigma
                     used += part.rows
+                sigma[used:] = 1.0
                 if on_grid:  # integers are added first and divided once: see noise.py
                     torch.div(drawn.to(batch.device), levels, out=flat)
                 else:
                     flat.copy_(drawn)
-                noisy = self._formed(flat.reshape(self._rows, *batch.shape))
-                logits = check_logits(self._engine.model(noisy), self._rows, self._classes)[:used]
-                total += logits.sum(dtype=torch.float64)
+                noisy = flat.reshape(self._rows, *batch.shape)
+                logits = caller.logits(noisy, sigma, self._classes, used)
                 tallies.add(logits, owner[:used].to(batch.device))
                 report(used)
-            if not bool(torch.isfinite(total)):
-                raise ModelError(
-                    "the base classifier gave NaN or infinite logits on noisy inputs; a certificate from them would "
-                    "be meaningless. Check its weights and the range of its inputs."
-                )
-        return list(zip(mine, tallies.found(), strict=True))
-
-    def _formed(self, noisy: torch.Tensor) -> torch.Tensor:
-        form = self._engine.form
-        if form.channels_last and noisy.ndim == 4:
-            return noisy.to(dtype=form.dtype or noisy.dtype, memory_format=torch.channels_last)
-        return noisy if form.dtype is None else noisy.to(form.dtype)
+            caller.check_finite()
+            return list(zip(mine, tallies.found(), strict=True))
+        finally:
+            free.put(caller)
 
     def _passes(
         self, batch: Batch, requests: Sequence[Request], seed: int, share: list[_Piece], on_grid: bool

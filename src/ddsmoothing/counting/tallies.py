@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.counting.contract import DUELS, WINS, Request, tally_shape
+from ddsmoothing.errors import InputError
 
-LARGEST_DUELS: Final = 2**22  # pairs compared at once
+LARGEST_DUELS: Final = 2**18  # pairs compared at once
 
 
 class Tallies:
@@ -23,9 +24,13 @@ class Tallies:
 
     Args:
         requests: whose samples will be added.   num_classes: K.   device: of the logits.
+    Raises: InputError for an anchor that is no class.
     """
 
     def __init__(self, requests: Sequence[Request], num_classes: int, device: torch.device) -> None:
+        for request in requests:
+            if request.anchor is not None and not 0 <= request.anchor < num_classes:
+                raise InputError(f"the anchor is {request.anchor}, expected a class from 0 to {num_classes - 1}.")
         self._classes, self._requests = num_classes, requests
         self._votes = torch.zeros(len(requests) * num_classes, dtype=torch.int64, device=device)
         anchors = [-1 if request.anchor is None else request.anchor for request in requests]
@@ -37,7 +42,7 @@ class Tallies:
         size = (len(requests) if WINS in self._kinds else 0, num_classes)
         self._wins = torch.zeros(size, dtype=torch.int64, device=device)
         size = (len(requests) if DUELS in self._kinds else 0, num_classes * num_classes)
-        self._duels = torch.zeros(size, dtype=torch.int64, device=device)
+        self._larger = torch.zeros(size, dtype=torch.int64, device=device)
         self._ones = torch.ones(0, dtype=torch.int64, device=device)
 
     def add(self, logits: torch.Tensor, owner: torch.Tensor) -> None:
@@ -53,23 +58,20 @@ class Tallies:
         if DUELS in self._kinds:
             rows = torch.nonzero(self._duelling[owner])[:, 0]
             for part in torch.split(rows, max(1, LARGEST_DUELS // self._classes**2)):
-                self._duels.index_add_(0, owner[part], self._beats(logits[part]).flatten(1).long())
-
-    def _beats(self, logits: torch.Tensor) -> torch.Tensor:
-        """``(rows, K, K)`` whether a beats b."""
-        a, b = logits[:, :, None], logits[:, None, :]
-        return (a > b) | ((a == b) & (self._columns[:, None] < self._columns))
+                larger = logits[part][:, :, None] > logits[part][:, None, :]
+                self._larger.index_add_(0, owner[part], larger.flatten(1).long())
 
     def found(self) -> list[NDArray[np.int64]]:
         """What each request asked for; see ``Request``."""
         votes = self._votes.reshape(-1, self._classes).cpu().numpy()
-        wins, duels = self._wins.cpu().numpy(), self._duels.cpu().numpy()
+        wins, larger = self._wins.cpu().numpy(), self._larger.cpu().numpy()
         results = []
         for i, request in enumerate(self._requests):
             if request.tally == WINS:
                 results.append(np.stack([votes[i], wins[i]]))
             elif request.tally == DUELS:
-                results.append(duels[i].reshape(tally_shape(DUELS, self._classes)) + np.diag(votes[i]))
+                won = np.tril(larger[i].reshape(tally_shape(DUELS, self._classes)), -1)  # of a > b, by more alone
+                results.append(won + np.triu(votes[i].sum() - won.T, 1) + np.diag(votes[i]))
             else:
                 results.append(votes[i])
         return results

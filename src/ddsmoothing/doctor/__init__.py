@@ -20,23 +20,30 @@ from ddsmoothing.errors import ModelError
 __all__ = ["FAIL", "NOTE", "OK", "WARN", "Check", "examine", "quick_check", "stop_on_failure"]
 
 INPUTS: Final = 64
+MANY_CALLS: Final = 200
 
 
 def quick_check(
-    smoothed: SmoothedClassifier, data: Dataset, ids: Sequence[int] | None = None, sigma: float | None = None
+    smoothed: SmoothedClassifier,
+    data: Dataset,
+    ids: Sequence[int] | None = None,
+    sigma: float | None = None,
+    *,
+    thorough: bool = False,
 ) -> list[Check]:
     """The cheap part, about a thousand forward passes: model and data alone, at one sigma.
 
     Args:
         ids: the inputs to come; 64 of them are used.   sigma: for the accuracy under noise; None leaves that out.
-    Raises: ModelError where the model does not take the inputs at all.
+        thorough: look for dependence on the batch in batches as large as the run's, and after many calls.
     """
     everything = list(range(len(data)) if ids is None else ids)
     chosen = everything[:: max(1, len(everything) // INPUTS)][:INPUTS]
     smoothed = smoothed.with_any_range()  # what is wrong with the range is said by a check
     x, y = data[chosen]
     labels = None if data.y is None else y
-    checks = [*model_checks(smoothed, x)]
+    size = {"rows": smoothed.block_rows(x[0].numel()), "calls": MANY_CALLS} if thorough else {}
+    checks = [*model_checks(smoothed, x, sigma, **size)]
     if any(check.status == FAIL for check in checks):
         return checks
     checks += input_checks(smoothed, x)
@@ -63,7 +70,7 @@ def examine(
     out: Path | None = None,
 ) -> list[Check]:
     """Everything: the quick check, the numbers asked for, speed, and the machine."""
-    checks = quick_check(smoothed, data, None, sigma)
+    checks = quick_check(smoothed, data, None, sigma, thorough=True)
     checks += number_checks(smoothed.certificate, n, alpha, bound, sigma)
     if not any(check.status == FAIL for check in checks):
         checks.append(speed_check(smoothed, data[:INPUTS][0]))

@@ -2,67 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from scipy.stats import binom
 
 from ddsmoothing.classifier import SmoothedClassifier
-from ddsmoothing.devices import untouched
+from ddsmoothing.counting.function import CALLS, ROWS, changing_attributes, faults_of
 from ddsmoothing.doctor.check import FAIL, NOTE, OK, WARN, Check
 from ddsmoothing.errors import ModelError
 from ddsmoothing.models import Normalize, spec_of
 
 COPIES: Final = 8  # noisy copies of each input for the accuracy under noise
+SIGMA: Final = 0.25  # where none is given
+ADVICE: Final = {
+    "randomness": "remove dropout or noise that stays on in eval mode",
+    "batch": "nothing may be taken over the rows of a batch, nor depend on their number or order",
+    "calls": "nothing may be carried from one call to the next",
+    "threads": "nothing may be kept outside the module and its attributes",
+}
 ENOUGH: Final = 32  # inputs, fewer say too little about accuracy to stop anything
 _NORMS: Final = torch.nn.modules.batchnorm._BatchNorm
 
 
-def model_checks(smoothed: SmoothedClassifier, x: torch.Tensor) -> Iterator[Check]:
-    """Logits, modes, BatchNorm, randomness, other inputs in the batch, normalisation."""
-    model, x = smoothed.model, x.to(smoothed.prepare(x[:1]).device)
+def model_checks(
+    smoothed: SmoothedClassifier, x: torch.Tensor, sigma: float | None = None, rows: int = ROWS, calls: int = CALLS
+) -> Iterator[Check]:
+    """Logits, modes, BatchNorm, normalisation, and whether the model is a function of one row.
+
+    Args:
+        x: ``(B, ...)`` clean inputs.   sigma: of the noise in the last of these, 0.25 if not known.
+        rows, calls: of that; see ``faults_of``.
+    """
+    model, x, sigma = smoothed.model, x.to(smoothed.prepare(x[:1]).device), sigma or SIGMA
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    answer = _answers(model)
-    logits = answer(x)
-    shape = (len(x), smoothed.num_classes)
-    if not isinstance(logits, torch.Tensor) or logits.shape != shape:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        yield Check(name="logits", status=FAIL, message=f"the model returns {got}, expected logits {shape}.")
-        return
-    if not bool(torch.isfinite(logits).all()):
-        yield Check(name="logits", status=FAIL, message="NaN or infinite logits on clean inputs; check the weights.")
+    try:
+        logits = smoothed.engine.logits(x, sigma, smoothed.num_classes)
+    except ModelError as error:
+        yield Check(name="logits", status=FAIL, message=str(error))
         return
     yield _logits(logits)
     if any(module.training for module in modules):
         yield Check(name="mode", status=NOTE, message="the model came in training mode; it is used in eval mode.")
     yield _batch_norm(modules)
-    again = answer(x)
-    if not torch.equal(again, logits):
-        moved = int((again.argmax(1) != logits.argmax(1)).sum())
-        text = f"two passes differ by {float((again - logits).abs().max()):.2g}, {moved} classes changed"
-        yield Check(
-            name="randomness",
-            status=FAIL if moved else WARN,
-            message=f"{text}; a certificate needs a function: remove dropout or noise that stays on in eval mode.",
-        )
-        return
-    yield Check(name="randomness", status=OK, message="two passes agree.")
-    if len(x) > 2:
-        yield _batch_mates(answer, x, logits)
+    yield from _function(smoothed, x, sigma, rows, calls)
     yield _normalisation(model, modules)
 
 
-def _answers(model: Any) -> Callable[[torch.Tensor], Any]:
-    def answer(x: torch.Tensor) -> Any:
-        with untouched(model), torch.inference_mode():
-            try:
-                return model(x)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ModelError(f"the model does not take inputs of shape {tuple(x.shape)}: {reason}") from error
-
-    return answer
+def _function(smoothed: SmoothedClassifier, x: torch.Tensor, sigma: float, rows: int, calls: int) -> Iterator[Check]:
+    """The signs that the model is no function, and what of its own it changes in a pass."""
+    engine, classes = smoothed.engine, smoothed.num_classes
+    try:
+        faults = list(faults_of(engine, x, sigma, num_classes=classes, rows=rows, calls=calls))
+        changing = changing_attributes(engine, x[:1], sigma)
+    except ModelError as error:
+        yield Check(name="function", status=FAIL, message=f"under noise of sigma {sigma:g}, {error}")
+        return
+    for fault in faults:
+        text = f"{fault.text}; a certificate needs a function of one input: {ADVICE[fault.name]}."
+        yield Check(name=fault.name, status=FAIL, message=text)
+    if not faults:
+        text = "the same logits asked again, in other batches, beside other rows, after other calls and in threads."
+        yield Check(name="function", status=OK, message=text)
+    if changing:
+        text = f"a pass changes {', '.join(changing[:3])}; every call starts from what the model came with."
+        yield Check(name="state", status=NOTE, message=text)
+    if (why := engine.alone) is not None:
+        yield Check(name="threads", status=NOTE, message=f"the model is called by one thread at a time: {why}.")
 
 
 def _logits(logits: torch.Tensor) -> Check:
@@ -85,23 +92,15 @@ def _batch_norm(modules: list[torch.nn.Module]) -> Check:
     if without:
         text = f"{len(without)} BatchNorm layers have no running statistics: answers depend on the rest of the batch."
         return Check(name="BatchNorm", status=FAIL, message=text)
-    fresh = [layer for layer in layers if layer.num_batches_tracked is not None and not int(layer.num_batches_tracked)]
+    fresh = [layer for layer in layers if _is(layer.running_mean, 0.0) and _is(layer.running_var, 1.0)]
     if fresh:
-        text = f"{len(fresh)} of {len(layers)} BatchNorm layers never saw a batch; were the statistics loaded?"
+        text = f"{len(fresh)} of {len(layers)} BatchNorm layers have the statistics of a new one; were theirs loaded?"
         return Check(name="BatchNorm", status=WARN, message=text)
     return Check(name="BatchNorm", status=OK, message=f"{len(layers)} layers, statistics fixed.")
 
 
-def _batch_mates(answer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, logits: torch.Tensor) -> Check:
-    """The first input among other inputs: the same class and nearly the same logits?"""
-    other = answer(torch.cat([x[:1], x[1:].flip(0) * 0.5]))
-    moved = float((other[0] - logits[0]).abs().max())
-    if moved > 1e-3 * (1.0 + float(logits[0].abs().max())):
-        text = (
-            f"an input's logits move by {moved:.2g} with the other inputs of its batch; a certificate needs a function."
-        )
-        return Check(name="batch", status=FAIL, message=text)
-    return Check(name="batch", status=OK, message="an input's answer does not depend on the rest of its batch.")
+def _is(values: torch.Tensor | None, value: float) -> bool:
+    return values is not None and bool(torch.eq(values, value).all())
 
 
 def _normalisation(model: Any, modules: list[torch.nn.Module]) -> Check:
@@ -137,12 +136,12 @@ def accuracy_checks(
     smoothed: SmoothedClassifier, x: torch.Tensor, y: torch.Tensor, sigma: float | None
 ) -> Iterator[Check]:
     """Clean accuracy, order of the classes, and accuracy under noise; labels ``(B,)``."""
-    classes, answer = smoothed.num_classes, _answers(smoothed.model)
+    classes = smoothed.num_classes
     if int(y.max()) >= classes:
         yield Check(name="labels", status=FAIL, message=f"label {int(y.max())} but the model has {classes} classes.")
         return
     x = x.to(smoothed.prepare(x[:1]).device)
-    answers = answer(x).argmax(1).cpu()
+    answers = smoothed.engine.logits(x, sigma or SIGMA, classes).argmax(1).cpu()
     clean, chance = float((answers == y).float().mean()), 1.0 / classes
     text = f"{100 * clean:.0f} % on {len(y)} clean inputs"
     if _at_chance(clean, len(y), chance):
@@ -178,9 +177,10 @@ def _under_noise(smoothed: SmoothedClassifier, x: torch.Tensor, y: torch.Tensor,
     copies = x.cpu().repeat_interleave(COPIES, 0)
     theta = torch.tensor(smoothed.certificate.noise.scale(sigma), dtype=copies.dtype)
     noisy = copies + smoothed.certificate.sample_noise(copies, theta, generator)
-    logits = _answers(smoothed.model)(noisy.to(x.device)).cpu()
-    if not bool(torch.isfinite(logits).all()):
-        return Check(name="noise", status=FAIL, message=f"NaN or infinite logits under noise of sigma {sigma:g}.")
+    try:
+        logits = smoothed.engine.logits(noisy.to(x.device), sigma, smoothed.num_classes).cpu()
+    except ModelError as error:
+        return Check(name="noise", status=FAIL, message=f"under noise of sigma {sigma:g}, {error}")
     right, chance = float((logits.argmax(1) == y.repeat_interleave(COPIES)).float().mean()), 1.0 / smoothed.num_classes
     text = f"{100 * right:.0f} % of noisy copies at sigma {sigma:g} are right ({100 * clean:.0f} % without noise)"
     if _at_chance(right, len(y), chance):

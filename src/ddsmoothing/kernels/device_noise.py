@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ddsmoothing.noise import GridBlock, GridTable, grid_table
 
 COUNTERS, LANES, NUMBERS = 128, 64, 1024  # of a program: counters that decide, cells refined at once, divisions
-LARGEST_LAUNCH: Final = 2**24  # numbers drawn in one launch: the lists of undecided cells take four bytes for each
+LARGEST_LAUNCH: Final = 2**24  # coordinates in one launch: the lists of undecided cells take four bytes for each
 LARGEST_TABLES: Final = 256  # scales whose tables are kept; then all are dropped
 _CELLS: Final = 2**16
 
@@ -67,9 +68,10 @@ def fault(device: torch.device) -> str | None:
         for i, (name, scale) in enumerate((("gaussian", 0.25), ("gaussian", 12.0), ("uniform", 0.8)))
     ]
     try:
-        out = torch.empty((len(parts) * rows, d), dtype=torch.int16, device=device)
-        DeviceNoise(device).draw(out, to_device(centres, device), parts)
-        found = out.cpu().numpy().reshape(len(parts), rows, d)
+        with current(device):
+            out = torch.empty((len(parts) * rows, d), dtype=torch.int16, device=device)
+            DeviceNoise(device).draw(out, to_device(centres, device), parts)
+            found = out.cpu().numpy().reshape(len(parts), rows, d)
     except Exception as error:  # a compiler or driver may fail in many ways
         return f"Triton failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     for part, each in zip(parts, found, strict=True):
@@ -78,6 +80,11 @@ def fault(device: torch.device) -> str | None:
         if not np.array_equal(each, wanted + centres[part.centre]):
             return "its integers are not those of the CPU"
     return None
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make it torch's current device, on which kernels are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
@@ -136,7 +143,7 @@ def _with_room(held: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class DeviceNoise:
-    """Draws grid noise on one device, for one thread and one stream.
+    """Draws grid noise on one device, for one thread and one stream, while that device is the current one.
 
     Args:
         device: with ``fault(device)`` None.
@@ -158,7 +165,7 @@ class DeviceNoise:
 
     def _launch(self, out: torch.Tensor, centres: torch.Tensor, parts: Sequence[Part]) -> None:
         d = out.shape[1]
-        grid = (len(parts), -(-max(part.rows for part in parts) * -(-d // 4) // (4 * COUNTERS)))
+        grid = (len(parts), max(_programs(part, d) for part in parts))
         places = self._tables.places([part.table for part in parts])
         lines = to_device(_lines(parts, places), self._device)
         counts = torch.empty(grid, dtype=torch.int32, device=self._device)
@@ -188,17 +195,22 @@ class DeviceNoise:
         )
 
 
+def _programs(part: Part, d: int) -> int:
+    """How many programs decide the coordinates of a part."""
+    return -(-part.rows * -(-d // 4) // (4 * COUNTERS))
+
+
 def _launches(parts: Sequence[Part], d: int) -> list[list[Part]]:
-    """Parts cut into launches, of a bounded number of coordinates and scales each."""
+    """Parts cut into launches: of a bounded number of coordinates, all parts as long as the longest, and of scales."""
     found: list[list[Part]] = []
-    room, scales = 0, set[int]()
+    longest, scales = 0, set[int]()
     for part in parts:
-        cost = part.rows * d
-        if not found or cost > room or len(scales | {id(part.table)}) > LARGEST_TABLES:
+        longest, scales = max(longest, _programs(part, d)), scales | {id(part.table)}
+        lanes = longest * (len(found[-1]) + 1 if found else 1) * 16 * COUNTERS
+        if not found or lanes > LARGEST_LAUNCH or len(scales) > LARGEST_TABLES:
             found.append([])
-            room, scales = LARGEST_LAUNCH, set()
+            longest, scales = _programs(part, d), {id(part.table)}
         found[-1].append(part)
-        room, scales = room - cost, scales | {id(part.table)}
     return found
 
 

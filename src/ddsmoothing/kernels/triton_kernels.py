@@ -100,7 +100,8 @@ def refine(
         below += tl.load(line + 8)
         thresholds += tl.load(line + 9)
         zero = tl.zeros((lanes,), tl.uint64)
-        for begin in range(0, count, lanes):
+        begin = 0
+        while begin < count:  # a range of a number that is read does not run in every interpreter
             lane = begin + tl.arange(0, lanes)
             on = lane < count
             listed = tl.load(cells + where.to(tl.int64) * (16 * size) + lane, mask=on, other=0)
@@ -124,6 +125,7 @@ def refine(
                 left = left >> 1
             k = low + tl.load(line + 10).to(tl.int32)
             _add(out, centres, line, tile * (16 * size) + (listed >> 16), k, on, d, width)
+            begin += lanes
 
 
 @triton.jit

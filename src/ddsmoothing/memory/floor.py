@@ -15,7 +15,7 @@ from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.memory.store import Store
-from ddsmoothing.models import model_identity
+from ddsmoothing.models import model_hash
 from ddsmoothing.runs import ResultRow, Run
 from ddsmoothing.streams import Blocks, Stream, checked_seed
 
@@ -68,13 +68,15 @@ def order_proof_floor(
     Raises: InputError where the run had no finite set of sigmas or is not of this model; InfeasibleError.
     """
     grid, header = grid_of(run), run.header
-    if header.model.sha256 is not None and model_identity(smoothed.model) != f"sha256:{header.model.sha256}":
+    if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"this is not the model of {run.path}.")
     if (smoothed.certificate.norm, smoothed.vote) != (header.norm, header.vote):
         raise InputError(
             f"{run.path} is of norm {header.norm} and vote {header.vote}, got {smoothed.certificate.norm} and "
             f"{smoothed.vote}."
         )
+    if header.rule.offsets is not None or smoothed.offsets is not None:
+        raise InputError("a floor is of a vote without class offsets.")
     check_feasible(n, check_alpha(header.alpha))
     seed = checked_seed(seed)
     if seed == header.seed:

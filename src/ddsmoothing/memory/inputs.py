@@ -16,6 +16,7 @@ from ddsmoothing.memory.index import Index, sketch_for
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.memory.rules import Cut, Pair, Point, distance, order_free
+from ddsmoothing.models import identity_text
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.runs import Header, ResultRow, Run
 
@@ -50,7 +51,7 @@ def binding_of_run(run: Run, data: Dataset) -> Binding:
     if header.model.sha256 is None and not header.model.model_id:
         raise RunError(f"the run's model {header.model.name!r} has no hash and no id; certify it with --model-id.")
     return Binding(
-        model=f"id:{header.model.model_id}" if header.model.sha256 is None else f"sha256:{header.model.sha256}",
+        model=identity_text(header.model.sha256, header.model.model_id),
         transform=header.data.transform,
         norm=header.norm,
         dtype=header.dtype,
@@ -88,6 +89,8 @@ def check_run(run: Run) -> None:
             f"{run.path} moved inputs to a grid (--snap) or used another than the 8-bit one (--levels); a memory takes "
             "inputs as they are."
         )
+    if run.header.rule.offsets is not None:
+        raise RunError(f"{run.path} has class offsets, which a memory's binding does not hold; certify without them.")
     if run.header.label_aware:
         raise RunError(
             f"{run.path} is label-aware: certificates of wrong classes, whose regions a memory must know, are missing. "

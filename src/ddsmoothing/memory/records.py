@@ -30,6 +30,8 @@ class Binding:
         model: its identity, see ``models.model_identity``.   transform: how stored numbers become inputs.
         norm, dtype: of the certificates and the inputs.   precision: how the model is run, see ``run_mode``.
         shape: of one input.   num_classes: K.   vote: how noisy answers become an answer.
+        behaviour: what the base classifier answers to keyed copies of drawn patterns, see ``counting.fingerprint``;
+            None where the memory was made from a run, without a model.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Binding:
     shape: tuple[int, ...]
     num_classes: int
     vote: str
+    behaviour: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS or not self.shape or min(self.shape) < 1 or self.num_classes < 2:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ddsmoothing.bounds import check_bound
 from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.fingerprint import behaviour
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
 from ddsmoothing.memory.records import Binding, run_mode
@@ -86,6 +91,8 @@ def binding_of(
     """
     if smoothed.snap or smoothed.levels != LEVELS:
         raise InputError("a memory takes inputs as they are, on the 8-bit grid or off it: no snap, no other levels.")
+    if smoothed.offsets is not None:
+        raise InputError("a memory's binding does not hold class offsets; give a smoothed classifier without them.")
     return Binding(
         model=model_identity(smoothed.model, model_id),
         transform=transform,
@@ -95,4 +102,14 @@ def binding_of(
         shape=tuple(int(size) for size in shape),
         num_classes=smoothed.num_classes,
         vote=smoothed.vote,
+        behaviour=behaviour(smoothed, torch.from_numpy(patterns(shape))),
     )
+
+
+def patterns(shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Inputs that a model's behaviour is looked at on where there is no data set: lines through a few drawn values."""
+    size, rng = math.prod(shape), np.random.default_rng(0)
+    places = np.linspace(0.0, 1.0, size)
+    knots = [np.linspace(0.0, 1.0, number) for number in (2, 3, 5, 9, 17, 33, 65, 129)]
+    lines = [np.interp(places, at, rng.random(len(at))) for at in knots]
+    return np.round(255.0 * np.stack(lines)).astype(np.uint8).reshape(len(lines), *shape)

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.counting.fingerprint import check_behaviour
 from ddsmoothing.errors import InputError, StoreError
 from ddsmoothing.memory import schema
 from ddsmoothing.memory.database import Database
@@ -54,7 +55,8 @@ class Store:
             if meta["start"] != start.hex():
                 raise database.damaged("what it belongs to", "binding, risk, seed or date were changed")
             belongs = {key: json.loads(meta[key]) for key in _BELONGS}
-            self.binding = Binding(**belongs["binding"] | {"shape": tuple(belongs["binding"]["shape"])})
+            lists = {key: tuple(value) for key, value in belongs["binding"].items() if isinstance(value, list)}
+            self.binding = Binding(**belongs["binding"] | lists)
             self.risk, self.seed = Risk(**belongs["risk"]), check_word(int(belongs["seed"]), "seed")
             self.created = str(belongs["created"])
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -102,11 +104,15 @@ class Store:
     def check(self, other: Binding) -> None:
         """Raise StoreError, naming each difference, unless the memory belongs to this model, transform, norm, ..."""
         mine, theirs = asdict(self.binding), asdict(other)
+        before, now = mine.pop("behaviour"), theirs.pop("behaviour")
         wrong = [f"{key} {mine[key]} (got {theirs[key]})" for key in mine if mine[key] != theirs[key]]
         if wrong:
             raise StoreError(
                 f"{self.name} belongs to {', '.join(wrong)}; a memory never changes what it belongs to. Start another."
             )
+
+        if before is not None and now is not None:
+            check_behaviour(before, now, self.name)
 
     def __len__(self) -> int:
         return self._head.regions

@@ -14,12 +14,12 @@ from ddsmoothing.models.denoised import (
     trained_range,
 )
 from ddsmoothing.models.denoisers import load_denoiser
+from ddsmoothing.models.identity import identity_text, model_hash, model_identity
 from ddsmoothing.models.load import SHIPPED, build_model, load_model
+from ddsmoothing.models.output import Picked, picked
 from ddsmoothing.models.spec import (
     NORMALIZATIONS,
     ModelSpec,
-    model_hash,
-    model_identity,
     probe_classes,
     spec_of,
 )
@@ -36,12 +36,15 @@ __all__ = [
     "EdmDenoiser",
     "ModelSpec",
     "Normalize",
+    "Picked",
     "PixelDenoiser",
     "build_model",
+    "identity_text",
     "load_denoiser",
     "load_model",
     "model_hash",
     "model_identity",
+    "picked",
     "probe_classes",
     "save_model",
     "spec_of",

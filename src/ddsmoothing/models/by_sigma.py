@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -56,7 +55,7 @@ class BySigma(nn.Module):
         self.networks = nn.ModuleList(network for _, network in ranges)
         self.uppers, self.sigma_range = uppers, checked_range(sigma_range)
         # Sigma comes as float32, so that is what it is compared in: 0.4 belongs to a range that ends at 0.4.
-        self._ends = np.asarray(uppers[:-1], dtype=np.float32)
+        self._ends = torch.tensor(uppers[:-1], dtype=torch.float32)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, K)``.
@@ -66,7 +65,7 @@ class BySigma(nn.Module):
             sigma: ``(B,)`` float32, standard deviation.
         Raises: ModelError where the networks differ in the number of classes.
         """
-        owner = torch.bucketize(sigma.detach().float().contiguous(), torch.from_numpy(self._ends).to(sigma.device))
+        owner = torch.bucketize(sigma.detach().float().contiguous(), self._ends.to(sigma.device))
         logits: torch.Tensor | None = None
         for i in sorted(set(owner.tolist())):
             answer = at_sigma(self.networks[i], sigma)(x)

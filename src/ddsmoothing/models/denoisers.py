@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ddsmoothing.devices import untouched
+from ddsmoothing.counting.engine import Engine
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.models.checkpoints import load_state, read_checkpoint, split
 from ddsmoothing.models.denoised import Denoiser, DiffusionDenoiser, PixelDenoiser
@@ -104,12 +104,8 @@ def load_denoiser(
 def refuse_noise(denoiser: nn.Module, input_shape: tuple[int, ...]) -> None:
     """Raise ModelError where two passes over one grey image differ, or give no image."""
     grey, sigma = torch.full((1, *input_shape), 0.5), torch.tensor([0.25])
-    with untouched(denoiser), torch.inference_mode():
-        try:
-            once, again = denoiser(grey, sigma), denoiser(grey, sigma)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"the denoiser does not take images of shape {input_shape}: {reason}") from error
+    with Engine(denoiser).open() as (caller,):
+        once, again = (caller.answer(grey.clone(), sigma) for _ in range(2))
     if not torch.equal(once, again):
         raise ModelError(
             "the denoiser draws noise of its own: two passes over one image differ (or are NaN). A certificate needs a "

@@ -1,12 +1,10 @@
-"""What a model is: its spec, its hash, the number of its classes.
+"""What a model is: its spec, the number of its classes.
 
 It knows no files and loads nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
@@ -15,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from ddsmoothing.counting.engine import Engine
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.models.conditional import Conditional
 from ddsmoothing.models.zoo import Normalize, architecture
@@ -27,6 +26,7 @@ STATISTICS: Final[dict[str, Statistics]] = {  # mean and standard deviation of e
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.286,), (0.353,)),
 }
+PROBE_SIGMA: Final = 0.25  # for a model that takes sigma
 NORMALIZATIONS: Final = ("auto", "center", "none", *STATISTICS)
 
 
@@ -120,39 +120,6 @@ def spec_of(model: Any) -> ModelSpec | None:
     return spec if isinstance(spec, ModelSpec) else None
 
 
-def model_hash(model: Any) -> str | None:
-    """SHA-256 over a module's sorted names, types, shapes and bytes and its spec; None for a bare callable."""
-    if not isinstance(model, nn.Module):
-        return None
-    digest = hashlib.sha256()
-    spec = spec_of(model)
-    digest.update((repr(model) if spec is None else spec.text()).encode())
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def probe_classes(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> int:
-    """The number of classes K that a model's logits ``(B, K)`` have on inputs x."""
-    with torch.inference_mode():
-        try:
-            logits = model(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"the model does not take inputs of shape {tuple(x.shape)}: {reason}") from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(f"the model returned {got} for {len(x)} inputs, expected logits ({len(x)}, K).")
-    return int(logits.shape[1])
-
-
-def model_identity(model: Any, model_id: str | None = None) -> str:
-    """What ties a file to a model: its hash, or for a bare callable the id that its user gives it.
-
-    Raises: InputError where there is neither.
-    """
-    digest = model_hash(model)
-    if digest is None and not model_id:
-        raise InputError("this model is a bare callable and has no hash; name it with --model-id (model_id=).")
-    return f"sha256:{digest}" if digest is not None else f"id:{model_id}"
+    """The number of classes K that a model's logits ``(B, K)`` have on inputs x; ModelError where it has none."""
+    return int(Engine(model).logits(x, PROBE_SIGMA).shape[1])

@@ -154,7 +154,7 @@ class Card(_Part):
     ``evidence`` is the SHA-256 of the run's ``results.jsonl``.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run: str
     created: str
     evidence: Digest

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.claims import level_named
+from ddsmoothing.counting.fingerprint import check_behaviour
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs.schema import NOT_COMPARED, Header, Subset
 from ddsmoothing.runs.store import Run, RunWriter, load_run
@@ -52,6 +53,8 @@ def _check(first: Run, run: Run) -> None:
         if one.header.model.sha256 is not None:
             dumped["model"].pop("name")  # the same weights may lie elsewhere on another machine
         dumped["subset"] = one.header.subset.model_dump(exclude={"size", "shard"})
+    if first.header.behaviour is not None and run.header.behaviour is not None:
+        check_behaviour(first.header.behaviour, run.header.behaviour, str(first.path))
     names = [key for key in old if old[key] != new[key]]
     if names:
         details = "; ".join(f"{key} is {old[key]} and {new[key]}" for key in names[:_NAMED])

@@ -17,7 +17,7 @@ from rich.progress import track
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
-from ddsmoothing.counting.engine import at_sigma
+from ddsmoothing.counting.engine import no_grad_logits
 from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, named_device
 from ddsmoothing.errors import InputError, ShapeError, unknown
@@ -103,11 +103,7 @@ def optimize_isotropic_dds(
     """
     place = device_of(model) or batch.device if device is None else named_device(device)
     x = batch.to(place)
-    with torch.no_grad():
-        was_training = model.training
-        model.eval()
-        probs = are_probs(at_sigma(model, sig_0.reshape(-1)[:2])(x[:2]))
-        model.train(was_training)
+    probs = are_probs(no_grad_logits(model, x[:2], float(sig_0.reshape(-1)[0])))
     return ascend_theta(
         model,
         x,

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 PLURALITY: Final = "plurality"
 PIXELS: Final = "pixels in [0, 1]"
-COLUMNS: Final = "units of the inputs"  # of a table whose header does not say
 
 
 def vote_of(run: Results) -> str:
-    """How noisy answers become the smoothed one; runs that do not say, and others' results, are ``plurality``."""
-    return str(getattr(run.header, "vote", PLURALITY))
+    """How noisy answers become the smoothed one; others' results are taken to be ``plurality``."""
+    return run.header.vote if isinstance(run, Run) else PLURALITY
 
 
 def votes_text(runs: Sequence[Results]) -> str:
@@ -35,12 +34,8 @@ def votes_text(runs: Sequence[Results]) -> str:
 
 
 def units_of(run: Results) -> str:
-    """What sigma and radii are measured in."""
-    units = getattr(run.header, "units", None)
-    if units is not None:
-        return printable(str(units))
-    shape = run.header.shape if isinstance(run, Run) else None
-    return COLUMNS if shape is not None and len(shape) == 1 else PIXELS
+    """What sigma and radii are measured in; others' results are taken to be of pixels, as the field's files are."""
+    return printable(run.header.units).replace("those of", "units of") if isinstance(run, Run) else PIXELS
 
 
 def bound_words(runs: Sequence[Results]) -> str:

@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 
 from ddsmoothing.counting.contract import BaseClassifier
-from ddsmoothing.counting.engine import at_sigma
-from ddsmoothing.devices import untouched
+from ddsmoothing.counting.engine import no_grad_logits
 from ddsmoothing.errors import ModelError
 from ddsmoothing.training.keyed import Purpose, keys, normal
 from ddsmoothing.training.objectives import scaled
@@ -65,8 +64,7 @@ class Teacher:
         x, sigma = samples.x[rows], samples.sigma[rows]
         key = keys(samples.seed, Purpose.TEACHER, samples.epoch, 0, samples.ids[rows])
         noise = scaled(normal(key, self._copies, x.shape[1:]), sigma)
-        with untouched(self._model), torch.no_grad():
-            logits = at_sigma(self._model, sigma)((x[:, None] + noise).flatten(0, 1))
+        logits = no_grad_logits(self._model, (x[:, None] + noise).flatten(0, 1), sigma.repeat_interleave(self._copies))
         return logits.float().softmax(1).reshape(len(x), self._copies, -1).mean(1)
 
 

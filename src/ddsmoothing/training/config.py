@@ -115,6 +115,8 @@ class TrainConfig(_Section):
             or the test split.
         predictions: a file of smoothed predictions of a baseline on the training split.   teacher: a baseline, as for
             ``load_model``, whose smoothed predictions are drawn when they are needed, at each sample's own sigma.
+        denoiser: as for ``load_denoiser``, put before the model, which is then the classifier that init is of; resize:
+            the sides of the images that it wants.
         freeze: the part of a model with parts ``denoiser`` and ``classifier`` that is left as it is.
             soft_targets: the targets are what the frozen classifier says of the clean input, not the labels.
         smoothadv, macer, consistency, catrs: of those objectives.   data_dependent: None trains with sigma as it is.
@@ -153,6 +155,8 @@ class TrainConfig(_Section):
     sigma_init: Name | None = None
     predictions: Name | None = None
     teacher: Name | None = None
+    denoiser: Name | None = None
+    resize: Annotated[int, Field(ge=1, le=1024)] | None = None
     freeze: Literal["denoiser", "classifier"] | None = None
     soft_targets: bool = False
     smoothadv: SmoothAdv = SmoothAdv()
@@ -216,6 +220,12 @@ class TrainConfig(_Section):
             raise ValueError(
                 "the objective denoiser trains a network that takes sigma by itself, with a sigma or a range"
             )
+        if self.denoiser is not None and (self.freeze is None or self.init_optimizer):
+            raise ValueError(
+                "a denoiser before the model needs freeze, the part to leave as it is, and no init_optimizer"
+            )
+        if self.resize is not None and self.denoiser is None:
+            raise ValueError("resize is of denoised images, expected a denoiser")
         if self.soft_targets and (self.freeze != "classifier" or self.objective != "gaussian"):
             raise ValueError("soft_targets are those of a frozen classifier, expected freeze 'classifier' and gaussian")
 

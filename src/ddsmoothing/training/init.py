@@ -14,7 +14,7 @@ from torch import nn
 
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import DataError, InputError
-from ddsmoothing.models import ModelSpec, build_model, load_model, spec_of
+from ddsmoothing.models import DenoisedClassifier, ModelSpec, build_model, load_denoiser, load_model, spec_of
 from ddsmoothing.models.conditional import Conditional
 from ddsmoothing.models.load import is_code
 from ddsmoothing.models.zoo import architecture
@@ -46,6 +46,12 @@ def new_model(config: TrainConfig, seed: int, classes: int, shape: tuple[int, ..
 
     Raises: ModelError, DataError, InputError.
     """
+    if config.denoiser is not None:
+        alone = config.model_copy(update={"denoiser": None})
+        small = shape if config.resize is None else (*shape[:1], config.resize, config.resize)
+        classifier, _ = new_model(alone, seed, classes, small)
+        denoiser = load_denoiser(config.denoiser, input_shape=shape)
+        return DenoisedClassifier(denoiser, classifier, config.resize), {}
     path = None if config.init is None else Path(config.init)
     ours = load_checkpoint(path) if path is not None and is_checkpoint(path) else None
     with seeded(torch.device("cpu"), seed, 0):

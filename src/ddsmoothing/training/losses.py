@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ddsmoothing.counting.engine import at_sigma
-from ddsmoothing.devices import untouched
+from ddsmoothing.counting.engine import no_grad_logits
 from ddsmoothing.errors import ModelError
 from ddsmoothing.training.baselines import Baseline, Own, Samples
 from ddsmoothing.training.catrs import catrs
@@ -85,5 +84,4 @@ class Objective:
         """What the frozen classifier says of the clean inputs, where that is asked for."""
         if not self._config.soft_targets:
             return None
-        with untouched(self._model), torch.no_grad():
-            return at_sigma(without_denoiser(self._model), sigma)(x).float().softmax(1)
+        return no_grad_logits(without_denoiser(self._model), x, sigma).float().softmax(1)

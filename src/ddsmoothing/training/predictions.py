@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load, save
 
 from ddsmoothing.counting.contract import BaseClassifier, Progress
-from ddsmoothing.counting.engine import at_sigma
+from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.data import Dataset
-from ddsmoothing.devices import device_of, keep_freed_memory, untouched
-from ddsmoothing.errors import DataError, InputError, ModelError, RunError, first_error
+from ddsmoothing.devices import device_of, keep_freed_memory
+from ddsmoothing.errors import DataError, InputError, RunError, first_error
 from ddsmoothing.files import write_durably
 from ddsmoothing.models import model_identity
 from ddsmoothing.models.checkpoints import UNREADABLE, safetensors_metadata
@@ -148,13 +148,17 @@ def _append(
     if not part.exists():
         write_durably(part, source.model_dump_json() + "\n")
     start, votes = _rows(part, source)
+    device = device_of(model) or torch.device("cpu")
     size = max(1, ROWS // min(source.n, COPIES))
-    with part.open("r+b") as file, untouched(model), torch.inference_mode():
+    with part.open("r+b") as file, Engine(model).open() as (caller,):
         file.seek(start + votes.nbytes)
         file.truncate()
         for first in range(len(votes), len(data), size):
             ids = torch.arange(first, min(first + size, len(data)))
-            file.write(_votes(model, data[ids.numpy()][0], ids, source, precision).tobytes())
+            x = data[ids.numpy()][0].to(device)
+            rows = _votes(caller, x, ids.to(device), source, precision)
+            caller.check_finite()
+            file.write(rows.tobytes())
             file.flush()
             if progress is not None:
                 progress(len(ids))
@@ -166,22 +170,14 @@ def _append(
 
 
 def _votes(
-    model: BaseClassifier, x: torch.Tensor, ids: torch.Tensor, source: Source, precision: torch.dtype | None
+    caller: Caller, x: torch.Tensor, ids: torch.Tensor, source: Source, precision: torch.dtype | None
 ) -> NDArray[np.float16]:
     """Soft votes ``(B, K)`` of these inputs."""
-    device = device_of(model) or x.device
-    x, ids = x.to(device), ids.to(device)
-    sigma = torch.full((len(x),), source.sigma, device=device)
-    total = torch.zeros(len(x), source.classes, device=device)
+    total = torch.zeros(len(x), source.classes, device=x.device)
     for block, done in enumerate(range(0, source.n, COPIES)):
         noise = normal(keys(source.seed, Purpose.PREDICTIONS, 0, block, ids), min(COPIES, source.n - done), x.shape[1:])
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            logits = at_sigma(model, sigma)((x[:, None] + source.sigma * noise).flatten(0, 1))
-        if logits.shape != (noise.shape[:2].numel(), source.classes) or not bool(torch.isfinite(logits).all()):
-            raise ModelError(
-                f"the base classifier gave {tuple(logits.shape)} for {noise.shape[:2].numel()} noisy inputs, expected "
-                f"finite logits of {source.classes} classes."
-            )
+        with torch.autocast(x.device.type, precision, enabled=precision is not None):
+            logits = caller.logits((x[:, None] + source.sigma * noise).flatten(0, 1), source.sigma, source.classes)
         total += logits.float().softmax(1).reshape(*noise.shape[:2], -1).sum(1)
     votes: NDArray[np.float16] = (total / source.n).cpu().numpy().astype(np.float16)
     return votes

@@ -13,7 +13,7 @@ attack's radius doubles after epoch 80; that its learning rate falls once more a
 ``fashion-mnist-conditional`` and ``fashion-mnist-denoiser`` are this package's own. ``cifar10-denoised`` fine-tunes a
 classifier behind a frozen denoiser on denoised images; ``imagenet-denoised`` a denoiser before a frozen classifier by
 the stability objective of Salman et al. 2020 (arXiv:2003.01908), with soft targets. Learning rates and lengths of these
-two are ours, and no claim of reproduction. Both want a model with the parts ``denoiser`` and ``classifier``.
+two are ours, and no claim of reproduction. Both want ``denoiser`` and ``init``, or a model with these two parts.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ddsmoothing.counting.engine import at_sigma
-from ddsmoothing.devices import untouched
+from ddsmoothing.counting.engine import Engine, no_grad_logits
 from ddsmoothing.training.batches import Batch, Batches
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.distributed import World
@@ -60,10 +59,9 @@ class Validation:
         if asked is not None and asked.steps_test > 0:
             self.table.move(model, x, ids, asked, asked.steps_test, (self.seed, Purpose.VALIDATION, epoch))
         sigma = self.table.values[ids]
-        with untouched(model), torch.no_grad(), cast:
-            # a model that takes sigma is told the least that it knows for clean inputs
-            clean = at_sigma(model, torch.full_like(sigma, self.table.low))(x)
-            logits = at_sigma(model, sigma)(x + self._noise(ids, x, sigma)).float()
+        with cast:
+            clean = no_grad_logits(model, x, self.table.low)  # one that takes sigma is told the least that it knows
+            logits = no_grad_logits(model, x + self._noise(ids, x, sigma), sigma).float()
         right = (logits.argmax(1) == y).sum(), (clean.argmax(1) == y).sum()
         return torch.stack([cross_entropy(logits, y, reduction="sum"), *right, torch.tensor(len(y), device=y.device)])
 
@@ -76,8 +74,8 @@ class Validation:
         for batch in self.batches.to_validate():
             for i, scale in enumerate(scales if batch.weight > 0.0 else ()):
                 told = torch.full((len(batch.x),), scale, device=batch.x.device)
-                with untouched(model), torch.no_grad(), cast:
-                    found = at_sigma(model, told)(batch.x + self._noise(batch.ids, batch.x, told))
+                with cast, Engine(model).open() as (caller,):
+                    found = caller.answer(batch.x + self._noise(batch.ids, batch.x, told), told)
                 errors[i] += (found.float() - batch.x).square().flatten(1).mean(1).sum()
             errors[-1] += len(batch.x) if batch.weight > 0.0 else 0
         *sums, count = self.world.total(errors).tolist()

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from ddsmoothing.errors import RunError
 from ddsmoothing.verify.memory import Memory, Points, check_binding, check_remembered
+from ddsmoothing.verify.offsets import wrong_offsets
 from ddsmoothing.verify.old import is_old, new_header, new_row
-from ddsmoothing.verify.rows import SHA_DIGITS, check_row, implied_size
+from ddsmoothing.verify.rows import SHA_DIGITS, Tables, check_row, implied_size
 
 SAMPLERS: Final = ("exact", "plan", "target")
 RULES: Final = (("pairwise", "one-class"), ("plurality", "one-class"), ("plurality", "two-class"))
@@ -44,6 +45,7 @@ class Verification:
     Attributes:
         d: numbers in one input, as its total-variation budgets imply.
         unchecked: rows whose claims rest on a memory's file that was not given.
+        tv_unchecked: rows whose total-variation budget was not recomputed, since their grid is too fine.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Verification:
     findings: tuple[Finding, ...]
     d: int | None
     unchecked: int = 0
+    tv_unchecked: int = 0
 
     @property
     def ok(self) -> bool:
@@ -93,7 +96,7 @@ def verify_run(
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
     if memory is not None:
         findings += [Finding(line=None, id=None, message=text) for text in _run(check_binding, header, memory)]
-    unchecked, seen = 0, dict[int, int]()
+    tables, unchecked, seen = Tables(), 0, dict[int, int]()
     sizes: dict[int, int] = {}  # d implied -> rows
     shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
@@ -102,7 +105,7 @@ def verify_run(
         except (ValueError, KeyError, TypeError) as error:
             findings.append(Finding(line=number, id=None, message=str(error)))
             continue
-        texts = list(_run(check_row, row, header))
+        texts = list(_run(check_row, row, header, tables))
         if memory is not None and not texts:
             texts += _run(check_remembered, row, header, memory, point)
         unchecked += memory is None and isinstance(row.get("memory"), dict) and row["memory"].get("kind") == "answered"
@@ -111,7 +114,7 @@ def verify_run(
             texts.append(f"its id is already on line {seen[key]}")
         elif key is not None:
             seen[key] = number
-        if not texts and (d := implied_size(row, header)) is not None:
+        if not texts and (d := implied_size(row, header, tables)) is not None:
             sizes[d] = sizes.get(d, 0) + 1
             if shape is not None and d != math.prod(shape):
                 texts.append(f"tv implies inputs of {d} numbers, the header's shape {math.prod(shape)}")
@@ -130,6 +133,7 @@ def verify_run(
         findings=tuple(findings),
         d=next(iter(sizes)) if len(sizes) == 1 else None,
         unchecked=unchecked,
+        tv_unchecked=tables.left_out,
     )
 
 
@@ -171,8 +175,9 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         if header[name] not in known:
             yield f"{name} is {header[name]!r}, expected one of {', '.join(known)}"
     rule = header["rule"]
-    if set(rule) != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
+    if set(rule) - {"offsets"} != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
         yield f"rule is {rule!r}, expected a vote and a bound that go together"
+    yield from wrong_offsets(header)
     if header["randomized"] and rule["bound"] != "one-class":
         yield "the randomised bound is a one-class bound"
     if header["level"] not in RECOMPUTED:

@@ -23,17 +23,18 @@ from ddsmoothing.verify.counts import (
 LARGEST_SIGMA: Final = 12.5
 LARGEST_LEVELS: Final = 2**20
 LARGEST_STEPS: Final = 70_000  # of the grid, in the noise's scale
+MOST_STEPS: Final = 12_000.0  # of the grid, in all laws that are worked out together: some ten seconds
 SHA_DIGITS: Final = frozenset("0123456789abcdef")
 
 
-def check_row(row: Row, header: Row) -> Iterator[str]:
+def check_row(row: Row, header: Row, tables: Tables) -> Iterator[str]:
     """What is wrong with one row, held against its own counts and the header."""
     yield from _identity(row, header)
     wrong = list(measurements_of(row, header))
     yield from wrong
     if wrong:
         return
-    yield from _noise(row, header)
+    yield from _noise(row, header, tables)
     found = judged(row, header)
     yield from found.wrong
     if header["level"] == "memory":
@@ -81,10 +82,34 @@ def levels_of(header: Row) -> int:
     return levels
 
 
-def implied_size(row: Row, header: Row) -> int | None:
-    """The number d of an input's numbers that its total-variation budget implies; None for float noise."""
+class Tables:
+    """Which noise laws are worked out: a fine grid takes seconds for each sigma, so that their number is bounded.
+
+    Attributes:
+        left_out: rows whose ``tv`` was not recomputed.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[float, int]] = set()
+        self._steps = 0.0
+        self.left_out = 0
+
+    def take(self, row: Row, header: Row) -> bool:
+        """Whether a row's law may be worked out; one is always, and all of the 8-bit grid."""
+        key = (float(row["sigma"]), levels_of(header))
+        if key not in self._taken and key[1] > LEVELS:
+            if self._taken and self._steps + key[0] * key[1] > MOST_STEPS:
+                self.left_out += 1
+                return False
+            self._taken.add(key)
+            self._steps += key[0] * key[1]
+        return True
+
+
+def implied_size(row: Row, header: Row, tables: Tables) -> int | None:
+    """The number d of an input's numbers that its total-variation budget implies; None where that is not worked out."""
     fresh = fresh_of(row)
-    if row["noise"] != "grid" or fresh is None:
+    if row["noise"] != "grid" or fresh is None or not tables.take(row, header):
         return None
     one = _one_coordinate(row, header)
     return round(Fraction(fresh.get("tv", 0)) / one) if one > Fraction(1, 2**80) else None
@@ -98,7 +123,7 @@ def _one_coordinate(row: Row, header: Row) -> Fraction:
     return grid_distance(name, float(scale), levels)
 
 
-def _noise(row: Row, header: Row) -> Iterator[str]:
+def _noise(row: Row, header: Row, tables: Tables) -> Iterator[str]:
     """Scale of the noise and its total-variation budget."""
     sigma, half_width, tvs = row["sigma"], row["lambda"], [part.get("tv", 0) for part in row["measurements"]]
     if not 0 < sigma <= LARGEST_SIGMA:
@@ -115,7 +140,7 @@ def _noise(row: Row, header: Row) -> Iterator[str]:
     elif row["noise"] == "float":
         if any(tvs):
             yield f"tv is {max(tvs)}, expected 0 for float noise, where it is not known"
-    else:
+    elif tables.take(row, header):
         tv, one = Fraction(tvs[-1]), _one_coordinate(row, header)
         d = round(tv / one) if one > Fraction(1, 2**80) else 0
         off = abs(tv - d * one) if d else max(Fraction(0), tv - Fraction(1, 2**50))
