@@ -164,7 +164,7 @@ class Caller:
     def __init__(self, model: Any, form: Form, turn: AbstractContextManager[Any] | None = None) -> None:
         self.model, self._form, self._takes = model, form, takes_sigma(model)
         self.private, self._turn = turn is None, nullcontext() if turn is None else turn
-        self._total: torch.Tensor | None = None  # NaN or infinite as soon as one logit is
+        self._total: torch.Tensor | None = None  # 0, or NaN as soon as a logit is NaN or infinite
 
     def logits(
         self, x: torch.Tensor, sigma: torch.Tensor | float, num_classes: int | None = None, used: int | None = None
@@ -181,8 +181,9 @@ class Caller:
             except torch.OutOfMemoryError as error:
                 raise _refusal(x, error) from error
             logits = check_logits(found, x, num_classes)[:used]
-            total = logits.sum(dtype=torch.float64)
-            self._total = total if self._total is None else self._total + total
+            if self._total is None:
+                self._total = torch.zeros((), device=logits.device)
+            self._total += (logits - logits).sum(dtype=torch.float32)  # in place: a CUDA graph of a pass adds too
         return logits
 
     def answer(self, x: torch.Tensor, sigma: torch.Tensor | float) -> Any:
@@ -200,17 +201,11 @@ class Caller:
 
     def check_finite(self) -> None:
         """ModelError if any logit so far was NaN or infinite."""
-        if self._total is not None:
-            refuse_infinite(self._total)
-
-
-def refuse_infinite(total: torch.Tensor) -> None:
-    """ModelError if a sum over all logits is NaN or infinite, as it is as soon as one of them is."""
-    if not bool(torch.isfinite(total)):
-        raise ModelError(
-            "the base classifier gave NaN or infinite logits; a certificate from them would be meaningless. Check its "
-            "weights and the range of its inputs."
-        )
+        if self._total is not None and bool(self._total.isnan()):
+            raise ModelError(
+                "the base classifier gave NaN or infinite logits; a certificate from them would be meaningless. Check "
+                "its weights and the range of its inputs."
+            )
 
 
 def no_grad_logits(model: BaseClassifier, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
