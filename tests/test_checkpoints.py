@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import concurrent.futures
 import contextlib
 import os
 import pickle
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +26,7 @@ from torch import nn
 import ddsmoothing as dds
 from ddsmoothing.errors import DdsmoothingError, InputError, ModelError
 from ddsmoothing.models import Normalize, build_model, load_model, model_hash, spec_of
+from ddsmoothing.models.checkpoints import read_checkpoint
 from fuzzing import cases, damaged
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -358,3 +365,184 @@ def test_the_shipped_model_takes_no_architecture() -> None:
     assert dds.load_model("fashion-mnist-cnn", arch="small-cnn") is not None  # what it is
     with pytest.raises(InputError, match="got --arch"):
         dds.load_model("fashion-mnist-cnn", arch="wrn-40-2")
+
+
+# several sets of weights, and what stands beside them
+
+
+def loaded_as(path: Path, **options: Any) -> nn.Module:
+    return load_model(str(path), arch="cifar-resnet20", normalize="none", **options)
+
+
+AVERAGED = ["state_dict_ema", "model_ema", "ema", "ema_state_dict", "swa_model", "params_ema", "averaged_model", "EMA"]
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_averaged_weights_beside_others_are_asked_for(name: str, tmp_path: Path) -> None:
+    """The raw ones were loaded without a word."""
+    raw, mean, path = network("cifar-resnet20"), network("cifar-resnet20"), tmp_path / "net.pt"
+    with torch.no_grad():
+        mean.fc.bias.add_(1.0)
+    torch.save({"state_dict": raw.state_dict(), name: mean.state_dict(), "epoch": 3}, path)
+    message = rf"several sets of weights: .*'state_dict'.*of which '{name}' look averaged; say which with --weights-key"
+    with pytest.raises(ModelError, match=message):
+        loaded_as(path)
+    assert torch.equal(loaded_as(path, weights_key=name)(X), mean(X))
+    assert torch.equal(loaded_as(path, weights_key="state_dict")(X), raw(X))
+    named = load_model("cifar-resnet20", weights=path, weights_key=name, normalize="none")
+    assert torch.equal(named(X), mean(X))
+    torch.save({name: mean.state_dict(), "epoch": 3}, path)  # the only ones
+    assert torch.equal(loaded_as(path)(X), mean(X))
+
+
+def test_averaged_weights_deeper_down(tmp_path: Path) -> None:
+    raw, path = network("cifar-resnet20").state_dict(), tmp_path / "net.ckpt"
+    torch.save({"state_dict": raw, "callbacks": {"EMA": raw}, "optimizer": {"state": {0: raw}}}, path)
+    with pytest.raises(ModelError, match=r"'callbacks\.EMA', 'state_dict', of which 'callbacks\.EMA' look averaged"):
+        loaded_as(path)
+    assert loaded_as(path, weights_key="callbacks.EMA") is not None
+
+
+def test_torchs_own_average_is_a_set_like_others(tmp_path: Path) -> None:
+    net, path = network("cifar-resnet20"), tmp_path / "net.pt"
+    torch.save(torch.optim.swa_utils.AveragedModel(net).state_dict(), path)
+    assert torch.equal(loaded_as(path)(X), net(X))
+
+
+def test_one_known_place_is_taken_beside_other_tensors(tmp_path: Path) -> None:
+    net, path = network("cifar-resnet20"), tmp_path / "net.pt"
+    state = net.state_dict()
+    for place in ("state_dict", "model_state_dict", "net", "model", "weights", "params"):
+        torch.save({place: state, "normalizer": {"mean": torch.zeros(3)}}, path)
+        assert torch.equal(loaded_as(path)(X), net(X))
+    for content, names in (
+        ({"net": state, "model": state}, "'model', 'net'"),
+        ({"generator": state, "discriminator": state}, "'discriminator', 'generator'"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=f"several sets of weights: {names}; say which"):
+            loaded_as(path)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_key_may_be_what_names_begin_with(kind: str, tmp_path: Path) -> None:
+    """Averaged weights under a prefix of one state dict never load by themselves; what would fit is named."""
+    raw, mean, path = network("cifar-resnet20"), network("cifar-resnet20"), tmp_path / f"net.{kind}"
+    with torch.no_grad():
+        mean.fc.bias.add_(1.0)
+    state = prefixed(raw.state_dict(), "model.") | prefixed(mean.state_dict(), "ema.") | {"loss.weight": torch.zeros(2)}
+    torch.save({"state_dict": state}, path) if kind == "pt" else save_file(state, path)
+    with pytest.raises(ModelError, match="Names that begin with ema or model would fit; say so with --weights-key"):
+        loaded_as(path)
+    assert torch.equal(loaded_as(path, weights_key="ema")(X), mean(X))
+    assert torch.equal(loaded_as(path, weights_key="model")(X), raw(X))
+    with pytest.raises(ModelError, match=r"no weights 'em', expected one of \['ema', 'loss', 'model'\]"):
+        loaded_as(path, weights_key="em")
+
+
+def test_a_key_where_there_is_nothing_to_choose(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    for name in ("fashion-mnist-cnn", "cifar-resnet20", "os:getcwd"):
+        with pytest.raises(InputError, match="--weights-key is for files of weights"):
+            load_model(name, weights_key="ema", random_weights=name == "cifar-resnet20")
+    ours = build_model("small-cnn", num_classes=2, input_shape=(1, 4, 4), random_weights=True)
+    dds.models.save_model(ours, spec_of(ours), tmp_path / "ours.safetensors")  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="holds one set of weights; leave --weights-key out"):
+        load_model(str(tmp_path / "ours.safetensors"), weights_key="ema")
+    path = tmp_path / "net.pt"
+    torch.save({"state_dict": ours.state_dict(), "ema": ours.state_dict()}, path)
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 1, 4, 4), np.uint8), y=np.zeros(2, int))
+    command = ("predict", "--model", path, "--arch", "small-cnn", "--num-classes", 2, "--data", tmp_path / "x.npz")
+    command += ("--sigma", 0.25, "--n", 20, "--seed", 0)
+    assert "--weights-key" in cli(*command).err
+    assert cli(*command, "--weights-key", "ema").code == 0
+
+
+@pytest.mark.parametrize("prefix", ["net.", "network.", "model.net.", "module.net.", "net.module.", "_orig_mod.net."])
+def test_names_of_what_wraps_a_network_are_left_off(prefix: str, tmp_path: Path) -> None:
+    net, path = network("cifar-resnet20"), tmp_path / "net.pt"
+    torch.save({"state_dict": prefixed(net.state_dict(), prefix)}, path)
+    assert torch.equal(loaded_as(path)(X), net(X))
+
+
+class Hyper(dict):  # type: ignore[type-arg]
+    """As Lightning keeps its options."""
+
+
+Hyper.__module__, Hyper.__qualname__ = "pytorch_lightning.utilities.parsing", "AttributeDict"
+
+
+def of_lightning(**more: Any) -> dict[str, Any]:
+    """What stands in a checkpoint of Lightning beside the weights."""
+    options = argparse.Namespace(lr=np.float64(0.1), seeds=[np.int64(3), np.bool_(True)], out=Path("runs/a"))
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.4.0",
+        "hyper_parameters": {"lr": np.float32(0.1), "options": options, "table": np.arange(6.0).reshape(2, 3), **more},
+        "args": options,
+        "losses": collections.defaultdict(list, {"train": [np.float64(0.5)]}),
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best": torch.tensor(0.5), "path": Path("a.ckpt")}},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": np.float64(0.1)}]}],
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "older"])
+def test_options_of_training_runs_are_left_unread(
+    legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither imported nor made: none of these classes is touched, whatever the file says of them."""
+    net, path = network("cifar-resnet20"), tmp_path / "last.ckpt"
+    module = types.ModuleType("pytorch_lightning.utilities.parsing")
+    module.AttributeDict = Hyper  # type: ignore[attr-defined]
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    saved = of_lightning(inner=Hyper(width=np.int32(3))) | {"state_dict": prefixed(net.state_dict(), "net.")}
+    torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
+    monkeypatch.delitem(sys.modules, module.__name__)
+    made: list[object] = []
+    monkeypatch.setattr(argparse.Namespace, "__init__", lambda *args, **_: made.append(args))
+    before = set(torch.serialization.get_safe_globals())
+    assert torch.equal(loaded_as(path)(X), net(X))
+    assert not made
+    assert module.__name__ not in sys.modules
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_names_that_are_left_out_still_run_nothing(tmp_path: Path) -> None:
+    """A stand-in takes any arguments and any state and keeps none of them; other names are refused as before."""
+
+    class Posing:
+        """Calls a harmless name with what would do harm, if it were that name."""
+
+        def __init__(self, call: Any, *arguments: Any) -> None:
+            self.call, self.arguments = call, arguments
+
+        def __reduce__(self) -> Any:
+            return self.call, self.arguments, {"__class__": "os.system", "x": 1}
+
+    state, path, marker = dict(network("cifar-resnet20").state_dict()), tmp_path / "net.pt", tmp_path / "was-run"
+    for posing in (
+        Posing(argparse.Namespace),
+        Posing(type(Path()), "a", "b"),
+        Posing(np.dtype, "O", False, True),
+        {"a": np.arange(3), "b": Posing(argparse.Namespace)},
+    ):
+        torch.save({"state_dict": state, "hyper_parameters": posing}, path)
+        assert loaded_as(path) is not None
+    for evil in (Evil(marker), {"a": argparse.Namespace(x=Evil(marker))}, Posing(getattr, "a", "upper")):
+        torch.save({"state_dict": state, "hyper_parameters": evil}, path)
+        with pytest.raises(ModelError, match="can run code"):
+            loaded_as(path)
+    torch.save({"state_dict": {**state, "fc.bias": np.zeros(10)}}, path)  # no tensor, whatever it was
+    with pytest.raises(ModelError, match="holds no state dict"):
+        loaded_as(path)
+    assert not marker.exists()
+
+
+def test_files_are_read_side_by_side(tmp_path: Path) -> None:
+    """The list of names that torch keeps is one for all threads."""
+    net, path = network("cifar-resnet20"), tmp_path / "net.ckpt"
+    torch.save(of_lightning() | {"state_dict": net.state_dict()}, path)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: read_checkpoint(path).state["fc.bias"], range(32)))
+    assert all(torch.equal(one, net.fc.bias) for one in found)

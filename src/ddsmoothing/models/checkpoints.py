@@ -175,7 +175,7 @@ def _chosen(found: Any, weights_key: str | None, path: Path) -> State:
     sets = _sets(found)
     if weights_key is not None:
         return _asked(sets, weights_key, path)
-    known = [place for place in PLACES if place in sets]
+    known = sorted(sets.keys() & PLACES)
     names = sorted(sets) if any(map(AVERAGED.search, sets)) or not known else known
     if not names:
         raise ModelError(f"{path} holds no state dict (tensors by name), nor one under {', '.join(PLACES)}.")

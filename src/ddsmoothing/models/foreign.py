@@ -51,7 +51,7 @@ def load_foreign(name: str, trust: bool) -> Any:
 def _torchscript(path: Path) -> nn.Module:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # that the format is on its way out
             model = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise ModelError(f"{path} is not a readable TorchScript file: {_line(error)}.") from error
