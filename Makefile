@@ -8,6 +8,7 @@ OLD_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(or $(shell for p in $(CANDIDATES); do $$p $(OLD_ENOUGH) 2>/dev/null && echo $$p && break; done),python3)
 BIN := .venv/bin
 DATA ?= /usr/share/datasets/fashion-mnist
+RELEASE ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
 ifeq ($(CI),true)
@@ -50,7 +51,7 @@ docs: .venv/.docs
 	@$(BIN)/python tools/check_site.py site
 
 release-check: .venv/.release
-	@$(BIN)/python tools/release_check.py
+	@$(BIN)/python tools/release_check.py $(RELEASE)
 
 assets: .venv/.package
 	@$(BIN)/python tools/make_assets.py --data $(DATA)

@@ -4,12 +4,12 @@ python examples/code_of_2021.py
 """
 
 import torch
-from ddsmoothing.smooth import Smooth
 from torch.utils.data import DataLoader, Dataset
 
 import ddsmoothing
 from ddsmoothing import OptimizeIsotropicSmoothingParameters
 from ddsmoothing.certificate import L2Certificate
+from ddsmoothing.smooth import Smooth
 
 
 class Indexed(Dataset):

@@ -42,7 +42,7 @@ def half() -> Half:
 
 @pytest.fixture
 def linear(half: Half) -> dds.SmoothedClassifier:
-    return dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2)
+    return dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, any_range=True)
 
 
 @pytest.fixture

@@ -53,8 +53,6 @@ def wheel(name: str, folder: Path) -> Path:
 def test_modules_and_names_are_importable() -> None:
     for module in ("ddsmoothing.certificate", "ddsmoothing.smooth"):
         importlib.import_module(module)
-    from ddsmoothing.smooth import Smooth as SameSmooth
-
     from ddsmoothing import (  # noqa: F401
         Certificate,
         L1Certificate,
@@ -65,6 +63,7 @@ def test_modules_and_names_are_importable() -> None:
         optimize_isotropic_dds,
     )
     from ddsmoothing.certificate import Certificate as Same
+    from ddsmoothing.smooth import Smooth as SameSmooth
 
     assert Same is Certificate
     assert SameSmooth is Smooth

@@ -115,10 +115,21 @@ def test_anchor_keeps_the_first_class_and_the_plain_rule_does_not() -> None:
 
 
 def test_keep_best_returns_an_iterate_at_least_as_good() -> None:
-    x = torch.full((4, 6), 0.3)
-    start = torch.full((4,), 0.3)
-    kept = ascend_sigma(Linear(), x, start, step=0.0, iterations=3, samples=64, keep_best=True, seed=0)
-    torch.testing.assert_close(kept, start)
+    """Steps so long that they jump over the peak and back: the best is neither the first iterate nor the last."""
+
+    class Hill(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            far = 4 * (x.flatten(1).norm(dim=1) - 2.0)
+            return torch.stack((-far, far), 1)
+
+    x, options = torch.zeros(1, 8), {"step": 0.15, "samples": 256, "seed": 1, "sigma_min": 0.05, "anchored": True}
+    walk = [float(ascend_sigma(Hill(), x, 0.1, iterations=k, **options)) for k in range(6)]
+    kept = float(ascend_sigma(Hill(), x, 0.1, iterations=6, keep_best=True, **options))
+    smoothed = dds.SmoothedClassifier(Hill(), dds.L2Certificate(), num_classes=2)
+    radii = [float(smoothed.certify(x, sigma, n=4000, seed=0).radius[0]) for sigma in walk[:2]]
+    assert kept in walk[1:-1]
+    assert kept == walk[1]
+    assert radii[1] > 2 * radii[0]
 
 
 def test_micro_batches_change_nothing_but_the_draw() -> None:

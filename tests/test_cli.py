@@ -18,6 +18,7 @@ from ddsmoothing import analysis, tables
 from ddsmoothing.cli import app, main
 
 Cli = Callable[..., object]
+Capture = pytest.CaptureFixture[str]
 BASE = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
 QUICK = ("--n0", 10, "--n", 100, "--max", 4, "--seed", 1)
 NETS = """
@@ -82,8 +83,8 @@ def test_certify_data_dependent(cli: Cli, tmp_path: Path) -> None:
     assert answer.code == 0
     run = dds.load_run(tmp_path / "run")
     assert run.header.sigma_policy == "search"
-    assert run.header.policy["sigma0"] == pytest.approx(0.346)  # the model's training sigma
-    assert run.header.policy["sigma_max"] == 0.8
+    assert run.header.policy.sigma0 == pytest.approx(0.346)  # the model's training sigma
+    assert run.header.policy.sigma_max == 0.8
     assert len(set(run.sigma.tolist())) > 1
     assert "data-dependent sigma (pointwise)" in answer.out
 
@@ -247,7 +248,7 @@ BAD = {
     "corrupt npz": (small("--sigma", 0.25, "--data", "corrupt.npz"), 1, "not a readable npz"),
     "no labels": (small("--sigma", 0.25, "--data", "unlabelled.npz"), 1, "--no-labels"),
     "labels too large": (small("--sigma", 0.25, "--data", "large_labels.npz"), 2, "label 19 is out of range"),
-    "negative labels": (small("--sigma", 0.25, "--data", "negative.npz"), 1, "contains -1"),
+    "negative labels": (small("--sigma", 0.25, "--data", "negative.npz"), 1, "a label is -1"),
     "unscaled pixels": (small("--sigma", 0.25, "--data", "pixels.npz"), 1, "divide by 255"),
     "inputs of another shape": (small("--sigma", 0.25, "--data", "wide.npz"), 1, "does not take inputs of shape"),
     "wrong number of classes": (small("--sigma", 0.25, "--num-classes", 10), 1, "num_classes=10"),
@@ -347,11 +348,32 @@ def test_import_is_light() -> None:
     assert not modules_after(main_job) & heavy
 
 
-def test_the_installed_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from ddsmoothing.cli import script; script()", "analyze", str(tmp_path / "none")]
+@pytest.mark.parametrize("start", [("-c", "from ddsmoothing.cli import script; script()"), ("-m", "ddsmoothing")])
+def test_both_ways_to_start_it(start: tuple[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, *start, "analyze", str(tmp_path / "none")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [(("ddsmoothing", "cert"), {"certify"}), (("ddsmoothing", "certify", "--norm", ""), {"l1", "l2"})],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_values(
+    shell: str, typed: tuple[str, ...], offered: set[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As docs/completion.md says; the shells' own parts are click's."""
+    monkeypatch.setenv("_DDSMOOTHING_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(typed))
+    monkeypatch.setenv("COMP_CWORD", typed[-1] if shell == "fish" else str(len(typed) - 1))
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    words = set(re.split(r"[\s,]+", capsys.readouterr().out))
+    assert offered <= words
+    assert not words & {"verify", "float"}
 
 
 def check_demo(out: str, folder: Path, inputs: int) -> None:

@@ -78,6 +78,10 @@ class TestData:
         assert data[:][0].dtype == torch.float32
         assert data.transform == "none"
 
+    def test_names_of_classes(self, npz: Callable[..., Path]) -> None:
+        assert dds.load_data(str(npz(x=X, y=Y, classes=np.array(["dog", "Löwe"])))).classes == ("dog", "Löwe")
+        assert dds.load_data(str(npz(x=X, y=Y))).classes is None
+
     def test_without_labels(self, npz: Callable[..., Path]) -> None:
         path = npz(x=X)
         with pytest.raises(DataError, match="--no-labels"):
@@ -142,10 +146,15 @@ class TestData:
             ({"x": np.array([[np.nan, 1.0]]), "y": Y[:1]}, "NaN or infinity"),
             ({"x": np.zeros(3), "y": np.zeros(3, int)}, "expected \\(B, C, H, W\\)"),
             ({"x": np.zeros((0, 3)), "y": np.zeros(0, int)}, "not empty"),
-            ({"x": X, "y": Y[:1]}, "expected 2 integers"),
-            ({"x": X, "y": Y.astype(float)}, "expected 2 integers"),
-            ({"x": X, "y": np.array([0, -1])}, "contains -1"),
+            ({"x": X, "y": Y[:1]}, r"npz: labels have shape \(1,\), expected \(2,\)"),
+            ({"x": X, "y": Y.astype(float)}, "npz: labels are float64, such as '1.0', expected whole numbers"),
+            ({"x": X, "y": np.array(["cat", "dog"])}, "npz: labels are <U3, such as 'cat'"),
+            ({"x": X, "y": np.array([True, False])}, "npz: labels are bool"),
+            ({"x": X, "y": np.array([0, -1])}, "npz: a label is -1, expected classes 0, 1, ..; .*--no-labels"),
             ({"x": X, "y": np.array([0, 2**64 - 1], dtype=np.uint64)}, "expected classes"),
+            ({"x": X, "y": Y, "classes": np.array(["a"])}, "1 names of classes for labels up to 1"),
+            ({"x": X, "y": Y, "classes": np.array(["a", "a"])}, "expected different words"),
+            ({"x": X, "y": Y, "classes": np.array([1, 2])}, "expected different words"),
             ({"x": np.array([{"a": 1}, None], dtype=object), "y": Y}, "not a readable npz"),
         ],
     )
@@ -192,11 +201,31 @@ class TestData:
 
         changed = X.copy()
         changed[1, 0, 2, 2] ^= 1
-        others = [{"x": changed}, {"x": X[::-1]}, {"x": X[:1]}, {"x": X.reshape(2, 9)}, {"x": X.astype(np.float32)}]
+        others = [
+            {"x": changed},
+            {"x": X[::-1]},
+            {"x": X[:1], "y": Y[:1]},
+            {"x": X.reshape(2, 9)},
+            {"x": X.astype(np.float32)},
+        ]
         prints = [one(), *(one(**other) for other in others), one(split="train"), one(name="b")]
         assert len({json.dumps(p, sort_keys=True) for p in prints}) == len(prints)
-        assert one() == one(y=None)
-        assert set(one()) == {"name", "split", "length", "transform", "sha256"}
+        assert set(one()) == {"name", "split", "length", "transform", "sha256", "labels_sha256"}
+
+    def test_labels_are_part_of_what_a_data_set_is(self) -> None:
+        """All of them, not those of some inputs; and the same labels as other types are the same."""
+
+        def labels(y: object, n: int = 1000) -> object:
+            found = Dataset(name="a", split="test", x=np.zeros((n, 2), np.float32), y=y).fingerprint()  # type: ignore[arg-type]
+            return found["labels_sha256"]
+
+        y = np.zeros(1000, np.int64)
+        changed = y.copy()
+        changed[1] = 1  # none of the inputs that are hashed
+        assert labels(y) == labels(y.astype(np.uint8)) == labels(torch.from_numpy(y)) == labels(y.tolist())
+        assert labels(y) != labels(changed)
+        assert labels(None) is None
+        assert labels([0], 1) != labels([1], 1)
 
 
 class TestModels:

@@ -19,7 +19,8 @@ from ddsmoothing.cli import main
 ROOT = Path(__file__).parents[1]
 BY_HAND = {"imagenet_efficientnet"}  # needs packages with weights and photographs, and minutes
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in BY_HAND)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MADE = ROOT / "docs" / "project"  # by a build of the site
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent != MADE)]
 BLOCK = re.compile(r"^```(?:\{code-cell\} )?(\w+)\n(?:%%sh\n)?(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([\w-]+))?\)|\]\(#([\w-]+)\)")
 

@@ -1,4 +1,7 @@
-"""Every file that the command line reads, damaged in thousands of ways: an answer or one line of error."""
+"""Every file that the command line reads, damaged in thousands of ways: an answer or one line of error.
+
+That nothing hangs is seen by the time limit that every test has.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import json
 import math
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,6 @@ from ddsmoothing.models import ARCHITECTURES, ModelSpec, save_model
 from fuzzing import cases, damaged
 from reference import Half
 
-LONGEST = 20.0  # seconds of one case, even on a busy machine: nothing hangs
 CASES = {
     **{"header": 320, "results": 380, "sigmas": 280, "npz": 320, "idx": 250},
     **{"safetensors": 320, "tensor": 130, "memory": 100, "continued": 100},
@@ -51,7 +52,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 def run(*args: object) -> int:
     """The command line in this process: it answers, or says in one line what is wrong, and changes no file it reads."""
-    out, err, start = io.StringIO(), io.StringIO(), time.perf_counter()
+    out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(arg) for arg in args])
     assert code in (0, 1, 2), code
@@ -61,7 +62,6 @@ def run(*args: object) -> int:
         assert text.startswith("error: ")
         assert text.count("\n") == 1
         assert text.rstrip("\n").isprintable()
-    assert time.perf_counter() - start < LONGEST
     return code
 
 

@@ -646,6 +646,27 @@ def test_logits_of_one_pass_leave_inputs_and_model_as_they_came() -> None:
     assert torch.equal(x, before)
 
 
+def test_logits_may_stand_in_a_loss() -> None:
+    """They are no tensors of inference mode, which autograd refuses."""
+    net, x = nn.Linear(6, 2), torch.rand(5, 6)
+    targets = no_grad_logits(net, x, 0.5).softmax(1)
+    nn.functional.cross_entropy(net(x), targets).backward()
+    assert net.weight.grad is not None
+    assert not targets.requires_grad
+
+
+def test_answers_of_a_denoiser_pass_the_gate_unchecked() -> None:
+    class Half(nn.Module):
+        takes_sigma = True
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return x / sigma[:, None, None, None]
+
+    images = torch.rand(3, 1, 2, 2)
+    with Engine(Half()).open() as (caller,):
+        assert torch.equal(caller.answer(images.clone(), 0.5), images * 2)
+
+
 # nobody goes round the gate
 
 GATE = "counting/engine.py"

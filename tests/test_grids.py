@@ -13,7 +13,7 @@ import torch
 import ddsmoothing as dds
 from conftest import Answer
 from ddsmoothing.campaigns.resample import resample_run
-from ddsmoothing.errors import InputError, ShapeError
+from ddsmoothing.errors import DdsmoothingWarning, InputError, ShapeError
 from ddsmoothing.inputs import check_levels, prepare
 from ddsmoothing.memory.smoothing import binding_of
 from ddsmoothing.noise import grid_table
@@ -37,8 +37,10 @@ def test_multiples_of_the_step_are_recognised(levels: int, dtype: torch.dtype) -
 
 def test_numbers_between_the_steps_are_not() -> None:
     x = torch.tensor([[0.10, -3.25, 7.0], [0.10, -3.255, 7.0]])
-    assert prepare(x, None, CPU, levels=100).on_grid.tolist() == [True, False]
-    assert not prepare(torch.full((1, 2), 2.0**24), None, CPU, levels=100).on_grid.any()  # its integers do not fit
+    with pytest.warns(DdsmoothingWarning, match="stated grid of 100 steps"):
+        assert prepare(x, None, CPU, levels=100).on_grid.tolist() == [True, False]
+    with pytest.warns(DdsmoothingWarning, match="snap"):  # its integers do not fit
+        assert not prepare(torch.full((1, 2), 2.0**24), None, CPU, levels=100).on_grid.any()
 
 
 def test_sixteen_bit_pixels_are_taken_as_they_are_stored() -> None:
@@ -81,7 +83,8 @@ def test_coarse_types_count_as_on_the_grid_only_where_they_tell_its_points_apart
     np.testing.assert_array_equal(batch.grid, pixels.numpy())
     x = torch.rand(1, 4000, generator=torch.Generator().manual_seed(0)).to(dtype)
     for levels in (3000, 65535, 2**20):  # many points are one number of this type, the nearest of them is not the input
-        assert not prepare(x, None, CPU, levels=levels).on_grid.any()
+        with pytest.warns(DdsmoothingWarning, match="stated grid"):
+            assert not prepare(x, None, CPU, levels=levels).on_grid.any()
         with pytest.raises(InputError, match="give the inputs as float32"):
             prepare(x, None, CPU, snap="l1", levels=levels)
 
@@ -121,7 +124,8 @@ def test_the_model_sees_multiples_of_the_step_only(levels: int, dtype: torch.dty
     assert result.noise == ("grid", "grid")
     assert not model.left
     np.testing.assert_allclose(result.tv, 2 * grid_table("gaussian", SIGMA, levels).tau, rtol=1e-12)
-    smoothed.certify(x + 1e-3 / levels, SIGMA, n=100, seed=0)
+    with pytest.warns(DdsmoothingWarning, match="stated grid"):
+        smoothed.certify(x + 1e-3 / levels, SIGMA, n=100, seed=0)
     assert model.left  # off the grid, float noise: the same model does see more
 
 

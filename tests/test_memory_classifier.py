@@ -220,7 +220,7 @@ def two_sigma_toy() -> tuple[dds.SmoothedClassifier, Callable[[torch.Tensor], li
     def choose(x: torch.Tensor) -> list[float]:
         return [0.05 if abs(float(row[0]) - 0.5) < 0.08 else 1.0 for row in x]
 
-    return dds.SmoothedClassifier(Strip(), dds.L2Certificate(), num_classes=2), choose
+    return dds.SmoothedClassifier(Strip(), dds.L2Certificate(), num_classes=2, any_range=True), choose
 
 
 class Chosen:
@@ -269,7 +269,7 @@ def test_naive_certificates_are_violated_and_the_memorys_are_not() -> None:
 
 def test_an_unbounded_sigma_on_the_class_of_pure_noise_makes_conflicts() -> None:
     """A class that pure noise gets is certified with a huge radius; the memory keeps what was there before."""
-    smoothed = dds.SmoothedClassifier(Half([1.0, 0.0], 0.2), dds.L2Certificate(), num_classes=2)
+    smoothed = dds.SmoothedClassifier(Half([1.0, 0.0], 0.2), dds.L2Certificate(), num_classes=2, any_range=True)
     small, large = at(0.0, 0.5), at(0.35, 0.5)
     sigmas = {0.0: 0.05, 0.35: 0.6}
     memory = CertifiedMemory(
@@ -317,7 +317,8 @@ def test_neighbours_found_by_attack_get_the_class_of_the_region(
     smoothed: dds.SmoothedClassifier, data: dds.Dataset, model: torch.nn.Module
 ) -> None:
     """Inside a region the class stays; outside, what comes later yields."""
-    memory = CertifiedMemory.create(None, smoothed, SigmaPolicy.search(0.25), shape=(1, 28, 28), n0=50, n=500, seed=3)
+    taking, policy = smoothed.with_any_range(), SigmaPolicy.search(0.25)
+    memory = CertifiedMemory.create(None, taking, policy, shape=(1, 28, 28), n0=50, n=500, seed=3)
     changed = cut = 0
     for i in range(0, 400, 50):
         x = data[i : i + 1][0]

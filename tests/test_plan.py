@@ -220,8 +220,9 @@ def test_the_planner_follows_the_pilot() -> None:
 
 
 def test_a_planned_abstention_draws_nothing_more() -> None:
-    found, drawn = hold(Plan(), 0.5, np.random.default_rng(3))
-    assert found.stopped in ("planned", None)
+    """At the price asked by default the same pilot goes on."""
+    found, drawn = hold(Plan(pilot=500), 0.6, np.random.default_rng(3))
+    assert (found.stopped, Stream.CERTIFY in drawn) == (None, True)
     stopped, drawn = hold(Plan(pilot=500, price=50.0), 0.6, np.random.default_rng(3))
     assert (stopped.stopped, stopped.fresh, Stream.CERTIFY in drawn) == ("planned", None, False)
 

@@ -236,7 +236,7 @@ def test_neighbours_of_grid_values_are_off_the_grid() -> None:
     off = torch.nextafter(on, torch.full_like(on, 2.0))
     below = torch.nextafter(on, torch.full_like(on, -1.0))[1:]
     for values in (off, below, torch.tensor([-1 / 255, 256 / 255])):
-        assert not prepare(values[:, None], list(range(len(values))), None).on_grid.any()
+        assert not prepare(values[:, None], list(range(len(values))), None, any_range=True).on_grid.any()
 
 
 def test_grid_or_float_is_decided_per_input(half: Half) -> None:
@@ -281,7 +281,8 @@ def test_off_grid_samples_are_not_on_the_grid() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((2, 3)), "got ndarray"),
+        (np.zeros((2, 3), str), "got ndarray"),
+        ([[0.0, 1.0]], "got list, expected a tensor or an array"),
         (torch.zeros(3), "add x\\[None\\]"),
         (torch.zeros(0, 3), "at least one input"),
         (torch.zeros(2, 0), "at least one input"),

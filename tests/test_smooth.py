@@ -286,6 +286,6 @@ def test_an_input_moved_further_than_its_radius_is_not_certified() -> None:
 
 
 def test_only_inputs_between_0_and_1_can_be_snapped(half: Half) -> None:
-    smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, snap=True)
+    smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2, snap=True, any_range=True)
     with pytest.raises(InputError, match="snap"):
         smoothed.certify(torch.full((1, 3), 1.5), 0.25, n0=5, n=50)

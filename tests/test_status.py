@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,7 @@ def test_tensorboard_is_asked_for_where_it_is_missing(monkeypatch: pytest.Monkey
 
 
 def owner(**changes: Any) -> Owner:
-    here = {"host": "here", "boot": lock._boot(), "pids": lock._pids(), "pid": os.getpid(), "since": "now"}
-    return Owner(**{**here, "command": "ddsmoothing certify", **changes})
+    return replace(Owner.here(), **{"host": "here", "since": "now", "command": "ddsmoothing certify", **changes})
 
 
 def locked(folder: Path, who: Owner | None, age: float) -> None:
@@ -287,5 +287,8 @@ def test_other_systems_have_other_names(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(lock, "_BOOT", tmp_path / "none")
     monkeypatch.setattr(lock, "_PIDS", tmp_path / "none")
     held = Lock(tmp_path)
-    assert owner_of(tmp_path)[0] == Owner.here() or owner_of(tmp_path)[0].boot == socket.gethostname()  # type: ignore
+    owner, _ = owner_of(tmp_path)  # type: ignore[misc]
     held.release()
+    assert owner is not None
+    assert owner.boot == socket.gethostname()
+    assert owner.alive(0.0)

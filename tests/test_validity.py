@@ -48,7 +48,9 @@ def failures(result: dds.Certification, radius: np.ndarray, margin: np.ndarray, 
 
 def certify(half: Half, x: torch.Tensor, certificate: dds.Certificate, **options: object) -> dds.Certification:
     vote = "plurality" if options.get("bound") == "two-class" else "pairwise"
-    smoothed = dds.SmoothedClassifier(half, certificate, num_classes=half.num_classes, block_size=4096, vote=vote)
+    smoothed = dds.SmoothedClassifier(
+        half, certificate, num_classes=half.num_classes, block_size=4096, vote=vote, any_range=True
+    )
     options = {"n0": 25, "n": 200, "alpha": ALPHA, "seed": SEED, "ids": range(R)} | options
     return smoothed.certify(x, SIGMA, **options)  # type: ignore[arg-type]
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         optimize_isotropic_dds,
         search_sigma,
     )
+    from ddsmoothing.stateless import fit_offsets
 
 __version__ = _version("ddsmoothing")
 
@@ -57,6 +58,7 @@ _ROOMS = {
     "ascend_sigma": "sigma",
     "certified_accuracy": "analysis",
     "certify_run": "campaigns",
+    "fit_offsets": "stateless",
     "load_data": "data",
     "load_denoiser": "models",
     "load_model": "models",
@@ -89,6 +91,7 @@ __all__ = [
     "ascend_sigma",
     "certified_accuracy",
     "certify_run",
+    "fit_offsets",
     "load_data",
     "load_denoiser",
     "load_model",

@@ -55,6 +55,16 @@ class Certificate:
         """
         raise NotImplementedError
 
+    def phi(self, sigma: float, p_lower: float) -> float:
+        """A lower bound on an event's phi, which moves by at most the distance that the input moves; see ``claims``.
+
+        It is negative below one half. Errs low; ``-inf`` where nothing is known of the event.
+
+        Args:
+            sigma: standard deviation of the noise.   p_lower: lower bound on the event's probability.
+        """
+        raise NotImplementedError
+
     def estimate(self, sigma: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
         """The one-class radius (float64, no claim) if the top class had probability p; negative below one half."""
         raise NotImplementedError
@@ -93,6 +103,9 @@ class L2Certificate(Certificate):
         gap = math.nextafter(normal_quantile_below(p_lower) - normal_quantile_above(p_upper), -math.inf)
         return max(0.0, math.nextafter(0.5 * sigma * gap, -math.inf))
 
+    def phi(self, sigma: float, p_lower: float) -> float:
+        return math.nextafter(sigma * normal_quantile_below(p_lower), -math.inf)
+
     def estimate(self, sigma: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(sigma * ndtri(p))
 
@@ -128,6 +141,10 @@ class L1Certificate(Certificate):
     def radius(self, sigma: float, p_lower: float, p_upper: float) -> float:
         gap = math.nextafter(p_lower - p_upper, -math.inf)
         return max(0.0, math.nextafter(self.noise.scale(sigma) * gap, -math.inf))
+
+    def phi(self, sigma: float, p_lower: float) -> float:
+        gap = math.nextafter(p_lower - 0.5, -math.inf)
+        return math.nextafter(2.0 * self.noise.scale(sigma) * gap, -math.inf)
 
     def estimate(self, sigma: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(2.0 * math.sqrt(3.0) * sigma * (p - 0.5))

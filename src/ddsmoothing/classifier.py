@@ -15,20 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import Certificate
-from ddsmoothing.claims import Certification, Measurement, Prediction, Rule, measured, rule_for, total_variation
+from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, measured, rule_for, total_variation
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
-from ddsmoothing.counting.function import ROWS, check_is_function
+from ddsmoothing.counting.function import check_inputs
 from ddsmoothing.counting.local import ClassCounter, default_block_size
 from ddsmoothing.counting.probe import probe_block_size
 from ddsmoothing.devices import device_of
-from ddsmoothing.errors import InfeasibleError, InputError, ShapeError
+from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.plan import N0, Conversation, Draw, Found, Question, Sampler, Target, sampler_for
-from ddsmoothing.streams import Blocks, Stream, checked_seed, coin
-
-CHECKED = 4  # inputs that the check of a function looks at
+from ddsmoothing.plan import N0, Question, Result, Sampler, Talk, Target, asking, sampler_for
+from ddsmoothing.streams import Blocks, checked_seed, coin
 
 
 class SmoothedClassifier:
@@ -43,6 +42,8 @@ class SmoothedClassifier:
             back in the mode it came in.
         certificate: ``L2Certificate()`` or ``L1Certificate()``.   num_classes: K, at least 2.
         vote: ``pairwise`` or ``plurality`` (as in papers' tables).
+        offsets: of the classes, for a pairwise vote: a class has to win by more against those with a larger offset. In
+            the units of the radius; see ``fit_offsets``. None for none.
         block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
             what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
@@ -51,6 +52,7 @@ class SmoothedClassifier:
             noise too.
         levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
             of 0.01. Inputs on it get exact noise.
+        any_range: take inputs outside [0, 1] also where no levels are stated; sigma and radii are in their units.
         check: before the first answer, see on a few noisy rows whether the model is a function of one row: some hundred
             forward passes of few rows, once. False leaves that out.
     """
@@ -62,12 +64,14 @@ class SmoothedClassifier:
         *,
         num_classes: int,
         vote: str = "pairwise",
+        offsets: Sequence[float] | None = None,
         block_size: int | None = None,
         precision: str = "fp32",
         channels_last: bool = False,
         compiled: bool = False,
         snap: bool = False,
         levels: int = LEVELS,
+        any_range: bool = False,
         check: bool = True,
     ) -> None:
         if not callable(model):
@@ -80,11 +84,17 @@ class SmoothedClassifier:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
-        self.levels, self.vote = check_levels(levels), rule_for(vote).vote
+        self.levels, self.vote, self.any_range = check_levels(levels), rule_for(vote).vote, any_range
+        self.offsets = None if offsets is None else check_offsets(offsets, num_classes)
+        self.rule()  # what does not go together is said here
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self._to_check = {True} if check else set()  # shared by all forms of this classifier; empty when done
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
+
+    def rule(self, bound: str = "one-class") -> Rule:
+        """How noisy answers become the smoothed answer, and how a radius is bounded."""
+        return rule_for(self.vote, bound, offsets=self.offsets, norm=self.certificate.norm)
 
     def certify(
         self,
@@ -123,22 +133,24 @@ class SmoothedClassifier:
         References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
         """
         sampler = sampler or sampler_for(n0, n, n_max, radii)
-        rule = rule_for(self.vote, bound)
+        rule = self.rule(bound)
         sampler.check(check_alpha(alpha), bound)
         if randomized and bound != "one-class":
             raise InputError(f"the randomised bound is a one-class bound, got bound={bound!r}.")
         batch, sigmas = self._prepare(x, sigma, ids)
         seed, start = checked_seed(seed), time.perf_counter()
-        truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
-        if len(truth) != len(batch):
-            raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+        truth = [None] * len(batch)
+        if labels is not None:
+            truth = checked_labels(labels, len(batch), self.num_classes).tolist()
         questions = [
             Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)
         ]
-        if isinstance(sampler, Target) and len(set(sigmas.tolist())) == 1:
+        if len(set(sigmas.tolist())) == 1:
+            rule.check(float(sigmas[0]), sampler.largest(), alpha)
+        if isinstance(sampler, Target) and self.offsets is None and len(set(sigmas.tolist())) == 1:
             sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
-        found = self._converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
+        found = self.converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
         coins = [coin(seed, i) if randomized else None for i in batch.ids]
         fresh = [
             None if one.fresh is None else replace(one.fresh, coin=each) for one, each in zip(found, coins, strict=True)
@@ -154,16 +166,16 @@ class SmoothedClassifier:
     def _gap(self, sigma: float, p: float) -> float:
         return float(self.certificate.estimate(np.array(sigma), np.array(p)))
 
-    def _converse(
+    def converse(
         self,
         batch: Batch,
         sigma: NDArray[np.float64],
-        talks: list[Conversation],
+        talks: Sequence[Talk[Result]],
         seed: int,
         progress: Progress | None,
-    ) -> list[Found]:
+    ) -> list[Result]:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
-        found: dict[int, Found] = {}
+        found: dict[int, Result] = {}
         blocks = [Blocks(batch.d) for _ in talks]
         tv = self._tv(batch, sigma)
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
@@ -171,23 +183,23 @@ class SmoothedClassifier:
             asked = [(row, draw) for row, draws in wishes.items() for draw in draws]
             requests = []
             for row, draw in asked:
-                kind, anchor = draw.tally
                 requests.append(
                     Request(
                         row=row,
-                        sigma=float(sigma[row]),
+                        sigma=float(sigma[row]) if draw.sigma is None else draw.sigma,
                         stream=draw.stream,
                         n=draw.n,
-                        first_block=blocks[row].take(draw.stream, draw.n),
-                        tally=kind,
-                        anchor=anchor,
+                        first_block=blocks[row].take(draw.stream, draw.n, draw.slot),
+                        tally=draw.tally.kind,
+                        anchor=draw.tally.anchor,
                     )
                 )
             counts = self.count(batch, requests, seed, progress)
-            answers: dict[int, list[Measurement]] = {row: [] for row in wishes}
-            for (row, draw), each in zip(asked, counts, strict=True):
-                one = measured(draw.stream.name.lower(), float(sigma[row]), draw.tally, each)
-                answers[row].append(replace(one, tv=float(tv[row])))
+            answers: dict[int, list[Any]] = {row: [] for row in wishes}  # of measurements
+            for (row, draw), request, each in zip(asked, requests, counts, strict=True):
+                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=draw.slot)
+                known = tv[row] if draw.sigma is None else self._tv_at(batch, row, draw.sigma)
+                answers[row].append(replace(one, tv=known))
             wishes = {}
             for row, answer in answers.items():
                 try:
@@ -198,10 +210,10 @@ class SmoothedClassifier:
 
     def _tv(self, batch: Batch, sigma: NDArray[np.float64]) -> list[float]:
         """Bounds on the total-variation distance of each input's noise to the theorem's; 0 where it is not known."""
-        return [
-            total_variation(self.certificate, float(s), batch.d, batch.levels) if on else 0.0
-            for s, on in zip(sigma, batch.on_grid, strict=True)
-        ]
+        return [self._tv_at(batch, row, float(s)) for row, s in enumerate(sigma)]
+
+    def _tv_at(self, batch: Batch, row: int, sigma: float) -> float:
+        return total_variation(self.certificate, sigma, batch.d, batch.levels) if batch.on_grid[row] else 0.0
 
     def predict(
         self,
@@ -221,13 +233,15 @@ class SmoothedClassifier:
         """
         check_count(n, "n")
         check_count(n0, "n0")
-        rule = rule_for(self.vote)
+        rule = self.rule()
         if n < (needed := rule.samples_to_answer(check_alpha(alpha))):
             raise InfeasibleError(f"n={n} samples at alpha={alpha} would always abstain. Use n >= {needed}.")
         batch, sigmas = self._prepare(x, sigma, ids)
+        if len(set(sigmas.tolist())) == 1:
+            rule.check(float(sigmas[0]), n, alpha)
         seed, start = checked_seed(seed), time.perf_counter()
-        talks = [_asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
-        found = self._converse(batch, sigmas, talks, seed, progress)
+        talks = [asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
+        found = self.converse(batch, sigmas, talks, seed, progress)
         return Prediction(
             **self._evidence(batch, sigmas, rule, alpha, seed, start),
             pilots=tuple(one.pilot for one in found),
@@ -236,7 +250,8 @@ class SmoothedClassifier:
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
         """Inputs made ready for ``count``."""
-        return prepare(x, ids, device_of(self.model), self.certificate.norm if self.snap else None, self.levels)
+        norm = self.certificate.norm if self.snap else None
+        return prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -260,9 +275,19 @@ class SmoothedClassifier:
         """The same classifier, its forward passes run by these workers; None: by this process."""
         return self._with(workers=workers)
 
+    def with_offsets(self, offsets: Sequence[float] | None) -> SmoothedClassifier:
+        """The same base classifier with these class offsets, or with none."""
+        other = self._with(offsets=None if offsets is None else check_offsets(offsets, self.num_classes))
+        other.rule()
+        return other
+
     def with_executor(self, executor: Executor) -> SmoothedClassifier:
         """The same classifier, its forward passes run by another executor."""
         return self._with(executor=executor)
+
+    def with_any_range(self) -> SmoothedClassifier:
+        """The same classifier, for inputs outside [0, 1] too: perturbed ones lie there."""
+        return self._with(any_range=True)
 
     def with_block_size(self, block_size: int) -> SmoothedClassifier:
         """The same classifier with another number of rows in one forward pass."""
@@ -294,14 +319,13 @@ class SmoothedClassifier:
 
         Raises: ModelError naming the first sign that it is not.
         """
-        if not self._to_check:
-            return
-        engine = self._engine
-        if self.compiled:  # other numbers of rows would be compiled one by one
-            engine = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
-        x = batch.values[:CHECKED].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
-        check_is_function(engine, x, sigma, num_classes=self.num_classes, rows=min(ROWS, self.block_rows(batch.d)))
-        self._to_check.clear()
+        if self._to_check:
+            # torch.compile would compile every other number of rows, so the model itself is asked
+            plain = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
+            check_inputs(
+                plain if self.compiled else self._engine, batch, sigma, self.num_classes, self.block_rows(batch.d)
+            )
+            self._to_check.clear()
 
     def _evidence(
         self, batch: Batch, sigma: NDArray[np.float64], rule: Rule, alpha: float, seed: int, start: float
@@ -322,13 +346,3 @@ class SmoothedClassifier:
             "block_size": self.block_rows(batch.d),
             "seconds": time.perf_counter() - start,
         }
-
-
-def _asking(rule: Rule, num_classes: int, n0: int, n: int) -> Conversation:
-    """The samples of one prediction; both parts are of one stream, one after the other."""
-    if not rule.asks_twice:
-        (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(0)),)
-        return Found(pilot=fresh, fresh=fresh)
-    (pilot,) = yield (Draw(Stream.PREDICT, n0, rule.pilot_tally(num_classes)),)
-    (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(rule.choose(pilot))),)
-    return Found(pilot=replace(pilot, role=Stream.PILOT.name.lower()), fresh=fresh)

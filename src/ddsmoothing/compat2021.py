@@ -83,7 +83,7 @@ class Smooth:
             smoothed = SmoothedClassifier(
                 self.base_classifier, self.certificate, num_classes=self.num_classes, block_size=batch_size
             )
-            batch = prepare(x[None], None, place)
+            batch = prepare(x[None], None, place, any_range=True)
             requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
             counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
             tv = total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0

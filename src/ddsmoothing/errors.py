@@ -11,6 +11,8 @@ It knows nothing of what it reports on.
     ├── DataError             a data set or data file cannot be read
     ├── RunError              a run folder cannot be read or written
     └── StoreError            a certified memory cannot be opened, read or written
+
+A DdsmoothingWarning is no error: what follows is right, and something was left out or is not as good as it could be.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ class DdsmoothingError(Exception):
     """Base of all errors raised on purpose by this package."""
 
     exit_code = 1
+
+
+class DdsmoothingWarning(UserWarning):
+    """Results are right, and not what was probably meant: something was left out, or exact noise could not be had."""
 
 
 class InputError(DdsmoothingError, ValueError):

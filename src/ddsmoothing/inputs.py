@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ddsmoothing.errors import InputError, ShapeError, SigmaError
+from ddsmoothing.errors import DdsmoothingWarning, InputError, ShapeError, SigmaError
 from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import LARGEST_LEVELS, LARGEST_SIGMA, LEVELS, snap_to_grid
 from ddsmoothing.streams import check_word
 
+ROUNDING: Final = 2.0**-10  # that float16 pixels may lie outside [0, 1]
+OFF_GRID: Final = (
+    "some inputs do not lie on the stated grid of {} steps to the unit, so they get float noise, which is not exact; "
+    "snap=True (--snap) moves them to it, or state their true steps."
+)
 INTEGERS: Final = {torch.uint8: LEVELS, torch.uint16: 65535}  # pixels as they are stored, and their grid's levels
 
 
@@ -33,6 +39,7 @@ class Batch:
         on_grid: ``(B,)`` bool.   ids: the noise key of each input.   sha256: of each input's bytes.
         moved: ``(B,)`` bound on the distance each input was moved to the grid, 0 unless that was asked for.
         shape: of one input.   device, dtype: of the samples.
+        any_range: inputs outside [0, 1] were let in on request; sigma and radii are in their units, whatever these are.
     """
 
     levels: int
@@ -45,6 +52,7 @@ class Batch:
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    any_range: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,24 +93,29 @@ def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
 
 
 def prepare(
-    x: torch.Tensor,
+    x: torch.Tensor | NDArray[Any],
     ids: Sequence[int] | None,
     device: torch.device | None,
     snap: str | None = None,
     levels: int = LEVELS,
+    any_range: bool = False,
 ) -> Batch:
     """Check a batch of inputs, find which lie on the grid, and give each an id.
 
     Args:
-        x: ``(B, ...)``, floating point, or uint8 (taken as X/255), or uint16 (X/65535).
+        x: ``(B, ...)``, a tensor or array, floating point, or uint8 (taken as X/255), or uint16 (X/65535).
         ids: one 64-bit integer an input, or None: the first 64 bits of the SHA-256 of the input's bytes.
         device: where the base classifier runs; None means where x is.
         snap: a norm: move inputs to the nearest grid point, and keep how far in that norm. None leaves them.
         levels: of the grid; 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps of 0.01.
-    Raises: ShapeError, InputError.
+        any_range: let in inputs outside [0, 1] on the grid of 255 levels, which is that of pixels; on other grids the
+            range is free.
+    Raises: ShapeError, InputError. Warns where levels are stated and inputs lie off their grid.
     """
+    if isinstance(x, np.ndarray) and x.dtype.kind in "uif":
+        x = torch.from_numpy(np.array(x))
     if not isinstance(x, torch.Tensor):
-        raise ShapeError(f"got {type(x).__name__}, expected a torch.Tensor (B, ...) of inputs.")
+        raise ShapeError(f"got {type(x).__name__}, expected a tensor or an array (B, ...) of inputs.")
     if x.ndim < 2 or len(x) == 0 or x[0].numel() == 0:
         raise ShapeError(
             f"got inputs of shape {tuple(x.shape)}, expected (B, ...) with at least one input; add x[None]?"
@@ -124,6 +137,8 @@ def prepare(
     else:
         if not bool(torch.isfinite(flat).all()):
             raise InputError("the inputs contain NaN or infinity, expected finite numbers.")
+        if levels == LEVELS and not any_range:
+            _check_range(float(flat.min()), float(flat.max()))
         if snap is not None:
             flat, moved = _snapped(flat, snap, levels)
         near = (flat.double() * levels).round()
@@ -138,6 +153,8 @@ def prepare(
                 f"numbers of type {flat.dtype} do not tell the points of a grid of {levels} levels apart; give the "
                 "inputs as float32 or float64, or do without snap."
             )
+        if levels != LEVELS and not bool(on_grid.all()):
+            warnings.warn(OFF_GRID.format(levels), DdsmoothingWarning, stacklevel=2)
         grid = torch.where(on_grid[:, None], near, 0.0).to(integer)
     sha256 = tuple(_digest(g, v, bool(on)) for g, v, on in zip(grid.numpy(), flat, on_grid, strict=True))
     return Batch(
@@ -151,7 +168,18 @@ def prepare(
         shape=tuple(x.shape[1:]),
         device=device,
         dtype=flat.dtype,
+        any_range=any_range,
     )
+
+
+def _check_range(low: float, high: float) -> None:
+    """Refuse what are no pixels in [0, 1]: noise and radii in other units are easily taken for these."""
+    if low < -ROUNDING or high > 1.0 + ROUNDING:
+        raise InputError(
+            f"the inputs lie in [{low:g}, {high:g}], expected [0, 1]: divide pixels in 0..255 by 255, and put the "
+            "normalisation into the model. For columns of a table state levels=, their steps to the unit, or "
+            "any_range=True."
+        )
 
 
 def _range(levels: int) -> tuple[float, float]:

@@ -11,8 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import ClassVar, Final, NamedTuple
+from functools import lru_cache, partial
+from typing import ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.special import betaincinv, ndtr, ndtri
@@ -39,6 +39,26 @@ class Draw(NamedTuple):
     stream: Stream
     n: int
     tally: Tally
+
+    @property
+    def sigma(self) -> float | None:
+        """The input's own."""
+        return None
+
+    @property
+    def slot(self) -> int:
+        """That of the input's own sigma."""
+        return 0
+
+
+class DrawAt(NamedTuple):
+    """The same at a sigma that is not the input's own, and has a slot of its own."""
+
+    stream: Stream
+    n: int
+    tally: Tally
+    sigma: float
+    slot: int
 
 
 class Question(NamedTuple):
@@ -78,7 +98,10 @@ class Found:
     stopped: str | None = None
 
 
-Conversation = Generator[tuple[Draw, ...], list[Measurement], Found]
+Result = TypeVar("Result")
+Wishes = tuple[Draw, ...] | tuple[DrawAt, ...]
+Talk = Generator[Wishes, list[Measurement], Result]  # asks for samples, and ends with what it found
+Conversation = Talk[Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +183,15 @@ class Plan(Sampler):
         top, share = rule.choose(pilot), rule.share(ask.alpha)
         if ask.label not in (None, top):
             return Found(pilot=pilot, stopped="wrong")
-        n = planned_samples(rule.fewest(pilot, top), self.pilot, share, self.n_max, self.price, ask.linear)
+        n = planned_samples(
+            rule.fewest(pilot, top),
+            self.pilot,
+            share,
+            self.n_max,
+            self.price,
+            ask.linear,
+            rule.needed(pilot, top),
+        )
         if n == 0:
             return Found(pilot=pilot, stopped="planned")
         (fresh,) = yield (Draw(Stream.CERTIFY, n, rule.tally(top)),)
@@ -168,7 +199,9 @@ class Plan(Sampler):
 
 
 @lru_cache(maxsize=4096)
-def planned_samples(count: int, pilot: int, alpha: float, n_max: int, price: float, linear: bool) -> int:
+def planned_samples(
+    count: int, pilot: int, alpha: float, n_max: int, price: float, linear: bool, needed: float = 0.5
+) -> int:
     """The number of fresh samples with the best expected radius less price; 0 to abstain.
 
     The posterior of ``z = Phi^-1(p)``, flat in z, given ``count`` of ``pilot``, weighs the radius at the expected
@@ -176,8 +209,9 @@ def planned_samples(count: int, pilot: int, alpha: float, n_max: int, price: flo
 
     Args:
         linear: True where the radius is linear in p (L1), False where it is ``Phi^-1(p)`` (L2).
+        needed: probability of the event at which the radius is 0.
     """
-    z = np.linspace(-0.2, 5.2, 271)
+    z = np.linspace(-0.2, 5.2, 271) + min(0.0, float(ndtri(needed)))
     p = ndtr(z)
     log_weight = count * np.log(p) + (pilot - count) * np.log(ndtr(-z))
     weight = np.exp(log_weight - log_weight.max())
@@ -186,7 +220,7 @@ def planned_samples(count: int, pilot: int, alpha: float, n_max: int, price: flo
     cap = float(ndtri(largest_lower_bound(n_max, alpha)))
     for n in candidates(n_max):
         lower = betaincinv(n * p, n * (1 - p) + 1, alpha)
-        radius = np.maximum(0.0, (2 * lower - 1) * cap if linear else ndtri(lower))
+        radius = np.maximum(0.0, (2 * lower - 2 * needed) * cap if linear else ndtri(lower) - float(ndtri(needed)))
         value = float(weight @ (radius + CERTIFIED_BONUS * (radius > 0))) - price * n / n_max
         if value > best_value:
             best, best_value = n, value
@@ -242,7 +276,7 @@ class Target(Sampler):
         top = rule.choose(pilot)
         if ask.label not in (None, top):
             return Found(pilot=pilot, stopped="wrong")
-        reach = ask.gap(largest_lower_bound(LOOKS[-1], LAST_SHARE * ask.alpha))
+        reach = ask.gap(largest_lower_bound(LOOKS[-1], LAST_SHARE * ask.alpha)) - rule.handicap(top)
         fresh, looks, wanted = None, list[Look](), list(self.radii)
         for n in LOOKS:
             if not wanted or reach <= wanted[0]:
@@ -250,19 +284,32 @@ class Target(Sampler):
             (new,) = yield (Draw(Stream.CERTIFY, n if fresh is None else n - fresh.n, rule.tally(top)),)
             fresh = new if fresh is None else fresh.plus(new)
             looks.append(rule.look(fresh, top, ask.alpha * (LAST_SHARE if n == LOOKS[-1] else EARLY_SHARE)))
-            best = ask.gap(rule.binding(looks))
+            best = rule.reached(looks, top, ask.gap)
             wanted = [radius for radius in wanted if best <= 0.0 or radius > best * (1.0 - 1e-9)]
-            lost = n - min(looks[-1].counts)
-            upper = 1.0 - clopper_pearson_lower(lost, n, GIVE_UP / (len(LOOKS) - 1))
-            if wanted and ask.gap(upper) < wanted[0]:
+            if wanted and rule.hoped(looks[-1], top, partial(_hope, ask.gap, n)) < wanted[0]:
                 break
         if fresh is None:
             return Found(pilot=pilot, stopped="out of reach")
         return Found(pilot=pilot, fresh=_seen(fresh, *looks))
 
 
+def _hope(gap: Callable[[float], float], n: int, count: int) -> float:
+    """A radius that an event of so many in n will hardly exceed."""
+    return gap(1.0 - clopper_pearson_lower(n - count, n, GIVE_UP / (len(LOOKS) - 1)))
+
+
 def _seen(fresh: Measurement, *looks: Look) -> Measurement:
     return replace(fresh, looks=looks)
+
+
+def asking(rule: Rule, num_classes: int, n0: int, n: int) -> Conversation:
+    """The samples of one prediction; both parts are of one stream, one after the other."""
+    if not rule.asks_twice:
+        (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(0)),)
+        return Found(pilot=fresh, fresh=fresh)
+    (pilot,) = yield (Draw(Stream.PREDICT, n0, rule.pilot_tally(num_classes)),)
+    (fresh,) = yield (Draw(Stream.PREDICT, n, rule.tally(rule.choose(pilot))),)
+    return Found(pilot=replace(pilot, role=Stream.PILOT.name.lower()), fresh=fresh)
 
 
 def sampler_for(

@@ -228,7 +228,7 @@ def _answers(
     sigma, answers = np.array([row.sigma for row in group]), np.empty(len(group), dtype=np.int64)
     for kind in sorted({row.noise for row in group}):
         where = [i for i, row in enumerate(group) if row.noise == kind]
-        asked = _rounding(smoothed) if kind == "grid" else smoothed
+        asked = (_rounding(smoothed) if kind == "grid" else smoothed).with_any_range()
         ids = [group[i].id for i in where]
         if level == "stateless":
             found = search_again(run, asked, points[where], seed, ids)
@@ -244,6 +244,7 @@ def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
         smoothed.certificate,
         num_classes=smoothed.num_classes,
         vote=smoothed.vote,
+        offsets=smoothed.offsets,
         block_size=smoothed.block_size,
         levels=smoothed.levels,
     ).with_workers(smoothed.workers)

@@ -21,15 +21,15 @@ import torch
 from numpy.typing import ArrayLike
 
 from ddsmoothing.bounds import check_alpha
-from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, subset_ids
+from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
 from ddsmoothing.campaigns.rows import rows_of
-from ddsmoothing.claims import POINTWISE, rule_for
+from ddsmoothing.claims import POINTWISE
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Workers
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
 from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
 from ddsmoothing.counting.kept import KeptCounts, Paced
-from ddsmoothing.data import Dataset
+from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
@@ -41,6 +41,7 @@ from ddsmoothing.runs.schema import (
     DataIdentity,
     Header,
     ModelIdentity,
+    OffsetsNote,
     PolicySpec,
     ResultRow,
     RuleSpec,
@@ -81,6 +82,7 @@ def certify_run(
     shard: tuple[int, int] | None = None,
     seed: int | None = None,
     budget: float | None = None,
+    offsets: OffsetsNote | None = None,
     command: dict[str, Any] | None = None,
     listeners: Collection[Listener] = (),
     progress: Progress | None = None,
@@ -94,19 +96,23 @@ def certify_run(
         shard: ``(i, n)``: only the i-th of n parts of these inputs; give all parts the same seed, then ``merge_runs``.
         label_aware: stop inputs whose pilot class is wrong.   budget: stop in order after so many seconds; the run is
             then partial and can be continued.   command: options to keep in the header, for a command line's use.
+        offsets: where the classifier's class offsets come from.
         listeners: told what happens, as ``events.jsonl`` is.
         n0, n, n_max, radii, alpha, bound, randomized, seed, progress: as for ``SmoothedClassifier.certify``. An
             input's id is its index. A seed left out is the header's when a run is continued.
     Raises: InputError and its kin before anything is written; ModelError, RunError.
     """
     start, out = time.monotonic(), Path(out)
+    data, policy = as_dataset(data), checked_policy(policy)
     sampler = sampler_for(n0, n, n_max, radii)
-    rule = rule_for(smoothed.vote, bound)
+    rule = smoothed.rule(bound)
     sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
     check_labels(data, ids, smoothed.num_classes)
     policy = policy.settled(smoothed)
     policy.check(smoothed, len(ids))
+    if policy.kind == "fixed":
+        rule.check(policy.largest, sampler.largest(), alpha)
     if label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")
     before = load_header(out) if (out / HEADER).exists() else None
@@ -132,6 +138,7 @@ def certify_run(
         sampler=sampler.name,
         sampler_options=dataclasses.asdict(sampler),
         rule=RuleSpec.model_validate(rule.config()),
+        offsets=offsets,
         units=PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS,
         randomized=randomized,
         label_aware=label_aware,
@@ -144,6 +151,7 @@ def certify_run(
         compiled=smoothed.compiled,
         snap=smoothed.snap,
         levels=smoothed.levels,
+        any_range=smoothed.any_range,
         device=str(batch.device),
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),

@@ -65,13 +65,19 @@ def forecast(
     start = time.perf_counter()
     for i in np.random.default_rng(0).permutation(ids).tolist():
         began = time.perf_counter()
-        count = _pilot(smoothed, data, i, policy, ids)
+        count, needed = _pilot(smoothed, data, i, policy, ids)
         rates.append((policy.forwards + PROBE_SAMPLES) / (time.perf_counter() - began))
         fresh = sampler.largest()
         if isinstance(sampler, Plan):
             share, linear = rule.share(alpha), smoothed.certificate.norm == "l1"
             planned = planned_samples(
-                round(count * sampler.pilot / PROBE_SAMPLES), sampler.pilot, share, sampler.n_max, sampler.price, linear
+                round(count * sampler.pilot / PROBE_SAMPLES),
+                sampler.pilot,
+                share,
+                sampler.n_max,
+                sampler.price,
+                linear,
+                needed,
             )
             fresh = sampler.pilot + planned
         samples.append(float(policy.forwards + fresh))
@@ -85,8 +91,10 @@ def forecast(
     return Forecast(inputs=len(ids), probed=len(samples), samples=total, seconds=seconds)
 
 
-def _pilot(smoothed: SmoothedClassifier, data: Dataset, i: int, policy: SigmaPolicy, ids: list[int]) -> int:
-    """Choose sigma for one input and count its top class among PROBE_SAMPLES."""
+def _pilot(
+    smoothed: SmoothedClassifier, data: Dataset, i: int, policy: SigmaPolicy, ids: list[int]
+) -> tuple[int, float]:
+    """Choose sigma for one input and count what its answer hangs on among PROBE_SAMPLES; and what is needed of it."""
     x, _ = data[[i]]
     if policy.kind == "search":
         assert policy.sigma0 is not None
@@ -97,7 +105,10 @@ def _pilot(smoothed: SmoothedClassifier, data: Dataset, i: int, policy: SigmaPol
     found = smoothed.predict(x, sigma, n=PROBE_SAMPLES, ids=[i])
     pilot, fresh = found.pilots[0], found.fresh[0]
     assert fresh is not None
-    return min(found.rule.counts(fresh, found.rule.choose(pilot)))
+    rule, top = found.rule, found.rule.choose(pilot)
+    if smoothed.offsets is None:
+        return min(rule.counts(fresh, top)), 0.5
+    return round(rule.fewest(pilot, top) * PROBE_SAMPLES / pilot.n), rule.needed(pilot, top)
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.plan import SearchPlan
 from ddsmoothing.sigma.search import search_grid, search_range
 
@@ -97,6 +98,14 @@ class SigmaPolicy:
         return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
 
 
+def checked_policy(policy: object) -> SigmaPolicy:
+    """A policy as it is; InputError saying what to write in place of a plain number."""
+    if isinstance(policy, SigmaPolicy):
+        return policy
+    fixed = f"SigmaPolicy.fixed({policy})" if isinstance(policy, (int, float)) else "SigmaPolicy.fixed(0.25)"
+    raise InputError(f"the policy is {policy!r}, expected {fixed}, SigmaPolicy.search(sigma0), or .given(sigmas).")
+
+
 def subset_ids(data: Dataset, skip: int, maximum: int | None, shard: tuple[int, int] | None = None) -> list[int]:
     """Ids 0, skip, 2 skip, .., at most so many; of these the i-th, (i + n)-th, .. for the shard ``(i, n)``."""
     if skip < 1 or (maximum is not None and maximum < 1):
@@ -112,8 +121,5 @@ def subset_ids(data: Dataset, skip: int, maximum: int | None, shard: tuple[int, 
 
 def check_labels(data: Dataset, ids: list[int], num_classes: int) -> None:
     """Raise InputError if a label names no class of the model."""
-    if data.y is not None and (largest := int(data.y[ids].max())) >= num_classes:
-        raise InputError(
-            f"label {largest} is out of range for a model with {num_classes} classes (0..{num_classes - 1}); "
-            "this is another data set's model, or num_classes is wrong."
-        )
+    if data.y is not None:
+        checked_labels(data.y[ids], len(ids), num_classes)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ddsmoothing.campaigns.rows import choice_of
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import POINTWISE, Measurement, Rule, Tally, measured, total_variation
-from ddsmoothing.claims.measurement import DUELS, VOTES, WINS
+from ddsmoothing.claims.measurement import VOTES, WINS
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
@@ -68,7 +68,8 @@ def resample_run(
             found.append(Redrawn(id=row.id, moved=0, message=said))
             continue
         requests = requests_of(row, batch, smoothed.num_classes, run.header.judge)
-        moved = _moved(row, smoothed.count(batch, requests, run.header.seed, progress))
+        drawn = smoothed.count(batch, requests, run.header.seed, progress)
+        moved = _moved(row, drawn, _pilot_tally(row, smoothed.num_classes, run.header.judge))
         text = f"{moved} of {row.samples} samples give other answers than the run says" if moved else None
         text = text or _claimed(run.header, row, batch) or _searched(run, smoothed, x, row)
         found.append(Redrawn(id=row.id, moved=moved, message=text))
@@ -101,9 +102,9 @@ def _searched(run: Run, smoothed: SmoothedClassifier, x: torch.Tensor, row: Resu
     return None
 
 
-def _moved(row: ResultRow, drawn: list[NDArray[np.int64]]) -> int:
+def _moved(row: ResultRow, drawn: list[NDArray[np.int64]], tally: Tally) -> int:
     """Samples that give another answer now, at least: in votes half the L1 distance, in wins the largest difference."""
-    first = measured("pilot", row.sigma, Tally(VOTES if row.pilot.least is None else DUELS), drawn[0])
+    first = measured("pilot", row.sigma, tally, drawn[0])
     moved = _differ(row.pilot, first)
     if row.fresh is not None:
         tally = Tally(VOTES) if row.fresh.anchor is None else Tally(WINS, row.fresh.anchor)
@@ -134,7 +135,7 @@ def _claimed(header: Header, row: ResultRow, batch: Batch) -> str | None:
 
 def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> list[Request]:
     """The samples of a row: the pilot, then what each look added, every wish in noise blocks of its own."""
-    kind, _ = Tally(VOTES) if row.pilot.least is None else rule.pilot_tally(num_classes)
+    kind = _pilot_tally(row, num_classes, rule).kind
     requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=row.pilot.n, tally=kind)]
     blocks, before = Blocks(batch.d), 0
     if row.fresh is None:
@@ -149,6 +150,11 @@ def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> l
     return requests
 
 
+def _pilot_tally(row: ResultRow, num_classes: int, rule: Rule) -> Tally:
+    """What the row's pilot counted."""
+    return Tally(VOTES) if row.pilot.least is None else rule.pilot_tally(num_classes)
+
+
 def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
     """Raise InputError unless model and data are those the run was made with."""
     header = run.header
@@ -159,5 +165,7 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
     if header.behaviour is not None:
         check_behaviour(header.behaviour, behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]), str(run.path))
     made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
+    if made == (header.norm, header.num_classes, header.vote) and smoothed.offsets != header.rule.offsets:
+        raise InputError("the run was made with other class offsets, or one of both has none; give those of the run.")
     if made != (header.norm, header.num_classes, header.vote):
         raise InputError(f"the run was made for {header.norm}, {header.num_classes} classes and a {header.vote} vote.")

@@ -2,8 +2,11 @@
 
 from ddsmoothing.claims.levels import LEVELS, MEMORY, POINTWISE, STATELESS, Level, level_named
 from ddsmoothing.claims.measurement import Look, Measurement, Tally, measured
+from ddsmoothing.claims.named import RULES, rule_for
+from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
+from ddsmoothing.claims.pair_table import PairTable
 from ddsmoothing.claims.results import Certification, Evidence, Outcome, Prediction, total_variation
-from ddsmoothing.claims.rules import ABSTAIN, RULES, Claim, Pairwise, Plurality, Rule, rule_for
+from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise, Plurality, Rule
 
 __all__ = [
     "ABSTAIN",
@@ -18,12 +21,15 @@ __all__ = [
     "Level",
     "Look",
     "Measurement",
+    "OffsetPairwise",
     "Outcome",
+    "PairTable",
     "Pairwise",
     "Plurality",
     "Prediction",
     "Rule",
     "Tally",
+    "check_offsets",
     "level_named",
     "measured",
     "rule_for",

@@ -5,7 +5,7 @@ It knows no bounds and no files. Class A beats b on a sample if its logit is lar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -22,11 +22,16 @@ MOST_DUELLISTS: Final = 128  # classes, of which every pair is counted; with mor
 class Tally(NamedTuple):
     """What is counted on each sample.
 
-    ``votes``: the class. ``wins``: the class, and which others the anchor beats. ``duels``: who beats whom.
+    ``votes``: the class. ``wins``: the class, and which others the anchor beats. ``duels``: who beats whom, of which
+    only what each class did against one rival is kept: the one it beat least often, or that which ``rivals`` names.
+
+    Attributes:
+        rivals: from sigma, n and duels ``(K, K)`` (n on the diagonal) the rival ``(K,)`` of each class.
     """
 
     kind: str
     anchor: int | None = None
+    rivals: Callable[[float, int, NDArray[np.int64]], NDArray[np.int64]] | None = None
 
 
 class Look(NamedTuple):
@@ -48,6 +53,7 @@ class Measurement:
         n: samples.
         votes: ``(K,)`` how many samples were of each class.
         least: ``(K,)`` of each class, the fewest samples on which it beat another one; where all pairs were counted.
+        rivals: ``(K,)`` the other class that ``least`` is of, where the rule holds some rivals against others.
         anchor: the class whose wins were counted, None where none were.
         wins: ``(K,)`` on how many samples the anchor beat each class; its own entry is n.
         looks: when counts were looked at, ascending in n; any of their bounds may be used.
@@ -63,6 +69,7 @@ class Measurement:
     n: Count
     votes: tuple[Count, ...]
     least: tuple[Count, ...] | None = None
+    rivals: tuple[Count, ...] | None = None
     anchor: Count | None = None
     wins: tuple[Count, ...] | None = None
     looks: tuple[Look, ...] = ()
@@ -112,8 +119,13 @@ def _of_wins(empty: Measurement, tally: Tally, counts: NDArray[np.int64]) -> Mea
 
 def _of_duels(empty: Measurement, tally: Tally, counts: NDArray[np.int64]) -> Measurement:
     votes = counts.diagonal()
+    found = _of_votes(empty, tally, votes)
     others = counts + np.diag(votes.sum() - votes)  # no class loses to itself
-    return replace(_of_votes(empty, tally, votes), least=tuple(others.min(1).tolist()))
+    if tally.rivals is None:
+        return replace(found, least=tuple(others.min(1).tolist()))
+    rivals = tally.rivals(empty.sigma, found.n, others)
+    least = others[np.arange(len(rivals)), rivals]
+    return replace(found, least=tuple(least.tolist()), rivals=tuple(rivals.tolist()))
 
 
 SHAPES: Final[Mapping[str, Any]] = {VOTES: _of_votes, WINS: _of_wins, DUELS: _of_duels}

@@ -19,6 +19,7 @@ from ddsmoothing.claims.levels import POINTWISE
 from ddsmoothing.claims.measurement import Look, Measurement
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Rule
 from ddsmoothing.errors import InputError
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import grid_table
 
 
@@ -184,9 +185,9 @@ class Certification(Evidence):
         return evidence_text(self.rule, self.alpha, float(self.moved[i]), drawn)
 
     def outcome(self, labels: ArrayLike) -> Outcome:
-        """These certificates against the true classes ``(B,)``, for analysis."""
-        right = ~self.abstained & (self.prediction == np.asarray(labels))
-        return Outcome(correct=np.asarray(right), radius=self.radius)
+        """These certificates against the true classes ``(B,)``, for analysis; InputError where they are no classes."""
+        truth = checked_labels(labels, len(self), self.num_classes)
+        return Outcome(correct=np.asarray(self.prediction == truth), radius=self.radius)
 
     def under(self, rule: Rule) -> Certification:
         """The same samples judged by another rule, to compare votes and bounds.
@@ -199,6 +200,8 @@ class Certification(Evidence):
             raise InputError("only certificates of one look can be judged by another rule: samplers exact and plan.")
         if rule.asks_twice and not self.rule.asks_twice:
             raise InputError(f"a {rule.vote} vote needs wins, and a {self.vote} vote does not count them.")
+        if rule.asks_twice and rule.config() != self.rule.config():
+            raise InputError("with other class offsets other wins would have been counted; certify again with these.")
         found: list[Measurement | None] = []
         for pilot, fresh in zip(self.pilots, self.fresh, strict=True):
             if fresh is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -29,7 +29,7 @@ from ddsmoothing.bounds import (
 )
 from ddsmoothing.certificate import Certificate
 from ddsmoothing.claims.measurement import DUELS, MOST_DUELLISTS, VOTES, WINS, Look, Measurement, Tally
-from ddsmoothing.errors import InputError, unknown
+from ddsmoothing.errors import InputError
 
 ABSTAIN: Final = -1
 
@@ -83,6 +83,25 @@ class Rule(ABC):
     def fewest(self, pilot: Measurement, top: int) -> int:
         """The count of the event that will bind, as the pilot shows it; for planning only."""
 
+    def needed(self, pilot: Measurement, top: int) -> float:
+        """The probability at which that event certifies radius 0; for planning only."""
+        return 0.5
+
+    def handicap(self, top: int) -> float:
+        """How far the radius of this class stays below the largest one at any sigma; negative where it exceeds it."""
+        return 0.0
+
+    def reached(self, looks: Sequence[Look], top: int, gap: Callable[[float], float]) -> float:
+        """The radius that looks have reached (float64, no claim), by the radius ``gap`` at a probability."""
+        return gap(self.binding(looks))
+
+    def hoped(self, look: Look, top: int, gap: Callable[[int], float]) -> float:
+        """The same for one look, by the radius at a count."""
+        return gap(min(look.counts))
+
+    def check(self, sigma: float, n: int, alpha: float) -> None:  # noqa: B027
+        """Raise InfeasibleError if thresholds leave a class that n agreeing samples at this sigma cannot certify."""
+
     def share(self, alpha: float) -> float:
         """The part of alpha that each atom's lower bound gets."""
         return alpha_of_top(alpha, self.bound)
@@ -128,14 +147,20 @@ class Rule(ABC):
         self, top: int, fresh: Measurement, certificate: Certificate, alpha: float, moved: float = 0.0
     ) -> Claim:
         """The same for a class that was chosen on other samples. Where the input was moved, the radius shrinks."""
-        p_lower, p_upper = self.bounds(fresh, top, alpha)
-        radius = certificate.radius(fresh.sigma, p_lower, p_upper)
+        p_lower, p_upper, radius, held = self.judged(fresh, top, certificate, alpha)
         if moved > 0.0:
             radius = max(0.0, float(np.nextafter(radius - moved, -np.inf)))
-        held = p_lower > p_upper and not (moved > 0.0 and radius <= 0.0)
+        held = held and not (moved > 0.0 and radius <= 0.0)
         return Claim(
             prediction=top if held else ABSTAIN, radius=radius if held else 0.0, p_lower=p_lower, p_upper=p_upper
         )
+
+    def judged(
+        self, fresh: Measurement, top: int, certificate: Certificate, alpha: float
+    ) -> tuple[float, float, float, bool]:
+        """p_lower, p_upper, the radius round the point that was sampled, and whether the class is certified there."""
+        p_lower, p_upper = self.bounds(fresh, top, alpha)
+        return p_lower, p_upper, certificate.radius(fresh.sigma, p_lower, p_upper), p_lower > p_upper
 
     @abstractmethod
     def answer(self, pilot: Measurement, fresh: Measurement, alpha: float) -> int:
@@ -257,14 +282,3 @@ class Pairwise(Rule):
 
     def config(self) -> dict[str, Any]:
         return {"vote": self.vote, "bound": self.bound}
-
-
-RULES: Final[dict[str, type[Plurality | Pairwise]]] = {rule.vote: rule for rule in (Pairwise, Plurality)}
-VOTES_KNOWN: Final = tuple(RULES)
-
-
-def rule_for(vote: str, bound: str = "one-class") -> Rule:
-    """The rule of a vote named ``pairwise`` or ``plurality``."""
-    if vote not in RULES:
-        raise InputError(unknown("vote", vote, RULES))
-    return RULES[vote](bound=bound)

@@ -6,6 +6,7 @@ inside the commands, so ``--help`` is fast.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -15,11 +16,13 @@ from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
+from ddsmoothing.cli.messages import plain_warnings
 from ddsmoothing.cli.predictions import predictions
 from ddsmoothing.cli.report import card, report
 from ddsmoothing.cli.results import analyze, export, import_results, plot
 from ddsmoothing.cli.runs import merge, status
 from ddsmoothing.cli.sigma import optimize, sigmas
+from ddsmoothing.cli.stateless import offsets, pairs
 from ddsmoothing.cli.train import train
 from ddsmoothing.errors import DdsmoothingError, printable
 
@@ -47,6 +50,8 @@ for command in (
     predict,
     optimize,
     sigmas,
+    offsets,
+    pairs,
     analyze,
     plot,
     report,
@@ -64,7 +69,7 @@ for command in (
 def main(args: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        with interruptible():
+        with interruptible(), plain_warnings():
             result = app.main(args, prog_name="ddsmoothing", standalone_mode=False)
     except DdsmoothingError as error:
         click.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
@@ -84,4 +89,7 @@ def main(args: list[str] | None = None) -> int:
 def script() -> None:
     """Entry point of the ``ddsmoothing`` command; ``--model pkg.module:function`` may lie in the current folder."""
     sys.path.append("")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is shown as escapes
     sys.exit(main())

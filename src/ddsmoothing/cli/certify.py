@@ -13,6 +13,7 @@ from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import add, data_options, load
 from ddsmoothing.cli.parsing import fixed_sigma, seconds_of, shard_of, sigma_policy, wanted_radii
+from ddsmoothing.cli.stateless import offsets_options, with_offsets
 from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ Examples:
 @click.option("--sigma-min", type=float, help="Default: sigma0 / 4.")
 @click.option("--sigma-max", type=float, help="Default: 4 sigma0.")
 @click.option("--sigma-grid", help="Search this finite set only, such as 0.25,0.5,1.")
+@offsets_options
 @click.option("--n0", type=int, help="Samples that choose the class (100); selects the sampler exact.")
 @click.option("--n", type=int, help="Fresh samples that bound its probability (100,000); selects exact.")
 @click.option("--n-max", type=int, help="At most so many for the planning sampler (100,000), the default one.")
@@ -127,7 +129,6 @@ def advice(out: Path | None) -> str:
 
 def _certify(context: click.Context, options: dict[str, Any]) -> None:
     from ddsmoothing.campaigns.policy import check_labels, subset_ids
-    from ddsmoothing.claims import rule_for
     from ddsmoothing.plan import sampler_for
 
     if options["out"] is None and not options["forecast"]:
@@ -141,8 +142,9 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
     smoothed, data = load(options)
     policy = sigma_policy(options, smoothed, data)
     ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
+    smoothed, note = with_offsets(smoothed, data, ids, options)
     sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
-    rule = rule_for(options["vote"], options["bound"])
+    rule = smoothed.rule(options["bound"])
     if options["forecast"]:
         from ddsmoothing.campaigns.forecast import forecast
 
@@ -153,6 +155,7 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
     check_labels(data, ids, smoothed.num_classes)
     if not options["no_preflight"] and not options["out"].exists():
         preflight(smoothed, data, ids, policy)
+    options["note"] = note
     _run(smoothed, data, policy, options, len(ids), policy.forwards + sampler.largest())
 
 
@@ -183,6 +186,7 @@ def _run(
             budget=seconds_of(options["budget"]),
             shard=shard_of(options["shard"]),
             command={key: options[key] for key in RECALLED},
+            offsets=options["note"],
             listeners=listeners,
             progress=progress,
             **{key: options[key] for key in RUN_OPTIONS},
@@ -218,6 +222,8 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
     header = load_header(options["out"])
     if header.sigma_policy == "file" and options["sigmas"] is None:
         raise InputError(f"the sigmas of {options['out']} are from a file; give it again with --sigmas.")
+    if header.offsets is not None and options["offsets"] is None:
+        raise InputError(f"the class offsets of {options['out']} are from a file; give it again with --offsets.")
     parameters = {parameter.name: parameter for parameter in context.command.params}
     shipped = {"model": models.SHIPPED, "data": data.SHIPPED}
     for key, value in header.config.items():
@@ -243,6 +249,7 @@ Example:
 )
 @data_options
 @noise_options
+@offsets_options
 @click.option("--n", type=int, default=1000, show_default=True, help="Samples an input.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict(**options: Any) -> None:
@@ -255,6 +262,7 @@ def predict(**options: Any) -> None:
     smoothed, data = load(options)
     ids = subset_ids(data, options["skip"], options["maximum"])
     check_labels(data, ids, smoothed.num_classes)
+    smoothed, _ = with_offsets(smoothed, data, ids, options)
     x, y = data[ids]
     with SampleProgress(len(ids) * options["n"], f"predicting {len(ids)} inputs") as progress:
         result = smoothed.predict(

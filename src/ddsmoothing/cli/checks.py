@@ -149,7 +149,8 @@ def _again(run: Run, options: dict[str, Any]) -> tuple[SmoothedClassifier, Datas
         options = options | {key: options[key] or stored}
     engine = {key: getattr(header, key) for key in OF_ENGINE}
     same = {"split": header.data.split, "norm": header.norm, "num_classes": header.num_classes, "no_labels": True}
-    return load(options | same | engine)
+    smoothed, found = load(options | same | engine)
+    return smoothed.with_offsets(header.rule.offsets), found
 
 
 @click.command(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset
 
 PLAUSIBLE_SIGMA = 4.0
+DEFAULT_LEVELS = 255
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
 DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
 OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
@@ -105,7 +106,9 @@ def data_options(function: Command) -> Command:
         vote_option,
         engine_options,
         click.option("--snap", is_flag=True, help="Move inputs to the grid first; radii lose the distance."),
-        click.option("--levels", type=int, default=255, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."),
+        click.option(
+            "--levels", type=int, default=DEFAULT_LEVELS, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."
+        ),
         click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
     ]
     return add(function, options)
@@ -114,6 +117,7 @@ def data_options(function: Command) -> Command:
 def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
     """The smoothed classifier and the data set that the options name."""
     from ddsmoothing.data import load_data
+    from ddsmoothing.data.dataset import LEVELS
 
     for key in ("model", "data"):
         if not options[key]:
@@ -126,6 +130,9 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
         download=download,
         any_range=options.get("levels", 255) != 255,
     )
+    stored = LEVELS.get(data.x.dtype)
+    if stored is not None and options.get("levels") == DEFAULT_LEVELS:
+        options["levels"] = stored  # of 16 bits, which the data say themselves
     return load_smoothed(options, data[:1][0]), data
 
 

@@ -13,9 +13,7 @@ from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options
 from ddsmoothing.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
@@ -139,7 +137,7 @@ Examples:
 @STORE
 @click.option("--model", help="The memory's model: another one is refused.")
 @model_options
-@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FILE.npz with x, or FILE.png.")
+@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FILE.npz with x, or an image.")
 @click.option("--sigma", type=float, help="One sigma for every attempt.")
 @click.option("--sigma0", type=float, help="Search sigma for each input from here; default: the model's own.")
 @click.option("--sigma-min", type=float, help="Default: sigma0 / 4.")
@@ -180,34 +178,21 @@ def _floored(radius: float) -> str:
 
 
 def _inputs(path: Path) -> torch.Tensor:
-    """Inputs ``(B, ...)`` of an npz or png file."""
+    """Inputs ``(B, ...)`` of an npz file, or of one image."""
     import torch
 
     from ddsmoothing.data import load_data
+    from ddsmoothing.data.images import load_image
+    from ddsmoothing.noise import LEVELS
 
     if path.suffix == ".npz":
         return load_data(str(path), labels=False)[:][0]
-    if path.suffix != ".png":
-        raise InputError(f"--input is {path}, expected FILE.npz with x or FILE.png.")
-    return torch.from_numpy(_pixels(path))[None]
-
-
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    """The pixels ``(C, H, W)`` of a PNG image of 8 bits a channel."""
-    import numpy as np
-
-    from ddsmoothing.data.images import read_image
-
-    try:
-        with path.open("rb") as file:
-            front = file.read(25)  # the depth, in bits a channel, is the last of these bytes
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    if front[:8] != b"\x89PNG\r\n\x1a\n" or front[24:] != b"\x08":
-        raise InputError(f"{path} is no PNG image of 8 bits a channel; save it as one, or give numbers as FILE.npz.")
-    image = read_image(path)
-    pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    picture = load_image(path)
+    if picture.levels != LEVELS:
+        raise InputError(
+            f"{path} has 16 bits a pixel, and a memory keeps 8; save it with 8, or give floats as FILE.npz."
+        )
+    return torch.from_numpy(picture.pixels.copy())[None]
 
 
 def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolicy:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails:
     with SampleProgress(max(1, count * len(loaded)), "drawing inputs", "pictures") as progress:
         found = _data(loaded, data) if count else []
         page = write_report(loaded, out, found, thumbnails=count, radius=radius, progress=progress)
-    click.echo(str(page))
+    say(str(page), out)
 
 
 def _data(runs: Sequence[Results], given: tuple[str, ...]) -> list[Dataset]:
@@ -84,4 +85,4 @@ def card(run: Path, out: Path, markdown: Path | None, store: Path | None) -> Non
     write_card(load_run(run), out, markdown, store=store)
     for path in (out, markdown):
         if path is not None:
-            click.echo(str(path))
+            say(str(path), out, markdown)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _write(form: str, views: _Views, out: Path | None, label: str | None, captio
 
     if form == "parquet" and out is not None:
         t.write_parquet(views.records(), out)
-        return click.echo(str(out))
+        return say(str(out), out)
     if form == "csv":
         text = t.csv_text(views.records())
     elif form == "json":
@@ -200,7 +201,7 @@ def _write(form: str, views: _Views, out: Path | None, label: str | None, captio
     if out is None:
         return click.echo(text, nl=False)
     write_durably(out, text)
-    return click.echo(str(out))
+    return say(str(out), out)
 
 
 @click.command(
@@ -301,7 +302,7 @@ def export(run: Path, file: Path, format_name: str) -> None:
         write_durably(file, csv_text(row_records(load_run(run)), exact=True))
     else:
         export_run(load_run(run), format_name, file, more=ROWS)
-    click.echo(str(file))
+    say(str(file), file)
 
 
 @click.command(

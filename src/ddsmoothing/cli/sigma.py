@@ -10,6 +10,7 @@ import click
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import data_options, load
+from ddsmoothing.cli.messages import say
 from ddsmoothing.cli.parsing import parse_grid, start_sigma
 
 FILE = click.Path(path_type=Path)
@@ -82,9 +83,10 @@ def optimize(**options: Any) -> None:
         )
     save_sigmas(file, options["out"])
     values = sorted(file.sigma.values())
-    click.echo(
+    say(
         f"{len(values)} sigmas in {options['out']}: smallest {values[0]:.4g}, median {values[len(values) // 2]:.4g}, "
-        f"largest {values[-1]:.4g} (seed {file.seed})"
+        f"largest {values[-1]:.4g} (seed {file.seed})",
+        options["out"],
     )
 
 
@@ -126,7 +128,7 @@ def import_(old: Path, **options: Any) -> None:
         sigma={i: smoothed.certificate.noise.sigma(float(t)) for i, t in zip(ids, thetas, strict=True)},
     )
     save_sigmas(file, options["out"])
-    click.echo(f"{len(ids)} sigmas in {options['out']}")
+    say(f"{len(ids)} sigmas in {options['out']}", options["out"])
 
 
 @sigmas.command(
@@ -148,4 +150,4 @@ def export_(file: Path, old: Path) -> None:
     loaded = load_sigmas(file)
     scale = certificate_for(loaded.norm).noise.scale
     export_tensor(np.array([scale(loaded.sigma[i]) for i in sorted(loaded.sigma)]), old)
-    click.echo(f"{len(loaded.sigma)} thetas in {old}")
+    say(f"{len(loaded.sigma)} thetas in {old}", old)

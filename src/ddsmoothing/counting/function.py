@@ -16,8 +16,10 @@ import torch
 
 from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.errors import ModelError
+from ddsmoothing.inputs import Batch
 from ddsmoothing.modules import state
 
+LOOKED_AT: Final = 4  # inputs
 ROWS: Final = 16  # of the quick check: about two hundred forward passes of one row
 CALLS: Final = 8
 THREADS: Final = 2
@@ -57,6 +59,12 @@ def check_is_function(
         fault = next(faults, None)
     if fault is not None:
         raise ModelError(f"the base classifier is no function of its input: {fault.text}; a certificate needs one.")
+
+
+def check_inputs(engine: Engine, batch: Batch, sigma: float, num_classes: int, rows: int) -> None:
+    """The same of the first inputs of a batch made ready; rows: of one forward pass in the run."""
+    x = batch.values[:LOOKED_AT].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
+    check_is_function(engine, x, sigma, num_classes=num_classes, rows=min(ROWS, rows))
 
 
 def faults_of(

@@ -5,7 +5,8 @@ They know no models. Files are data: nothing in them is executed. Nothing is fet
 
 from ddsmoothing.data.arrays import read_idx
 from ddsmoothing.data.augment import augmentation
-from ddsmoothing.data.dataset import Dataset
+from ddsmoothing.data.dataset import Dataset, as_dataset
+from ddsmoothing.data.images import load_image
 from ddsmoothing.data.load import FOLDERS, SHIPPED, load_data
 
-__all__ = ["FOLDERS", "SHIPPED", "Dataset", "augmentation", "load_data", "read_idx"]
+__all__ = ["FOLDERS", "SHIPPED", "Dataset", "as_dataset", "augmentation", "load_data", "load_image", "read_idx"]

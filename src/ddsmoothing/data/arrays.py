@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsmoothing.data.dataset import LEVELS, Dataset, MissingError
-from ddsmoothing.errors import DataError
+from ddsmoothing.errors import DataError, InputError
 
 IDX_FILES: Final = {"test": "t10k", "train": "train"}
 
@@ -26,41 +26,42 @@ def read_npz(path: Path, name: str, split: str, labels: bool, any_range: bool) -
         raise DataError(f"no data file at {path}.")
     try:
         with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("x", "y") if key in file}
+            arrays = {key: file[key] for key in ("x", "y", "classes") if key in file}
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise DataError(f"{path} is not a readable npz file of plain arrays: {error}.") from error
     if "x" not in arrays:
         raise DataError(f"{path} has no array x; expected x (inputs) and y (labels).")
     if "y" not in arrays and labels:
         raise DataError(f"{path} has no labels y. Add them, or say that there are none (--no-labels).")
-    x = _checked_inputs(arrays["x"], path, any_range)
-    return Dataset(name=name, split=split, x=x, y=_checked_labels(arrays["y"], x, path) if "y" in arrays else None)
+    return from_arrays(
+        path, name, split, arrays["x"], arrays.get("y"), any_range=any_range, classes=arrays.get("classes")
+    )
 
 
-def _checked_inputs(x: NDArray[Any], path: Path, any_range: bool) -> NDArray[Any]:
-    if x.ndim < 2 or 0 in x.shape:
-        raise DataError(f"{path}: x has shape {x.shape}, expected (B, C, H, W) or (B, d), not empty.")
-    if x.dtype in LEVELS:
-        return x
-    if x.dtype.kind != "f":
-        raise DataError(f"{path}: x is {x.dtype}, expected uint8, uint16 or floating point in [0, 1].")
-    if not np.isfinite(x).all():
-        raise DataError(f"{path}: x contains NaN or infinity.")
-    if not any_range and (x.min() < 0.0 or x.max() > 1.0):
-        raise DataError(
-            f"{path}: x lies in [{x.min():g}, {x.max():g}], expected [0, 1]; store uint8 or divide by 255, and put the "
-            "normalisation into the model. For columns that are no pixels give --levels, their steps to the unit."
-        )
-    return x.astype(np.float32, copy=False)
-
-
-def _checked_labels(y: NDArray[Any], x: NDArray[Any], path: Path) -> NDArray[np.int64]:
-    if y.shape != (len(x),) or y.dtype.kind not in "iu":
-        raise DataError(f"{path}: y is {y.dtype} of shape {y.shape}, expected {len(x)} integers.")
-    y = y.astype(np.int64)  # unsigned numbers from 2^63 on become negative
-    if y.min() < 0:
-        raise DataError(f"{path}: y contains {y.min()}, expected classes 0, 1, ..")
-    return y
+def from_arrays(
+    path: Path,
+    name: str,
+    split: str,
+    x: NDArray[Any],
+    y: NDArray[Any] | None,
+    *,
+    any_range: bool,
+    classes: NDArray[Any] | None = None,
+) -> Dataset:
+    """The data set that a file holds; DataError, naming the file, where its arrays are not as they should be."""
+    try:
+        data = Dataset(name=name, split=split, x=x, y=y, classes=classes)  # type: ignore[arg-type]
+    except InputError as error:
+        raise DataError(f"{path}: {error}") from error
+    found = data.x
+    if found.dtype not in LEVELS and not any_range and isinstance(found, np.ndarray):
+        low, high = float(found.min()), float(found.max())
+        if low < 0.0 or high > 1.0:
+            raise DataError(
+                f"{path}: x lies in [{low:g}, {high:g}], expected [0, 1]; store uint8 or divide by 255, and put the "
+                "normalisation into the model. For columns that are no pixels give --levels, their steps to the unit."
+            )
+    return data
 
 
 def idx_folder(folder: Path, split: str, *, name: str) -> Dataset:

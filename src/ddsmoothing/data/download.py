@@ -15,6 +15,7 @@ import torch
 
 from ddsmoothing.data.cifar import BINARY, FILES
 from ddsmoothing.errors import DataError
+from ddsmoothing.files import write_durably
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def fetch(kind: str, folder: Path) -> None:
 
 
 def _file(url: str, path: Path, md5: str) -> None:
+    path = path.resolve()  # a link stays
     part = path.with_name(path.name + ".part")
     try:
         torch.hub.download_url_to_file(url, str(part))
@@ -96,8 +98,6 @@ def _unpack(archive: Path, folder: Path) -> None:
                 member = tar.extractfile(f"{folder.name}/{name}")
                 if member is None:
                     raise DataError(f"{archive}: {name} is no file.")
-                part = folder / f"{name}.part"
-                part.write_bytes(member.read())
-                part.replace(folder / name)
+                write_durably(folder / name, member.read())
     except (tarfile.TarError, KeyError, EOFError, OSError) as error:
         raise DataError(f"{archive} is not the archive of CIFAR-10: {error}.") from error

@@ -1,11 +1,17 @@
-"""Folders of images, one folder a class, read when they are asked for.
+"""One image in a file: what its header says, and its pixels as they are stored. It knows no folders and no data sets.
 
-Pixels stay 8-bit integers, also after resizing and cropping, so that such inputs get exact noise.
+- Grey of 8 bits, also black and white or by a palette of greys, is ``(1, H, W)`` uint8; grey of 16 bits is uint16, on
+  the grid X/65535.
+- Colour of 8 bits a channel, also by palette, CMYK or YCbCr, is ``(3, H, W)`` uint8.
+- Alpha is left off: colours stay as they are stored. Orientation marks and colour profiles are not applied.
+- Anything else is refused, with what to do: more than 8 bits of a colour (a decoder would drop the lower ones), numbers
+  that are no pixels, several pictures in one file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,133 +19,115 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
-from ddsmoothing.data.dataset import Dataset, MissingError
 from ddsmoothing.errors import DataError
 
-SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"))
-PLACES: Final = {"test": ("val", "test", "."), "train": ("train",)}
-RESIZED, CROPPED = 256, 224  # ImageNet: the shorter side, then the square in the middle
+FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: one of those runs a program
+GREY: Final = frozenset(("1", "L", "LA"))
+PALETTES: Final = frozenset(("P", "PA"))
+COLOUR: Final = frozenset((*PALETTES, "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
+DEEP_GREY: Final = frozenset(("I", "I;16", "I;16B", "I;16L", "I;16N"))
+BITS_PER_SAMPLE: Final = 258  # of a TIFF file
+ADVICE: Final = "save it as grey or RGB with 8 bits a channel, or give the numbers as uint16 in an npz file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What an image's header says.
+
+    Attributes:
+        height, width: in pixels.   grey: one channel, not three.   levels: 255, or 65535 of 16 bits.
+    """
+
+    height: int
+    width: int
+    grey: bool
+    levels: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Images:
-    """Images as an array ``(B, C, H, W)`` of uint8 that is read row by row.
+class Picture:
+    """An image's pixels.
 
     Attributes:
-        paths: of the images.   size: ``(H, W)`` of each.   grey: one channel instead of three.
-        crop: resize the shorter side to RESIZED pixels and take the CROPPED square in the middle.
+        pixels: ``(C, H, W)``, uint8 or uint16.   levels: what stands for 1: 255 or 65535.
     """
 
-    paths: tuple[Path, ...]
-    size: tuple[int, int]
-    grey: bool = False
-    crop: bool = False
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        """uint8."""
-        return np.dtype(np.uint8)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(B, C, H, W)``."""
-        return len(self.paths), 1 if self.grey else 3, *self.size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        rows = np.arange(len(self))[index]
-        if rows.ndim == 0:
-            return self._read(self.paths[int(rows)])
-        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for i, row in enumerate(rows):
-            out[i] = self._read(self.paths[row])
-        return out
-
-    def _read(self, path: Path) -> NDArray[np.uint8]:
-        image = read_image(path)
-        if self.crop:
-            image = centre(image)
-        if (image.height, image.width) != self.size:
-            raise DataError(
-                f"{path} has {image.height}x{image.width} pixels, expected {self.size[0]}x{self.size[1]} as the first "
-                "image; resize them, or use imagenet:DIR, which resizes and crops."
-            )
-        pixels = np.asarray(image.convert("L" if self.grey else "RGB"))
-        return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
+    levels: int
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image of 8 bits a channel."""
+def load_image(path: Path) -> Picture:
+    """The pixels of an image file, the only way in which this package reads them; DataError where it cannot."""
+    with opened(path) as (image, form):
+        return Picture(pixels=pixels_of(image, form.grey, form.levels), levels=form.levels)
+
+
+def form_of(path: Path) -> Form:
+    """What the header says; the pixels are not decoded. DataError where it is no image that can be read."""
+    with opened(path) as (_, form):
+        return form
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Image.Image, Form]]:
+    """An image file and its form, checked; whatever goes wrong inside becomes a DataError that names the file."""
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path, formats=FORMATS) as image:
+            yield image, _checked(image)
     except Exception as error:  # what a damaged image raises depends on its kind
-        raise DataError(f"{path} is not a readable image: {error}.") from error
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{path} has more than 8 bits a pixel; save it with 8, or give the numbers as an npz file.")
-    return image
+        reason = str(error) if isinstance(error, DataError) else f"is not a readable image: {error}."
+        raise DataError(f"{path} {' '.join(reason.split())}") from error
 
 
-def centre(image: Image.Image) -> Image.Image:
-    """The middle of the image with its shorter side at RESIZED pixels, as evaluation on ImageNet has it."""
-    short = min(image.size)
-    # the longer side is rounded down and the corner to the nearest even: the field's transforms to the pixel
-    width, height = (RESIZED if side == short else int(RESIZED * side / short) for side in image.size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - CROPPED) / 2), round((height - CROPPED) / 2)
-    return image.crop((left, top, left + CROPPED, top + CROPPED))
+def pixels_of(image: Image.Image, grey: bool, levels: int = 255) -> NDArray[Any]:
+    """``(C, H, W)``, one channel or three; a grey image of 8 bits may be asked for as three equal channels."""
+    if levels != 255:
+        found = np.asarray(image).astype(np.int64)
+        if found.min() < 0 or found.max() > levels:
+            raise DataError(f"holds the number {found.max()}, above {levels}; {ADVICE}.")
+        return found.astype(np.uint16)[None]
+    if grey:
+        return np.asarray((rgb(image) if image.mode in PALETTES else image).convert("L"))[None]
+    return np.asarray(rgb(image)).transpose(2, 0, 1)
 
 
-def image_folder(folder: Path, split: str, *, name: str, crop: bool) -> Dataset:
-    """Images in class folders; classes are numbered in the order of their folders' names.
-
-    Args:
-        folder: holds the class folders, or folders ``val`` (or ``test``) and ``train`` that do.
-    Raises: DataError.
-    """
-    place = _place(folder, split)
-    classes = _classes(place)
-    found = [(path, label) for label, inner in enumerate(classes) for path in _images(inner)]
-    if not found:
-        raise DataError(f"no images in the class folders of {place}; expected {place}/CLASS/IMAGE.jpg (or .png, ..).")
-    first = read_image(found[0][0])
-    return Dataset(
-        name=name,
-        split=split,
-        x=Images(
-            paths=tuple(path for path, _ in found),
-            size=(CROPPED, CROPPED) if crop else (first.height, first.width),
-            grey=not crop and first.mode in ("1", "L"),
-            crop=crop,
-        ),
-        y=np.array([label for _, label in found], np.int64),
-        prepared=f"shorter side {RESIZED}, centre {CROPPED}, " if crop else "",
-    )
+def rgb(image: Image.Image) -> Image.Image:
+    """Colours as they are stored, without alpha."""
+    return (image.convert("RGBA") if image.mode in PALETTES else image).convert("RGB")
 
 
-def _place(folder: Path, split: str) -> Path:
-    """Where the class folders of a split are."""
-    places = [folder / place for place in PLACES[split]]
-    for place in places:
-        parent = place == folder and any((folder / name).is_dir() for name in ("train", "val", "test"))
-        if place.is_dir() and not parent and _classes(place):
-            break
-    else:
-        raise MissingError(f"no class folders for the split {split} in {' or '.join(map(str, places))}.")
-    other = folder / "train"
-    if place.name in ("val", "test") and other.is_dir():
-        names = [[inner.name for inner in _classes(p)] for p in (place, other)]
-        if names[1] and names[0] != names[1]:
-            raise DataError(f"{place} and {other} hold different class folders, so their labels would not agree.")
-    return place
+def _checked(image: ImageFile) -> Form:
+    """The form of an image of a kind that is taken, else DataError; the image is not decoded yet."""
+    bits, grey = _bits(image), image.mode in GREY or (image.mode in PALETTES and _has_greys_only(image))
+    several = getattr(image, "n_frames", 1) > 1 if image.format == "TIFF" else getattr(image, "is_animated", False)
+    if several and image.format != "MPO":  # a photograph and its previews
+        raise DataError("holds several pictures, expected one; save the one that is meant.")
+    if bits == 16 and image.mode in DEEP_GREY:
+        return Form(height=image.height, width=image.width, grey=True, levels=65535)
+    if bits != 8 or not (grey or image.mode in COLOUR):
+        raise DataError(f"has {bits} bits a channel (mode {image.mode}); {ADVICE}.")
+    return Form(height=image.height, width=image.width, grey=grey, levels=255)
 
 
-def _classes(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _has_greys_only(image: ImageFile) -> bool:
+    palette = image.palette
+    if palette is None or (palette.rawmode or palette.mode) != "RGB":
+        return False
+    entries = np.frombuffer(bytes(palette.palette), np.uint8)
+    return len(entries) % 3 == 0 and bool((entries.reshape(-1, 3) == entries[::3, None]).all())
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    yield from sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def _bits(image: ImageFile) -> int:
+    """Bits a channel as the file has them, 8 for fewer; the decoder's mode does not tell."""
+    if image.format == "TIFF":
+        return int(max(8, *image.tag_v2.get(BITS_PER_SAMPLE, (1,))))  # type: ignore[attr-defined]
+    decoder, _, _, arguments = image.tile[0] if image.tile else ("", None, 0, "")
+    raw, *more = (arguments,) if isinstance(arguments, str) else arguments or ("",)
+    if decoder.startswith("ppm") and more:  # numbers up to any largest one, which the decoder scales
+        levels = 255 if more[0] <= 255 else 65535
+        if levels % more[0]:
+            raise DataError(f"has {more[0]} as its largest value, expected one that divides 255 or 65535; {ADVICE}.")
+        return 8 if levels == 255 else 16
+    return 16 if ";16" in str(raw) and image.format != "BMP" else 8  # BMP: 16 bits for the three channels together

@@ -13,7 +13,7 @@ from ddsmoothing.data.arrays import idx_folder, read_npz
 from ddsmoothing.data.cifar import cifar10
 from ddsmoothing.data.dataset import Dataset, MissingError
 from ddsmoothing.data.download import SOURCES, fetch
-from ddsmoothing.data.images import image_folder
+from ddsmoothing.data.folders import image_folder
 from ddsmoothing.errors import InputError, unknown
 
 SHIPPED: Final[dict[str, str]] = {"fashion-mnist-sample": "fashion-mnist-sample.npz"}

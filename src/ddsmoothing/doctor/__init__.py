@@ -39,6 +39,7 @@ def quick_check(
     """
     everything = list(range(len(data)) if ids is None else ids)
     chosen = everything[:: max(1, len(everything) // INPUTS)][:INPUTS]
+    smoothed = smoothed.with_any_range()  # what is wrong with the range is said by a check
     x, y = data[chosen]
     labels = None if data.y is None else y
     size = {"rows": smoothed.block_rows(x[0].numel()), "calls": MANY_CALLS} if thorough else {}

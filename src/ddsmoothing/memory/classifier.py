@@ -179,7 +179,7 @@ def prepared(x: torch.Tensor, binding: Binding) -> Batch:
     """Inputs ``(B, ...)`` made ready; ShapeError or InputError unless they are of the memory's shape and type."""
     if isinstance(x, torch.Tensor) and tuple(x.shape[1:]) != binding.shape:
         raise ShapeError(f"got inputs of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, binding.shape))}).")
-    batch = prepare(x, None, torch.device("cpu"))
+    batch = prepare(x, None, torch.device("cpu"), any_range=True)  # perturbed ones may lie anywhere
     dtype = str(batch.dtype).removeprefix("torch.")
     if dtype != binding.dtype:
         raise InputError(f"got {dtype} inputs, expected {binding.dtype} (or uint8): the memory belongs to that type.")

@@ -75,6 +75,8 @@ def order_proof_floor(
             f"{run.path} is of norm {header.norm} and vote {header.vote}, got {smoothed.certificate.norm} and "
             f"{smoothed.vote}."
         )
+    if header.rule.offsets is not None or smoothed.offsets is not None:
+        raise InputError("a floor is of a vote without class offsets.")
     check_feasible(n, check_alpha(header.alpha))
     seed = checked_seed(seed)
     if seed == header.seed:

@@ -89,6 +89,8 @@ def check_run(run: Run) -> None:
             f"{run.path} moved inputs to a grid (--snap) or used another than the 8-bit one (--levels); a memory takes "
             "inputs as they are."
         )
+    if run.header.rule.offsets is not None:
+        raise RunError(f"{run.path} has class offsets, which a memory's binding does not hold; certify without them.")
     if run.header.label_aware:
         raise RunError(
             f"{run.path} is label-aware: certificates of wrong classes, whose regions a memory must know, are missing. "

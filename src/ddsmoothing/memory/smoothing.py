@@ -91,6 +91,8 @@ def binding_of(
     """
     if smoothed.snap or smoothed.levels != LEVELS:
         raise InputError("a memory takes inputs as they are, on the 8-bit grid or off it: no snap, no other levels.")
+    if smoothed.offsets is not None:
+        raise InputError("a memory's binding does not hold class offsets; give a smoothed classifier without them.")
     return Binding(
         model=model_identity(smoothed.model, model_id),
         transform=transform,

@@ -5,6 +5,7 @@ It builds no models. A checkpoint in pickle form is read by torch.load with weig
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
 from ddsmoothing.errors import ModelError, first_error
+from ddsmoothing.files import write_durably
 from ddsmoothing.models.spec import ModelSpec
 
 WRAPPERS: Final = ("module.", "model.", "_orig_mod.")  # DataParallel, wrapping classes, torch.compile
@@ -26,6 +28,8 @@ PLACES: Final = (
     "net",
     "model",
 )  # where checkpoints keep their weights: Cohen, Salman, DDS; MACER; others
+LARGEST_HEADER: Final = 10**8  # bytes of a safetensors file's header, at most, as the format has it
+UNREADABLE: Final = (SafetensorError, OSError, ValueError, AttributeError, RecursionError, OverflowError)
 State = dict[str, torch.Tensor]
 
 
@@ -54,17 +58,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def save_model(model: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Write weights and spec as safetensors, readable by ``load_model``."""
+    """Write weights and spec as safetensors, readable by ``load_model``; ModelError where that is not possible."""
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, path, metadata={"ddsmoothing": spec.text()})
+    try:
+        write_durably(path, save(state, metadata={"ddsmoothing": spec.text()}))
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors, read without them; one of UNREADABLE where it is none.
+
+    The library opens no file whose name is not UTF-8, so it is given the bytes.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        found = json.loads(file.read(min(size, LARGEST_HEADER))).get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("its metadata are no texts by name")
+    return found
 
 
 def _safetensors(path: Path) -> Checkpoint:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+        metadata, state = safetensors_metadata(path), load(path.read_bytes())
+    except UNREADABLE as error:
         raise ModelError(f"{path} is not a readable safetensors file: {error}.") from error
     if "ddsmoothing" not in metadata:
         return Checkpoint(name=str(path), state=state)

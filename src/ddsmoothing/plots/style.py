@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
 from textwrap import wrap
@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ddsmoothing.errors import RunError
+from ddsmoothing.files import write_durably
 from ddsmoothing.runs import Results
 from ddsmoothing.tables.facts import units_of
 
@@ -126,7 +127,9 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(rc=_STYLE):
             for path, kind in zip(paths, KINDS, strict=True):
-                figure.savefig(path, dpi=150, metadata=NO_DATE[kind])
+                drawn = BytesIO()
+                figure.savefig(drawn, format=kind, dpi=150, metadata=NO_DATE[kind])
+                write_durably(path, drawn.getvalue())
     except OSError as error:
         raise RunError(f"cannot write figures to {folder}: {error.strerror}.") from error
     return paths

@@ -24,6 +24,11 @@ VOTES: Final = {
     "plurality": "The vote is plurality: the certified class is the one given to most noisy copies. A deployed system "
     "has to vote the same way.",
 }
+OFFSETS: Final = (
+    "Some classes have to win by more than others (class offsets), in the deployed system as well. A mean radius can "
+    "be made as large as one likes by offsets, so it says nothing without the accuracy beside it."
+)
+SEEN: Final = " The offsets were fitted on inputs of this run, which flatters its figures."
 RHO: Final = 0.001  # failure probability of the statement about all certificates at once
 MORE_RADII: Final = 8  # in a table
 
@@ -130,6 +135,8 @@ def limits(run: Run) -> list[str]:
     if header.sigma is None or level_named(header.level).from_regions:
         found.extend(level_named(header.level).limits)
     found.append(VOTES[header.vote])
+    if header.rule.offsets is not None:
+        found.append(OFFSETS + (SEEN if header.offsets is not None and header.offsets.seen else ""))
     grid = "8-bit grid" if header.levels == LEVELS else f"grid of multiples of 1/{header.levels}"
     notes = (
         (run.partial, f"Partial run: {len(run)} of {header.subset.size} inputs are finished."),

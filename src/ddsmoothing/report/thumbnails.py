@@ -105,7 +105,7 @@ def _add(
         assert isinstance(run, Run)
         header = run.header
         rows = {row.id: row for row in run.rows}
-        hashes = prepare(x, ids, None, header.norm if header.snap else None, header.levels).sha256
+        hashes = prepare(x, ids, None, header.norm if header.snap else None, header.levels, True).sha256
         for key, image, digest in zip(ids, images, hashes, strict=True):
             if (row := rows.get(key)) is None:
                 continue

@@ -3,13 +3,14 @@
 from ddsmoothing.runs.export import FORMATS, export_run
 from ddsmoothing.runs.imports import Imported, Results, import_file, load_results
 from ddsmoothing.runs.rejudge import rejudged
-from ddsmoothing.runs.schema import Header, ResultRow
+from ddsmoothing.runs.schema import Header, OffsetsNote, ResultRow
 from ddsmoothing.runs.store import Run, load_run
 
 __all__ = [
     "FORMATS",
     "Header",
     "Imported",
+    "OffsetsNote",
     "ResultRow",
     "Results",
     "Run",

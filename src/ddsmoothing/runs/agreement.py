@@ -41,6 +41,10 @@ def _measurement(header: Header, row: ResultRow, role: str, one: Measurement) ->
         yield f"{len(one.votes)} votes with the sum {sum(one.votes)}, expected {header.num_classes} with {one.n}"
     if one.least is not None and len(one.least) != header.num_classes:
         yield f"{len(one.least)} numbers of wins, expected {header.num_classes}"
+    if one.rivals is not None and (len(one.rivals) != len(one.votes) or max(one.rivals) >= len(one.votes)):
+        yield f"rivals that are not of {header.num_classes} classes"
+    if one.role == "pilot" and (one.rivals is not None) != (one.least is not None and header.rule.offsets is not None):
+        yield "rivals belong to a vote with class offsets, and only there"
 
 
 def _fresh(header: Header, fresh: Measurement) -> Iterator[str]:

@@ -23,6 +23,8 @@ def rejudged(run: Run, rule: Rule) -> Run:
         raise RunError(f"{run.path} cannot be judged by another rule: expected certificates of one look each.")
     if rule.asks_twice and not run.header.judge.asks_twice:
         raise RunError(f"{run.path} counted no wins, which a {rule.vote} vote needs.")
+    if rule.asks_twice and rule.config() != run.header.judge.config():
+        raise RunError(f"{run.path} asked for the wins of classes that other offsets chose; certify it with these.")
     header = run.header.model_copy(update={"rule": RuleSpec.model_validate(rule.config())})
     changed = replace(run, header=header)
     return replace(changed, rows=tuple(_row(changed, rule, row) for row in run.rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import Claim, Measurement, Rule, rule_for
@@ -30,13 +30,14 @@ class _Strict(BaseModel):
 
 
 class DataIdentity(_Strict):
-    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances."""
+    """Fingerprint of a data set; ``sha256`` is of 64 inputs at even distances, ``labels_sha256`` of all labels."""
 
     name: str
     split: str
     length: Size
     transform: str
     sha256: Digest
+    labels_sha256: Digest | None = None
 
 
 class Subset(_Strict):
@@ -61,10 +62,30 @@ class ModelIdentity(_Strict):
 
 
 class RuleSpec(_Strict):
-    """How noisy answers become the smoothed answer, and how its radius is bounded: part of the classifier."""
+    """How noisy answers become the smoothed answer, and how its radius is bounded: part of the classifier.
+
+    Attributes:
+        offsets: one a class, for a pairwise vote; None, and absent from the file, for none.
+    """
 
     vote: Literal["pairwise", "plurality"]
     bound: Literal["one-class", "two-class"]
+    offsets: tuple[float, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in plain(self).items() if value is not None}
+
+
+class OffsetsNote(_Strict):
+    """Where class offsets come from.
+
+    Attributes:
+        sha256: of their file.   seen: they were fitted on inputs of this run, so that its figures flatter them.
+    """
+
+    sha256: Digest
+    seen: bool
 
 
 class PolicySpec(_Strict):
@@ -81,12 +102,14 @@ class Header(_Strict):
     """``header.json``: everything that defines a run.
 
     Attributes:
-        rule: which smoothed classifier is meant.   units: of sigma and radius.
+        rule: which smoothed classifier is meant.   offsets: where its class offsets come from, None without a file.
+        units: of sigma and radius.
         behaviour: classes that the base classifier gave to keyed noisy copies of the first inputs: drawn again when the
             run is continued, since a hash of weights does not see everything; None where it was not asked for.
         sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
             stopped.   shape, dtype: of an input; precision, channels_last, compiled, device, block_size: of the model's
             run.
+        any_range: inputs outside [0, 1] were let in on request.
         snap, levels: inputs were moved to the grid; its steps to the unit, 255 for 8-bit images.
         sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
         policy: options of the search.   config: options of the command that made it.
@@ -106,6 +129,7 @@ class Header(_Strict):
     sigma_policy: Literal["fixed", "search", "file"]
     sigma: Annotated[Length, Field(gt=0.0)] | None
     rule: RuleSpec
+    offsets: OffsetsNote | None = None
     units: str
     sampler: str
     sampler_options: dict[str, Any]
@@ -120,6 +144,7 @@ class Header(_Strict):
     compiled: bool
     snap: bool
     levels: Annotated[int, Field(ge=1, le=LARGEST_LEVELS)] = LEVELS
+    any_range: bool = False
     device: str
     block_size: Annotated[int, Field(ge=1)]
     behaviour: tuple[Count, ...] | None = None
@@ -139,7 +164,7 @@ class Header(_Strict):
     @property
     def judge(self) -> Rule:
         """The rule that rows are judged by."""
-        return rule_for(self.rule.vote, self.rule.bound)
+        return rule_for(self.rule.vote, self.rule.bound, offsets=self.rule.offsets, norm=self.norm)
 
     def claim(self, row: ResultRow, alpha: float | None = None) -> Claim:
         """What a row's measurements claim at the run's alpha, or at a smaller one, fixed before they were drawn.

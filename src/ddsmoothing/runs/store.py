@@ -69,8 +69,8 @@ class RunWriter:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            ours = {LOCK, HEADER + TEMPORARY}
-            if not (path / HEADER).exists() and any(entry.name not in ours for entry in path.iterdir()):
+            others = [entry.name for entry in path.iterdir() if entry.name != LOCK]
+            if not (path / HEADER).exists() and not all(name.endswith(TEMPORARY) for name in others):
                 raise RunError(f"{path} exists and is not a run folder; give another --out, or empty it.")
             with ExitStack() as undo:
                 self.lock = Lock(path)

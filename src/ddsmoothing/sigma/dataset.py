@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from ddsmoothing.counting.engine import no_grad_logits
 from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, named_device
 from ddsmoothing.errors import InputError, ShapeError, unknown
+from ddsmoothing.files import write_durably
 from ddsmoothing.models import model_identity
 from ddsmoothing.sigma.ascent import ASCENTS, Ascent, ascend_sigma, ascend_theta
-from ddsmoothing.sigma.files import SigmaFile
+from ddsmoothing.sigma.files import SigmaFile, tensor_bytes
 from ddsmoothing.sigma.search import search_sigma
 from ddsmoothing.streams import checked_seed
 
@@ -152,7 +154,7 @@ class OptimizeIsotropicSmoothingParameters(OptimizeSmoothingParameters):
 
     def save_theta(self, thetas: torch.Tensor, filename: str) -> None:
         """Save a 1-D tensor of thetas, in the order of the indices."""
-        torch.save(thetas, filename)
+        write_durably(Path(filename), tensor_bytes(thetas))
         self.log("Optimized smoothing parameters are saved")
 
     def run_optimization(

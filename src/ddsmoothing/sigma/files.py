@@ -5,6 +5,7 @@ It knows no search. A file is JSON; inputs are named by their index in the data 
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -33,7 +34,7 @@ class SigmaFile(BaseModel):
 
     kind: Literal["ddsmoothing-sigmas"] = KIND
     schema_version: Literal[1] = 1
-    data: dict[str, str | int]
+    data: dict[str, str | int | None]
     model: str
     norm: Literal["l1", "l2"]
     method: str
@@ -48,14 +49,18 @@ class SigmaFile(BaseModel):
                 raise InputError(f"the sigma file has no sigma for sample {i}; it holds {len(self.sigma)} samples.")
         return np.array([self.sigma[i] for i in ids], dtype=np.float64)
 
-    def check(self, data: dict[str, str | int], model: str, norm: str) -> None:
+    def is_of(self, data: dict[str, str | int | None]) -> bool:
+        """Whether the sigmas were chosen for the inputs of this data set; no label has a part in them."""
+        return all(self.data.get(key) == value for key, value in data.items() if key != "labels_sha256")
+
+    def check(self, data: dict[str, str | int | None], model: str, norm: str) -> None:
         """Raise InputError unless the sigmas were chosen for this data set, model and norm."""
-        for what, got, expected in (
-            ("data set", data, self.data),
-            ("model", model, self.model),
-            ("norm", norm, self.norm),
+        for what, same, got, expected in (
+            ("data set", self.is_of(data), data, self.data),
+            ("model", model == self.model, model, self.model),
+            ("norm", norm == self.norm, norm, self.norm),
         ):
-            if got != expected:
+            if not same:
                 raise InputError(f"the sigma file was made for another {what}: {expected}, not {got}.")
 
 
@@ -104,6 +109,12 @@ def import_tensor(path: str | Path, ids: list[int], length: int) -> NDArray[np.f
 def export_tensor(thetas: NDArray[np.float64], path: str | Path) -> None:
     """Write thetas as the 1-D float32 tensor of 2021, by position."""
     try:
-        torch.save(torch.from_numpy(thetas.astype(np.float32)), path)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"cannot write {path}: {error}.") from error
+        write_durably(Path(path), tensor_bytes(torch.from_numpy(thetas.astype(np.float32))))
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor as a file of torch.save holds it."""
+    torch.save(tensor, whole := BytesIO())
+    return whole.getvalue()

@@ -6,12 +6,13 @@ import csv
 import json
 import re
 from collections.abc import Container, Sequence
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.files import write_durably
 from ddsmoothing.tables.numbers import ceil_text
 from ddsmoothing.tables.summary import Record
 from ddsmoothing.tables.table import Table
@@ -133,6 +134,7 @@ def write_parquet(records: Sequence[Record], path: Path) -> None:
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install 'ddsmoothing[parquet]', or take another format.") from None
     try:
-        parquet.write_table(pa.Table.from_pylist(list(records)), path)
+        parquet.write_table(pa.Table.from_pylist(list(records)), whole := BytesIO())
+        write_durably(path, whole.getvalue())
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}.") from error

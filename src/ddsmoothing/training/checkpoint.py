@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from ddsmoothing.errors import DataError, RunError, first_error
 from ddsmoothing.files import write_durably
+from ddsmoothing.models.checkpoints import UNREADABLE, safetensors_metadata
 
 FIELD: Final = "ddsmoothing-training"
 
@@ -34,7 +34,7 @@ class Position(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: dict[str, Any]
-    data: dict[str, str | int]
+    data: dict[str, str | int | None]
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
     best: float = Field(allow_inf_nan=False)
@@ -81,24 +81,20 @@ def write_whole(path: Path, data: bytes) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Does a file say that it is a checkpoint of a training run?"""
     try:
-        with safe_open(path, framework="pt") as file:
-            return FIELD in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
+        return FIELD in safetensors_metadata(path)
+    except UNREADABLE:
         return False
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; DataError where it is none, or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        position = Position.model_validate_json(metadata[FIELD])
+        position, tensors = Position.model_validate_json(safetensors_metadata(path)[FIELD]), load(path.read_bytes())
     except KeyError:
         raise DataError(f"{path} is not a training checkpoint of this package.") from None
     except ValidationError as error:
         raise DataError(f"{path} is not a training checkpoint: {first_error(error)}.") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is not a readable checkpoint: {error}.") from error
     if position.digest != _digest(position, tensors) or not {"sigma", "sums"} <= tensors.keys():
         raise DataError(f"{path} is damaged: its digest does not fit. Remove it to start anew.")

@@ -132,7 +132,7 @@ def sigmas_from(path: str, data: Dataset, values: torch.Tensor) -> torch.Tensor:
         raise InputError(f"{path} holds sigmas for {file.norm}, expected l2: training is with Gaussian noise.")
     if file.data.get("name") != fingerprint["name"]:
         raise InputError(f"{path} was made for the data set {file.data}, not {fingerprint}.")
-    if file.data != fingerprint:
+    if not file.is_of(fingerprint):
         return values
     ids = np.array(sorted(file.sigma))
     if ids[0] < 0 or ids[-1] >= len(values):

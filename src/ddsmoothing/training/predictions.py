@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from ddsmoothing.counting.contract import BaseClassifier, Progress
 from ddsmoothing.counting.engine import Caller, Engine
@@ -25,6 +24,7 @@ from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, keep_freed_memory
 from ddsmoothing.errors import DataError, InputError, RunError, first_error
 from ddsmoothing.models import model_identity
+from ddsmoothing.models.checkpoints import UNREADABLE, safetensors_metadata
 from ddsmoothing.noise import LARGEST_SIGMA
 from ddsmoothing.training.checkpoint import write_whole
 from ddsmoothing.training.keyed import Purpose, keys, normal
@@ -181,12 +181,11 @@ def _votes(
 def load_predictions(path: Path) -> Predictions:
     """Read a file of predictions; DataError where it is none, or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            source = Source.model_validate_json((file.metadata() or {})[FIELD])
-            votes = file.get_tensor("votes")
+        source = Source.model_validate_json(safetensors_metadata(path)[FIELD])
+        votes = load(path.read_bytes())["votes"]
     except (KeyError, ValidationError):
         raise DataError(f"{path} is not a file of smoothed predictions; `ddsmoothing predictions` makes one.") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is not a readable file of predictions: {error}.") from error
     if votes.shape != (source.data.get("length"), source.classes) or votes.dtype != torch.float16:
         raise DataError(f"{path} is damaged: its votes are {tuple(votes.shape)} {votes.dtype}.")

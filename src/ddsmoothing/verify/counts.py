@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from ddsmoothing.verify.arithmetic import LARGEST_N, binomial_tail, normal_quantile
+from ddsmoothing.verify.offsets import chosen, judged_margin, needed_by_plan, offsets_of
 from ddsmoothing.verify.planning import planned
 
 TOLERANCE: Final = Fraction(1, 10**9)  # claims may lie so far on the safe side, never on the other
@@ -63,16 +65,22 @@ def measurements_of(row: Row, header: Row) -> Iterator[str]:
     if row["samples"] != sum(part["n"] for part in parts):
         yield f"samples is {row['samples']}, the measurements have {sum(part['n'] for part in parts)}"
     pilot, fresh = pilot_of(row), fresh_of(row)
-    if ("least" in pilot) != (pairs and classes <= MOST_DUELLISTS) or "wins" in pilot or pilot.get("looks"):
+    thresholds = offsets_of(header) is not None
+    if (
+        ("least" in pilot) != (pairs and classes <= MOST_DUELLISTS)
+        or ("rivals" in pilot) != ("least" in pilot and thresholds)
+        or "wins" in pilot
+        or pilot.get("looks")
+    ):
         yield f"the pilot does not count what a {header['rule']['vote']} vote asks for"
     yield from _sizes(row, header, pilot, fresh)
     if fresh is None:
         return
-    if ("wins" in fresh) != pairs or "least" in fresh:
+    if ("wins" in fresh) != pairs or "least" in fresh or "rivals" in fresh:
         yield f"wins belong to a pairwise vote, the run's is {header['rule']['vote']}"
         return
-    if pairs and fresh.get("anchor") != top_of(pilot):
-        yield f"wins are those of class {fresh.get('anchor')}, the pilot chose {top_of(pilot)}"
+    if pairs and fresh.get("anchor") != top_of(pilot, header):
+        yield f"wins are those of class {fresh.get('anchor')}, the pilot chose {top_of(pilot, header)}"
         return
     coin = coin_of(header["seed"], row["id"]) if header["randomized"] else None
     if fresh.get("coin") != coin:
@@ -87,6 +95,9 @@ def _counts(part: Row, classes: int, row: Row) -> Iterator[str]:
         if len(values) != classes or any(type(k) is not int or not 0 <= k <= LARGEST_N for k in values):
             yield f"{name} of the {part['role']} are not {classes} whole numbers from 0 on"
             return
+    if any(type(b) is not int or not 0 <= b < classes or b == c for c, b in enumerate(part.get("rivals", ()))):
+        yield f"rivals of the {part['role']} are not other classes"
+        return
     n, votes = part["n"], part["votes"]
     if type(n) is not int or sum(votes) != n or n < 1:
         yield f"the votes of the {part['role']} sum to {sum(votes)}, n is {n}"
@@ -109,7 +120,7 @@ def _sizes(row: Row, header: Row, pilot: Row, fresh: Row | None) -> Iterator[str
     size = options["n0"] if name == "exact" else options["pilot"]
     if pilot["n"] != size:
         yield f"the pilot has {pilot['n']} samples, the sampler {name} draws {size}"
-    wrong = bool(header["label_aware"]) and row["label"] != top_of(pilot)
+    wrong = bool(header["label_aware"]) and row["label"] != top_of(pilot, header)
     if fresh is None:
         if header["level"] != "memory" and row["reason"] not in STOPPED[name]:
             yield f"there are no fresh samples, and the reason {row['reason']!r} does not say why"
@@ -120,11 +131,16 @@ def _sizes(row: Row, header: Row, pilot: Row, fresh: Row | None) -> Iterator[str
     elif name == "exact" and fresh["n"] != options["n"]:
         yield f"{fresh['n']} fresh samples, the header says {options['n']}"
     if name == "plan" and not wrong:
-        yield from planned(_fewest(pilot), 0 if fresh is None else fresh["n"], header)
+        offsets, top = offsets_of(header), top_of(pilot, header)
+        needed = 0.5 if offsets is None else needed_by_plan(pilot, header, top, offsets)
+        yield from planned(_support(pilot)[top], 0 if fresh is None else fresh["n"], header, needed)
 
 
-def top_of(pilot: Row) -> int:
+def top_of(pilot: Row, header: Row) -> int:
     """The class that a pilot chooses: most votes, or where wins were counted the largest of the smallest wins."""
+    offsets = offsets_of(header)
+    if offsets is not None:
+        return chosen(pilot, header, offsets)
     pairs = list(zip(_support(pilot), pilot["votes"], strict=True))
     return pairs.index(max(pairs))
 
@@ -134,10 +150,6 @@ def _support(pilot: Row) -> list[int]:
     return found
 
 
-def _fewest(pilot: Row) -> int:
-    return _support(pilot)[top_of(pilot)]
-
-
 def _events(part: Row, top: int) -> list[int]:
     """How often each event happened that the answer rests on: the class was given, or it beat each other one."""
     return part["wins"] if "wins" in part else [part["votes"][top]]
@@ -145,7 +157,7 @@ def _events(part: Row, top: int) -> list[int]:
 
 def _looks(row: Row, header: Row, fresh: Row) -> Iterator[str]:
     looks, alpha = seen(fresh), Fraction(header["alpha"])
-    if not looks or looks[-1][0] != fresh["n"] or looks[-1][1] != _events(fresh, top_of(pilot_of(row))):
+    if not looks or looks[-1][0] != fresh["n"] or looks[-1][1] != _events(fresh, top_of(pilot_of(row), header)):
         yield "the last look is not the counts"
         return
     if any(not 0 <= k <= n for n, counts, _ in looks for k in counts) or any(
@@ -184,15 +196,41 @@ def coin_of(seed: int, input_id: int) -> float:
 
 def judged(row: Row, header: Row) -> Judged:
     """What the counts of a row give, held against the bounds it states."""
-    top, fresh = top_of(pilot_of(row)), fresh_of(row)
+    top, fresh = top_of(pilot_of(row), header), fresh_of(row)
     lower, upper = Fraction(row["p_lower"]), Fraction(row["p_upper"])
     if fresh is None:
         wrong = ["there is a bound without fresh samples"] if lower > 0 or upper < 1 else []
         return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
+    if offsets_of(header) is not None:
+        return _above_thresholds(row, header, fresh, top, lower, upper)
     wrong = list(_bounds(fresh, top, header, lower, upper))
     low, high = radius_of(row, header, lower, upper)
     certified = lower > upper and not (row.get("moved") and high == 0)
     return Judged(top=top, certified=certified, radius=(low, high), wrong=wrong)
+
+
+def _above_thresholds(row: Row, header: Row, fresh: Row, top: int, lower: Fraction, upper: Fraction) -> Judged:
+    """The same for a vote with class offsets, where the pair with the least margin above its threshold binds."""
+    if not (0 <= lower <= 1 and 0 <= upper <= 1) or not 0 <= upper - (1 - lower) <= TOLERANCE:
+        wrong = ["p_lower and p_upper must lie in [0, 1] and add up to 1"]
+        return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
+    tv, moved = Fraction(fresh.get("tv", 0)), Fraction(row.get("moved") or 0)
+    (low, high), wrong = judged_margin(row, header, top, lower, tv, partial(_beats, fresh))
+    if moved < 0:
+        raise ValueError(f"an input cannot move by {float(moved)}")
+    certified = high > moved if row["prediction"] >= 0 else low > moved  # what lies between is within rounding
+    return Judged(
+        top=top,
+        certified=certified,
+        radius=(max(Fraction(0), low - moved), max(Fraction(0), high - moved)),
+        wrong=wrong,
+    )
+
+
+def _beats(fresh: Row, b: int, p: Fraction) -> bool:
+    """Is p a lower bound on the probability that the anchor beats b?"""
+    looks = [[n, [counts[b]], alpha] for n, counts, alpha in fresh["looks"]]
+    return p <= 0 or (p < 1 and lower_holds({**fresh, "looks": looks}, p))
 
 
 def _bounds(fresh: Row, top: int, header: Row, lower: Fraction, upper: Fraction) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ddsmoothing.errors import RunError
 from ddsmoothing.verify.memory import Memory, Points, check_binding, check_remembered
+from ddsmoothing.verify.offsets import wrong_offsets
 from ddsmoothing.verify.old import is_old, new_header, new_row
 from ddsmoothing.verify.rows import SHA_DIGITS, Tables, check_row, implied_size
 
@@ -174,8 +175,9 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         if header[name] not in known:
             yield f"{name} is {header[name]!r}, expected one of {', '.join(known)}"
     rule = header["rule"]
-    if set(rule) != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
+    if set(rule) - {"offsets"} != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
         yield f"rule is {rule!r}, expected a vote and a bound that go together"
+    yield from wrong_offsets(header)
     if header["randomized"] and rule["bound"] != "one-class":
         yield "the randomised bound is a one-class bound"
     if header["level"] not in RECOMPUTED:

@@ -17,11 +17,15 @@ BONUS: Final = 0.05  # for a radius above 0
 CLOSE: Final = 1e-7  # two numbers of samples of so nearly the same worth may change places
 
 
-def planned(count: int, n: int, header: dict[str, Any]) -> Iterator[str]:
-    """Whether n is what the plan gives for a pilot in which the binding event happened ``count`` times."""
+def planned(count: int, n: int, header: dict[str, Any], needed: float) -> Iterator[str]:
+    """Whether n is what the plan gives for a pilot in which the binding event happened ``count`` times.
+
+    Args:
+        needed: probability of the event at which the radius is 0.
+    """
     options = header["sampler_options"]
     share = header["alpha"] * (1.0 if header["rule"]["bound"] == "one-class" else 0.9)
-    worth = values(count, options["pilot"], share, options["n_max"], options["price"], header["norm"] == "l1")
+    worth = values(count, options["pilot"], share, options["n_max"], options["price"], header["norm"] == "l1", needed)
     if n not in worth:
         yield f"{n} fresh samples, which the sampler plan never draws"
     elif worth[n] < max(worth.values()) - CLOSE:
@@ -30,9 +34,12 @@ def planned(count: int, n: int, header: dict[str, Any]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=4096)
-def values(count: int, pilot: int, alpha: float, largest: int, price: float, linear: bool) -> dict[int, float]:
+def values(
+    count: int, pilot: int, alpha: float, largest: int, price: float, linear: bool, needed: float
+) -> dict[int, float]:
     """The worth of each number of samples: expected radius, a bonus for having one, less the price."""
-    z = -0.2 + 0.02 * np.arange(271)
+    at = float(ndtri(needed))
+    z = min(0.0, at) - 0.2 + 0.02 * np.arange(271)
     log_odds = count * np.log(ndtr(z)) + (pilot - count) * np.log(ndtr(-z))
     weights = np.exp(log_odds - log_odds.max())
     weights = weights / weights.sum()
@@ -42,6 +49,6 @@ def values(count: int, pilot: int, alpha: float, largest: int, price: float, lin
     found = {0: 0.0}
     for n in sorted(sizes):
         p = betaincinv(n * ndtr(z), n * ndtr(-z) + 1.0, alpha)
-        radius = np.clip(cap * (2.0 * p - 1.0) if linear else ndtri(p), 0.0, None)
+        radius = np.clip(2.0 * cap * (p - needed) if linear else ndtri(p) - at, 0.0, None)
         found[n] = float((weights * (radius + BONUS * (radius > 0.0))).sum()) - price * n / largest
     return found

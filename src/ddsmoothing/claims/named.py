@@ -1,0 +1,29 @@
+"""Which rule the name of a vote and its settings mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
+from ddsmoothing.claims.rules import Pairwise, Plurality, Rule
+from ddsmoothing.errors import InputError, unknown
+
+RULES: Final[dict[str, type[Plurality | Pairwise]]] = {rule.vote: rule for rule in (Pairwise, Plurality)}
+
+
+def rule_for(vote: str, bound: str = "one-class", *, offsets: Sequence[float] | None = None, norm: str = "l2") -> Rule:
+    """The rule of a vote named ``pairwise`` or ``plurality``.
+
+    Args:
+        bound: ``one-class`` or ``two-class``.
+        offsets: of the classes, for a pairwise vote; None for none.
+        norm: which phi the offsets are thresholds of.
+    """
+    if vote not in RULES:
+        raise InputError(unknown("vote", vote, RULES))
+    if offsets is None:
+        return RULES[vote](bound=bound)
+    if vote != Pairwise.vote:
+        raise InputError(f"class offsets belong to a pairwise vote, got the vote {vote}.")
+    return OffsetPairwise(bound=bound, offsets=check_offsets(offsets), norm=norm)

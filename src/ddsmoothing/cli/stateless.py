@@ -1,0 +1,203 @@
+"""``ddsmoothing offsets``: what a stateless classifier is fitted with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddsmoothing.cli.executor import executing, executor_options
+from ddsmoothing.cli.loading import add, data_options, load
+from ddsmoothing.cli.parsing import fixed_sigma, parse_grid
+from ddsmoothing.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ddsmoothing.classifier import SmoothedClassifier
+    from ddsmoothing.data import Dataset
+    from ddsmoothing.runs import OffsetsNote
+    from ddsmoothing.stateless import Figures, OffsetsFile
+
+FILE = click.Path(path_type=Path)
+
+
+def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every fit."""
+    options = [
+        click.option("--favour-accuracy", type=float, default=1.0, show_default=True, help="Its weight against ACR."),
+        click.option("--n", type=int, default=128, show_default=True, help="Samples an input and sigma, to fit on."),
+        click.option(
+            "--samples",
+            type=int,
+            default=1000,
+            show_default=True,
+            help="Forward passes of each certificate of the figures.",
+        ),
+        click.option("--alpha", type=float, default=0.001, show_default=True, help="Of these certificates."),
+        click.option("--model-id", help="Names a model that has no hash (a bare callable)."),
+        click.option("--out", required=True, type=FILE, help="The file to write (JSON)."),
+    ]
+    return add(function, options)
+
+
+def offsets_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Class offsets of the classifier."""
+    options = [
+        click.option("--offsets", type=FILE, help="Class offsets fitted for this model; a pairwise vote with them."),
+        click.option("--allow-seen", is_flag=True, help="Accept offsets fitted on inputs of this run, and mark them."),
+    ]
+    return add(function, options)
+
+
+@click.group()
+def offsets() -> None:
+    """Class offsets: a pairwise vote in which some classes have to win by more than others."""
+
+
+@offsets.command(
+    epilog="""\b
+Example:
+  ddsmoothing offsets fit --model net.safetensors --data fashion-mnist:DIR --split train --sigma 1 --out offsets.json
+  ddsmoothing certify --model net.safetensors --data fashion-mnist:DIR --sigma 1 --offsets offsets.json --out runs/o"""
+)
+@data_options
+@executor_options
+@click.option("--sigma", type=float, help="Standard deviation of the noise, pixels in [0, 1].")
+@click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma.")
+@fit_options
+def fit(**options: Any) -> None:
+    """Fit class offsets on inputs that no run will certify, such as the training split.
+
+    A quarter of the inputs is held out; what the offsets do to them is shown beside the figures without offsets.
+    """
+    from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.stateless import fit_offsets, save_fit
+    from ddsmoothing.stateless.offsets import HELD_OUT
+
+    sigma = fixed_sigma(options)
+    check_folder(options["out"])
+    smoothed, data = load(options)
+    ids = subset_ids(data, options["skip"], options["maximum"])
+    if data.y is None:
+        raise InputError("offsets are fitted to labels, and this data set has none.")
+    check_labels(data, ids, smoothed.num_classes)
+    identity = model_identity(smoothed.model, options["model_id"])
+    x, y = data[ids]
+    held = len(ids) // HELD_OUT
+    total = (len(ids) - held) * options["n"] + 2 * held * (options["samples"] + 100)
+    with executing(smoothed, options) as placed, SampleProgress(total, f"fitting on {len(ids)} inputs") as progress:
+        chosen = {key: options[key] for key in ("favour_accuracy", "n", "samples", "alpha", "seed")}
+        found = fit_offsets(placed, x, y, sigma=sigma, ids=ids, progress=progress, **chosen)
+    save_fit(found.model_copy(update={"model": identity, "data": data.fingerprint()}), options["out"])
+    _show(found)
+    click.echo(f"offsets in {options['out']}")
+
+
+@click.group()
+def pairs() -> None:
+    """Pair tables: one sigma for each pair of classes."""
+
+
+@pairs.command(
+    "fit",
+    epilog="""\b
+Example:
+  ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json""",
+)
+@data_options
+@executor_options
+@click.option("--sigmas", required=True, help="The finite set, such as 0.5,0.7,1. Pixels in [0, 1].")
+@click.option("--with-offsets", is_flag=True, help="Fit class offsets as well, for the table and each fixed sigma.")
+@click.option("--n0", type=int, default=100, show_default=True, help="Samples at each sigma that choose the class.")
+@fit_options
+def fit_table(**options: Any) -> None:
+    """Fit one sigma for each pair of classes on inputs that no run will certify.
+
+    The table stands beside every fixed sigma at equal total forward passes (--samples); a line says if it does not pay.
+    """
+    from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.stateless import fit_pairs, save_fit
+    from ddsmoothing.stateless.offsets import HELD_OUT
+
+    sigmas = parse_grid(options["sigmas"], options["allow_large_sigma"]) or []
+    check_folder(options["out"])
+    smoothed, data = load(options)
+    ids = subset_ids(data, options["skip"], options["maximum"])
+    if data.y is None:
+        raise InputError("a table is fitted to labels, and this data set has none.")
+    check_labels(data, ids, smoothed.num_classes)
+    identity = model_identity(smoothed.model, options["model_id"])
+    x, y = data[ids]
+    held = len(ids) // HELD_OUT
+    total = (len(ids) - held) * options["n"] * len(sigmas)
+    with executing(smoothed, options) as placed, SampleProgress(total, f"fitting on {len(ids)} inputs") as progress:
+        names = ("favour_accuracy", "with_offsets", "n", "n0", "samples", "alpha", "seed")
+        chosen = {key: options[key] for key in names}
+        found = fit_pairs(placed, x, y, sigmas=sigmas, ids=ids, progress=progress, **chosen)
+    save_fit(found.model_copy(update={"model": identity, "data": data.fingerprint()}), options["out"])
+    click.echo(f"{found.held_out} held-out inputs, {found.samples} forward passes each, {found.norm}")
+    show_rows([("table", found.figures), *((f"sigma {one.sigma:g}", one.figures) for one in found.fixed)])
+    if not found.pays:
+        click.echo("this table does not pay: a fixed sigma has at least its mean radius and its accuracy.")
+    click.echo(f"table in {options['out']}")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output whose folder is not there, before anything is drawn."""
+    if not out.absolute().parent.is_dir():
+        raise DataError(f"the folder of --out {out} does not exist.")
+
+
+def _show(found: OffsetsFile) -> None:
+    """Both rows, and what became of every class."""
+    click.echo(f"{found.held_out} held-out inputs, {found.samples} samples each, sigma {found.sigma:g}, {found.norm}")
+    show_rows([("without", found.without), ("offsets", found.figures)])
+    click.echo("class\toffset\taccuracy\tcertified\tanswered\t(without: accuracy\tcertified\tanswered)")
+    names = ("accuracy_by_class", "certified_by_class", "answered_by_class")
+    for c, beta in enumerate(found.offsets):
+        shares = [getattr(figures, name)[c] for figures in (found.figures, found.without) for name in names]
+        click.echo("\t".join([str(c), f"{beta:+.4f}", *(f"{share:.3f}" for share in shares)]))
+    gain, lost = found.figures.acr - found.without.acr, found.without.accuracy - found.figures.accuracy
+    if gain <= 0.0 and lost >= 0.0:
+        click.echo("these offsets do not pay: neither the mean radius nor accuracy is above that without them.")
+
+
+def show_rows(rows: list[tuple[str, Figures]]) -> None:
+    """Figures, one line each; ACR capped as in the fit."""
+    radii = rows[0][1].radii
+    click.echo("\t".join(["", "ACR", "accuracy", "abstained", "forwards", *(f">{radius:g}" for radius in radii[1:])]))
+    for name, one in rows:
+        values = (one.acr, one.accuracy, one.abstained)
+        shares = [f"{value:.3f}" for value in one.certified[1:]]
+        click.echo("\t".join([name, *(f"{value:.3f}" for value in values), f"{one.forwards:.0f}", *shares]))
+
+
+def with_offsets(
+    smoothed: SmoothedClassifier, data: Dataset, ids: list[int], options: dict[str, Any]
+) -> tuple[SmoothedClassifier, OffsetsNote | None]:
+    """The classifier with the offsets of --offsets, if there are any, and where they come from.
+
+    Raises: InputError where they belong to another model or were fitted on inputs of this run, unless that is allowed.
+    """
+    if options["offsets"] is None:
+        return smoothed, None
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.runs import OffsetsNote
+    from ddsmoothing.stateless import load_offsets
+
+    file, digest = load_offsets(options["offsets"])
+    identity = model_identity(smoothed.model, options.get("model_id"))
+    file.check(identity, smoothed.certificate.norm, smoothed.num_classes, len(file.offsets))
+    seen = sum(file.seen(smoothed.prepare(data[ids[i : i + 64]][0]).sha256) for i in range(0, len(ids), 64))
+    if seen and not options["allow_seen"]:
+        raise InputError(
+            f"{options['offsets']} was fitted on {seen} of the {len(ids)} inputs of this run, which would flatter it; "
+            "fit on others, or say --allow-seen to have that marked."
+        )
+    return smoothed.with_offsets(file.offsets), OffsetsNote(sha256=digest, seen=seen > 0)

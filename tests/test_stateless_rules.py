@@ -1,0 +1,306 @@
+"""Pair tables, routing among experts and cascades: valid at full alpha, driven through the package's own samplers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtr
+
+import ddsmoothing as dds
+from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import ABSTAIN, Measurement, PairTable, Plurality
+from ddsmoothing.claims.reach import Cascade, Reach
+from ddsmoothing.errors import DataError, InfeasibleError, InputError
+from ddsmoothing.stateless import load_pairs
+from ddsmoothing.stateless.certify import Drawn, certify_pairs, predict_pairs, table_talk
+from ddsmoothing.stateless.counts import OwnPhis
+from ddsmoothing.stateless.tables import MOST_GROUPS, confused, table_ascended
+from reference import is_valid, violations_allowed
+from test_pairwise import Logits, counted, gaussian
+
+ALPHA, R = 0.05, 500
+L2 = dds.L2Certificate()
+
+
+def phi(norm: str, sigma: float, level: float) -> float:
+    return float(certificate_for(norm).estimate(np.array(sigma), ndtr(np.array(level))))
+
+
+def drive(table: PairTable, draws: list[Logits], n0: int = 30, n: int = 400) -> Drawn:
+    """One conversation, answered with fresh logits of each sigma's own base classifier."""
+    talk = table_talk(table, n0, n, ALPHA, None)
+    wishes = next(talk)
+    while True:
+        answers = []
+        for wish in wishes:
+            assert wish.sigma is not None
+            one = counted(draws[wish.slot](wish.n), wish.tally, wish.stream.name.lower(), wish.sigma)
+            answers.append(replace(one, slot=wish.slot))
+        try:
+            wishes = talk.send(answers)
+        except StopIteration as end:
+            found: Drawn = end.value
+            return found
+
+
+def world(norm: str, k: int, seed: int) -> tuple[PairTable, list[Logits]]:
+    """K classes, two sigmas, each with logits of its own; class 0 stands exactly at its threshold against some.
+
+    No class has all its atoms, so that every certificate is false.
+    """
+    rng, sigmas = np.random.default_rng(seed), (0.5, 1.0)
+    slots = np.triu(rng.integers(0, 2, (k, k)), 1)
+    slots[0, 1], slots[0, 2] = 0, 1
+    slots = slots + slots.T
+    at = [1, 2, 3][: max(2, k // 3)]
+    means = [[0.0, *(rng.uniform(-0.4, 0.6) if b in at else -4.0 for b in range(1, k))] for _ in sigmas]
+    offsets = [0.0] * k
+    for b in at:
+        slot = int(slots[0, b])
+        offsets[b] = phi(norm, sigmas[slot], -means[slot][b] / np.sqrt(2.0))
+    table = PairTable(
+        sigmas=sigmas,
+        slots=tuple(tuple(int(s) for s in row) for row in slots),
+        groups=tuple(range(k)),
+        offsets=tuple(offsets),
+        norm=norm,
+    )
+    return table, [gaussian(mean, seed=seed + i) for i, mean in enumerate(means)]
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("k", [3, 6, 10])
+def test_tables_at_their_thresholds_are_as_wrong_as_alpha_says(k: int, norm: str) -> None:
+    table, draws = world(norm, k, seed=k)
+    found = [drive(table, draws) for _ in range(R)]
+    claims = [table.claim(pilots, fresh, certificate_for(norm), ALPHA) for pilots, fresh in found]
+    assert sum(claim.radius > 0.0 for claim in claims) <= violations_allowed(R, ALPHA)
+    assert all(sum(one.n for one in fresh) == 400 for _, fresh in found)
+    answers = [table.answer(pilots, fresh, ALPHA) for pilots, fresh in found]
+    assert sum(answer != ABSTAIN for answer in answers) <= violations_allowed(R, ALPHA)
+
+
+def single(norm: str = "l2") -> tuple[PairTable, list[Logits]]:
+    """One pair of class 0 is exactly at its threshold, at one of two sigmas; the other is far above."""
+    sigmas, level = (0.5, 1.0), 0.3
+    offsets = (0.0, phi(norm, 0.5, level), 0.0)
+    table = PairTable(
+        sigmas=sigmas, slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2), offsets=offsets, norm=norm
+    )
+    mean = [0.0, -level * float(np.sqrt(2.0)), -6.0]
+    return table, [gaussian(mean, seed=1), gaussian(mean, seed=2)]
+
+
+def test_the_test_has_teeth_where_one_pair_binds() -> None:
+    table, draws = single()
+    false, widest = [], []
+    for _ in range(R):
+        pilots, fresh = drive(table, draws)
+        false.append(table.claim(pilots, fresh, L2, ALPHA).radius > 0.0)
+        top = table.choose(pilots)
+        claims = [table.parts[one.slot].claim_of(top, one, L2, ALPHA) for one in fresh]
+        widest.append(max(claim.radius for claim in claims) > 0.0)
+    assert is_valid(np.array(false), ALPHA)
+    assert not is_valid(np.array(widest), ALPHA)  # the largest over sigmas
+
+
+def test_with_one_sigma_a_table_is_a_pairwise_vote_with_offsets(smoothed: dds.SmoothedClassifier) -> None:
+    x = dds.load_data("fashion-mnist-sample")[[0, 3, 9]][0]
+    offsets = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
+    table = PairTable(sigmas=(0.6,), slots=((0,) * 10,) * 10, groups=tuple(range(10)), offsets=offsets)
+    found = certify_pairs(smoothed, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    plain = smoothed.with_offsets(offsets).certify(x, 0.6, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    assert found.claims == plain.claims
+    assert found.samples.tolist() == [450] * 3
+
+
+def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) -> None:
+    """The batch, its order and what was asked before change nothing; claims follow from what the evidence holds."""
+    x = dds.load_data("fashion-mnist-sample")[[0, 3, 9]][0]
+    slots = np.add.outer(np.arange(10), np.arange(10)) % 2
+    table = PairTable(sigmas=(0.4, 0.9), slots=tuple(map(tuple, slots.tolist())), groups=tuple(range(10)))
+    small = smoothed.with_block_size(64)
+    together = certify_pairs(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    answers = predict_pairs(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    assert together.level == "stateless"
+    for i in (2, 0, 1):
+        other = small.with_block_size(50)
+        alone = certify_pairs(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])
+        assert alone.claims[0] == together.claims[i]
+        assert predict_pairs(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])[0] == answers[i]
+        evidence = json.loads(together.evidence(i))
+        rule = evidence["rule"]
+        rule = PairTable(
+            sigmas=tuple(rule["sigmas"]),
+            slots=tuple(map(tuple, rule["slots"])),
+            groups=tuple(rule["groups"]),
+            norm=rule["norm"],
+        )
+        tupled = [
+            {key: tuple(value) if isinstance(value, list) and key != "looks" else value for key, value in one.items()}
+            for one in evidence["measurements"]
+        ]
+        parts = [Measurement(**{**one, "looks": ()}) for one in tupled]
+        pilots = [one for one in parts if one.role == "pilot"]
+        fresh = rule.looked([one for one in parts if one.role == "certify"], rule.choose(pilots), evidence["alpha"])
+        assert rule.claim(pilots, fresh, L2, evidence["alpha"]) == together.claims[i]
+        assert {one.slot for one in fresh} == set(rule.slots_of(rule.choose(pilots)))
+
+
+def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
+    good = {"sigmas": (0.5, 1.0), "slots": ((0, 1), (1, 0)), "groups": (0, 1)}
+    assert PairTable(**good).slots_of(0) == (1,)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="two classes could both win"):
+        PairTable(**good | {"slots": ((0, 1), (0, 0))})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="ascending"):
+        PairTable(**good | {"sigmas": (1.0, 0.5)})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="2 x 2 indices"):
+        PairTable(**good | {"slots": ((0, 2), (2, 0))})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="groups"):
+        PairTable(**good | {"groups": (0, 5)})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="classes"):
+        certify_pairs(smoothed, torch.zeros(1, 1, 28, 28), PairTable(**good))  # type: ignore[arg-type]
+    half = PairTable(sigmas=(0.4, 0.9), slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2))
+    with pytest.raises(InfeasibleError, match="n >= 20"):
+        half.check(19, 0.001)
+    half.check(20, 0.001)
+
+
+def test_groups_of_classes_share_a_sigma() -> None:
+    """A thousand classes in three groups: the table stays small, and a pilot holds votes only."""
+    rng = np.random.default_rng(0)
+    groups = tuple(rng.integers(0, 3, 1000).tolist())
+    table = PairTable(sigmas=(0.5, 1.0), slots=((0, 1, 1), (1, 0, 1), (1, 1, 1)), groups=groups)
+    votes = rng.multinomial(100, [0.7, *[0.3 / 999] * 999])
+    pilots = [
+        Measurement(role="pilot", slot=k, sigma=s, n=100, votes=tuple(votes.tolist())) for k, s in enumerate((0.5, 1.0))
+    ]
+    assert table.choose(pilots) == 0
+    assert sum(table.allocated(pilots, 0, 5000, 0.001).values()) == 5000
+
+
+def test_the_sigma_that_binds_gets_most() -> None:
+    table = PairTable(sigmas=(0.5, 1.0), slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2))
+    draws = [gaussian([0.5, 0.0, -9.0], seed=3), gaussian([2.0, -9.0, 0.0], seed=4)]
+    pilots, fresh = drive(table, draws, n0=200, n=5000)
+    assert table.choose(pilots) == 0
+    sizes = {one.slot: one.n for one in fresh}
+    assert sizes[0] > 2 * sizes[1]
+
+
+# routing: two classes, so that the counts of one event are those of all
+
+
+def votes(role: str, slot: int, counts: list[int], sigma: float = 1.0) -> Measurement:
+    return Measurement(role=role, slot=slot, sigma=sigma, n=sum(counts), votes=tuple(counts))
+
+
+def drawn(rng: np.random.Generator, p: float, n: int, role: str = "certify", slot: int = 0) -> Measurement:
+    k = int(rng.binomial(n, p))
+    return votes(role, slot, [k, n - k])
+
+
+@pytest.mark.parametrize("branches", ["reach", "dual"])
+def test_reach_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
+    """Gate and second expert are both exactly at one half: nothing protects class 0."""
+    rng, rule, false, uncommitted = (
+        np.random.default_rng(5),
+        Reach(experts=(Plurality(),) * 2, branches=branches),
+        [],
+        [],
+    )
+    for _ in range(3 * R):
+        gate, pilots = drawn(rng, 0.5, 50, "pilot"), [drawn(rng, 0.95, 50), drawn(rng, 0.5, 50)]
+        gate = replace(gate, votes=(max(gate.votes), min(gate.votes)))  # whichever is chosen, call it the first
+        made = rule.commit(gate, pilots, L2)
+        if made.top != 0:
+            continue
+        new_gate, raw = drawn(rng, 0.5, 300), [drawn(rng, 0.95, 300), drawn(rng, 0.5, 300)]
+        fresh = [replace(one, looks=(Plurality().look(one, 0, ALPHA),)) for one in raw]
+        claim = partial(rule.claim, gate=new_gate, fresh=fresh, certificate=L2, alpha=ALPHA)
+        false.append(claim(made).radius > 0.0)
+        both = [claim(replace(made, by_gate=branch)).radius for branch in ((), (1,))]
+        uncommitted.append(max(both) > 0.0)
+    assert is_valid(np.array(false), ALPHA)
+    assert not is_valid(np.array(uncommitted), ALPHA)
+
+
+@pytest.mark.parametrize("reach", [True, False])
+def test_cascades_at_their_threshold_are_as_wrong_as_alpha_says(reach: bool) -> None:
+    """The first expert stands exactly at its threshold, above which it would answer class 1; the second one is sure."""
+    rng, tau = np.random.default_rng(6), 0.4
+    rule, p, false, uncommitted = Cascade(taus=(tau, 0.0), reach=reach), 1.0 - float(ndtr(0.4)), [], []
+    for _ in range(R):
+        last, top = rule.commit([drawn(rng, p, 50, "pilot"), drawn(rng, 0.95, 50, "pilot")], L2)
+        if last == 0:
+            continue
+        assert top == 0
+        fresh = [drawn(rng, p, 300), drawn(rng, 0.95, 300)]
+        false.append(rule.claim(last, top, fresh, L2, ALPHA).radius > 0.0)
+        uncommitted.append(rule.claim(last, top, [drawn(rng, 0.5, 300), fresh[1]], L2, ALPHA).radius > 0.0)
+    assert is_valid(np.array(false), ALPHA)
+    assert np.mean(uncommitted) > 0.5  # where it is unsure the second one's answer is certified
+
+
+def test_routing_refuses_what_makes_no_rule() -> None:
+    with pytest.raises(InputError, match="branches"):
+        Reach(experts=(Plurality(),), branches="both")
+    with pytest.raises(InputError, match="the last 0"):
+        Cascade(taus=(0.1, 0.2))
+    rule = Reach(experts=(Plurality(),) * 2)
+    made = rule.commit(votes("pilot", 0, [9, 1]), [votes("pilot", 0, [9, 1])] * 2, L2)
+    with pytest.raises(InputError, match="nothing was drawn"):
+        rule.claim(replace(made, by_gate=()), votes("certify", 0, [90, 10]), [None, None], L2, ALPHA)
+
+
+def test_tables_are_fitted_beside_fixed_sigmas(cli: Callable[..., object], tmp_path: Path) -> None:
+    out = tmp_path / "pairs.json"
+    command = ["pairs", "fit", "--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--block-size", "256"]
+    options = ["--sigmas", "0.4,0.8", "--max", "32", "--n", "16", "--samples", "400", "--n0", "50", "--with-offsets"]
+    answer = cli(*command, *options, "--favour-accuracy", "1", "--seed", "1", "--out", out)
+    assert answer.code == 0, answer.err  # type: ignore[attr-defined]
+    file, digest = load_pairs(out)
+    assert len(digest) == 64
+    assert [one.sigma for one in file.fixed] == [0.4, 0.8] == list(file.table.sigmas)
+    assert {one.figures.forwards for one in file.fixed} == {400.0}  # equal in all
+    assert file.figures.forwards == 400.0
+    assert file.held_out == 8
+    assert len(file.inputs) == 24
+    changed = json.loads(out.read_text())
+    changed["slots"][0][1], changed["slots"][1][0] = 0, 1
+    out.write_text(json.dumps(changed))
+    with pytest.raises(DataError, match="two classes could both win"):
+        load_pairs(out)
+
+
+def test_ascent_gives_confused_classes_the_sigma_that_tells_them_apart() -> None:
+    """Classes 0 and 1 are told apart at the small sigma only, class 2 from both better at the large one."""
+    phi = np.full((30, 2, 3), np.inf, dtype=np.float32)
+    y = np.arange(30) % 3
+    for i, c in enumerate(y):
+        for b in range(3):
+            if b != c:
+                phi[i, :, b] = (0.2, -0.2) if {b, c} == {0, 1} else (0.5, 1.0)
+    own = OwnPhis(phi=phi, y=y, sigmas=(0.5, 1.0), n=100, caps=np.array([1.3, 2.6]), sha256=())
+    slots = table_ascended(own, np.arange(3), 1, 1.0, 1.0)
+    assert slots[0, 1] == slots[1, 0] == 0
+    assert slots[0, 2] == slots[2, 0] == slots[1, 2] == 1
+
+
+def test_many_classes_are_grouped_by_confusion() -> None:
+    """Sixty classes in pairs that are confused with each other only."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(60), 2)
+    phi = np.full((120, 1, 60), 1.0, dtype=np.float32) + 0.01 * rng.random((120, 1, 60), dtype=np.float32)
+    for i, c in enumerate(y):
+        phi[i, 0, c ^ 1], phi[i, 0, c] = 0.0, np.inf
+    groups = confused(OwnPhis(phi=phi, y=y, sigmas=(1.0,), n=100, caps=np.array([2.6]), sha256=()), 60)
+    assert groups.max() < MOST_GROUPS
+    assert (groups[::2] == groups[1::2]).all()
