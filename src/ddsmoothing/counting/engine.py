@@ -55,8 +55,9 @@ def called(model: Callable[..., Any], *inputs: torch.Tensor) -> Any:
     except DdsmoothingError:
         raise
     except Exception as error:  # a model may raise anything
+        shape, hint = tuple(inputs[0].shape), " One image is a batch of one: x[None]." if inputs[0].ndim == 3 else ""
         raise ModelError(
-            f"the base classifier does not take inputs of shape {tuple(inputs[0].shape)}: {_reason(error)}"
+            f"the base classifier does not take inputs of shape {shape}: {_reason(error)}{hint}"
         ) from error
 
 
@@ -210,7 +211,10 @@ def check_logits(found: object, x: torch.Tensor, num_classes: int | None) -> tor
     """Return what a base classifier gave for x if these are logits ``(B, K)``, else raise ModelError."""
     wanted = f"expected logits of shape ({len(x)}, {'K' if num_classes is None else num_classes})"
     if not isinstance(found, torch.Tensor):
-        raise ModelError(f"the base classifier returned {type(found).__name__} for {len(x)} inputs, {wanted}.")
+        raise ModelError(
+            f"the base classifier returned {type(found).__name__} for {len(x)} inputs, {wanted}; take them out of it "
+            "by picked(model, 'logits') of ddsmoothing.models (--model-output logits)."
+        )
     if found.is_nested or found.layout != torch.strided or found.is_quantized or found.dtype not in NUMBERS:
         kind = "nested" if found.is_nested else "quantised" if found.is_quantized else str(found.layout)
         kind = str(found.dtype) if kind == "torch.strided" else kind
