@@ -19,7 +19,7 @@ from ddsmoothing.counting.ahead import Pace, Passes, blocks_of, source_for
 from ddsmoothing.counting.contract import DUELS, Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.counting.tallies import Tallies
-from ddsmoothing.errors import InputError, ModelError
+from ddsmoothing.errors import DdsmoothingWarning, InputError, ModelError
 from ddsmoothing.inputs import Batch
 from ddsmoothing.kernels.device_noise import current, to_device
 from ddsmoothing.kernels.numerics import settled_numerics
@@ -188,7 +188,7 @@ class Forward:
             replay()
         except (RuntimeError, ModelError) as error:
             reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
-            warnings.warn(f"the model runs without a CUDA graph: {reason}", stacklevel=2)
+            warnings.warn(f"the model runs without a CUDA graph: {reason}", DdsmoothingWarning, stacklevel=2)
             self._left = 0
             return
         self._replay, self._logits, self._differs = replay, found, (found != logits).any()
