@@ -4,7 +4,8 @@
 
 Test images 5, 55, 105, .. (no design was chosen on them). At each sigma who beats whom is counted on 100 samples that
 choose the class and on 8 parts of 250 fresh ones, so that a rule with several sigmas takes as many samples in all as a
-fixed sigma. Offsets and tables are fitted on training images. An interrupted run continues.
+fixed sigma. Radii count up to the largest one without offsets. Offsets and tables are fitted on training images. An
+interrupted run continues.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def main() -> None:
     y = labels.numpy()
     fit = fitted(smoothed, args.data, args.folder / "fitted.json")
     counts = drawn(smoothed, x, ids, args.folder / "counts.npz")
+    caps = [float(L2.estimate(np.array(sigma), np.array(ALPHA ** (1.0 / (PARTS * PART))))) for sigma in SIGMAS]
     rows: dict[str, tuple[int, tuple[np.ndarray, np.ndarray]]] = {}
     total = PILOT + PARTS * PART
     kinds: dict[str, list[Rule]] = {
@@ -151,14 +153,16 @@ def main() -> None:
     }
     for name, rules in kinds.items():
         for k, (sigma, rule) in enumerate(zip(SIGMAS, rules, strict=True)):
-            rows[f"{name}, sigma {sigma}"] = (total, fixed(rule, k, counts))
+            answers, radii = fixed(rule, k, counts)
+            rows[f"{name}, sigma {sigma}"] = (total, (answers, np.minimum(radii, caps[k])))
     budget = PARTS - (len(SIGMAS) - 1) * PILOT // PART  # the pilots at the other sigmas cost as much as a part or more
     for weight, one in fit["tables"].items():
         for name, offsets in (("pair table", None), ("pair table + offsets", tuple(one["offsets"]))):
             slots = tuple(map(tuple, one["slots"]))
             table = PairTable(sigmas=SIGMAS, slots=slots, groups=tuple(range(K)), offsets=offsets)
             cost = len(SIGMAS) * PILOT + budget * PART
-            rows[f"{name}, weight {weight}"] = (cost, by_table(table, counts, budget))
+            answers, radii = by_table(table, counts, budget)
+            rows[f"{name}, weight {weight}"] = (cost, (answers, np.minimum(radii, caps[-1])))
     pilots = counts[:, :, 0]
     supports = np.where(np.eye(K, dtype=bool), PILOT, pilots).min(3)  # (B, S, K) fewest wins of each class
     anchor = supports[:, SIGMAS.index(1.0)].argmax(1)

@@ -114,6 +114,8 @@ def test_schedules_are_the_published_ones() -> None:
         (lambda: DiffusionDenoiser(Tiny(), LINEAR, prediction="x0"), "unknown prediction 'x0'"),
         (lambda: DiffusionDenoiser(Tiny(), LINEAR, sigma_range=(0.5, 0.1)), "smaller first"),
         (lambda: EdmDenoiser(Tiny(), data_std=0.0), "data_std is 0.0"),
+        (lambda: EdmDenoiser(Tiny(), sigma_range=3.0), "sigma_range is 3.0, expected two"),
+        (lambda: EdmDenoiser(Tiny(), sigma_range=("a", 1)), "expected two positive numbers"),
         (lambda: PixelDenoiser(7), "a denoiser's network is int"),
         (lambda: dds.DenoisedClassifier(Tiny(), Tiny()), "does not take sigma"),
         (lambda: dds.DenoisedClassifier(PixelDenoiser(Tiny()), Tiny(), resize=(4, 0)), "resize is"),
@@ -190,6 +192,8 @@ def test_a_pixel_denoiser_gets_pixels_and_sigma_as_they_are() -> None:
     assert torch.equal(network.seen[0][0], y) and torch.equal(network.seen[0][1], sigma)
     assert trained_range(PixelDenoiser(network)) is None
     network.sigma_range = (0.1, 1)
+    assert trained_range(PixelDenoiser(network)) is None  # of a network that does not take sigma it may be anything
+    network.takes_sigma = True
     assert trained_range(PixelDenoiser(network)) == (0.1, 1.0)
     assert trained_range(dds.DenoisedClassifier(PixelDenoiser(network), Tiny())) == (0.1, 1.0)
 
@@ -364,7 +368,7 @@ class Noisy(nn.Module):
 def test_a_denoiser_that_draws_noise_is_refused() -> None:
     with pytest.raises(ModelError, match="draws noise of its own"):
         refuse_noise(PixelDenoiser(Noisy()), (2, 6, 6))
-    with pytest.raises(ModelError, match="does not take images of shape"):
+    with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 3, 6, 6\)"):
         refuse_noise(PixelDenoiser(Tiny()), (3, 6, 6))
     dropout = PixelDenoiser(nn.Sequential())
     dropout.network = DropOut()

@@ -530,6 +530,7 @@ NOT_LOGITS: dict[str, tuple[Any, str]] = {
     "value": (Fails(ValueError("wrong image size\nsecond line")), "ValueError: wrong image size"),
     "assertion": (Fails(AssertionError()), "AssertionError"),
     "memory": (Fails(MemoryError()), "MemoryError; try a smaller block size"),
+    "memory of a device": (Fails(torch.OutOfMemoryError("CUDA out of memory")), "out of memory; try a smaller block"),
     "not implemented": (nn.Module(), "NotImplementedError"),
     "another size": (nn.Linear(5, 2), r"does not take inputs of shape \(8, 6\): RuntimeError: mat1"),
     "sparse": (lambda x: answer(x).to_sparse(), "a tensor that is torch.sparse_coo"),
@@ -646,6 +647,27 @@ def test_logits_of_one_pass_leave_inputs_and_model_as_they_came() -> None:
     assert torch.equal(x, before)
 
 
+def test_logits_may_stand_in_a_loss() -> None:
+    """They are no tensors of inference mode, which autograd refuses."""
+    net, x = nn.Linear(6, 2), torch.rand(5, 6)
+    targets = no_grad_logits(net, x, 0.5).softmax(1)
+    nn.functional.cross_entropy(net(x), targets).backward()
+    assert net.weight.grad is not None
+    assert not targets.requires_grad
+
+
+def test_answers_of_a_denoiser_pass_the_gate_unchecked() -> None:
+    class Half(nn.Module):
+        takes_sigma = True
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return x / sigma[:, None, None, None]
+
+    images = torch.rand(3, 1, 2, 2)
+    with Engine(Half()).open() as (caller,):
+        assert torch.equal(caller.answer(images.clone(), 0.5), images * 2)
+
+
 # nobody goes round the gate
 
 GATE = "counting/engine.py"
@@ -655,6 +677,8 @@ OTHERS = {  # who may call models all the same
     "training/objectives.py": "gradients",
     "training/loop.py": "statistics of batch normalisation, which are to change",
     "training/parts.py": "the same",
+    "counting/ahead.py": "only noise",
+    "counting/device.py": "the passes of a caller of the gate",
     "models/denoised.py": "one part of a module by another",
 }
 MODELS = re.compile(r"(^|\.)_?(model|base_classifier|classifier|network|net|attacked)$")

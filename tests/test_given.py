@@ -160,7 +160,6 @@ class TestData:
             ((np.zeros((2, 0)), [0, 1]), "not empty"),
             ((np.array([["a"], ["b"]]), [0, 1]), "the inputs are <U1"),
         ],
-        ids=repr,
     )
     def test_what_is_not_is_one_line(
         self, given: Any, message: str, linear: dds.SmoothedClassifier, tmp_path: Path

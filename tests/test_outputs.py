@@ -167,6 +167,15 @@ def test_permissions_stay_and_what_cannot_be_written_is_said(tmp_path: Path, run
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
 
 
+def test_what_is_gone_on_with_has_to_be_a_file(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        answer = cli("predictions", *DEMO, "--sigma", 0.25, "--n", 2, "--out", tmp_path / name)
+        assert (answer.code, len(answer.err.splitlines())) == (2, 1), answer.err
+        assert "is no regular file" in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_link_to_nothing_yet(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("new")
     write_durably(tmp_path / "link", "text")

@@ -93,11 +93,11 @@ def test_other_predictions_are_not_overwritten(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     data = toy_data(4)
-    with pytest.raises(ModelError, match="finite logits of 4 classes"):
+    with pytest.raises(ModelError, match=r"expected logits of shape .*is num_classes=4 right"):
         make_predictions(toy_model(), data, tmp_path / "a", **{**OPTIONS, "classes": 4})
     broken = toy_model()
     broken[-1].bias.data.fill_(torch.nan)  # type: ignore[index]
-    with pytest.raises(ModelError, match="finite logits"):
+    with pytest.raises(ModelError, match="NaN or infinite logits"):
         make_predictions(broken, data, tmp_path / "b", **OPTIONS)
     with pytest.raises(InputError, match="sigma"):
         make_predictions(toy_model(), data, tmp_path / "c", **{**OPTIONS, "sigma": -1.0})

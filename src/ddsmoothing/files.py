@@ -7,8 +7,9 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ddsmoothing.errors import RunError
 
@@ -98,6 +99,11 @@ def file_name(path: str | Path) -> str:
         return os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # text that no file of this locale could be called
         return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def file_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a file can hold them: each text as ``file_name`` has it, others as they are."""
+    return {key: file_name(value) if isinstance(value, (str, Path)) else value for key, value in options.items()}
 
 
 def sync_folder(folder: Path) -> None:

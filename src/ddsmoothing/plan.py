@@ -34,17 +34,31 @@ GIVE_UP: Final = 1e-3
 
 
 class Draw(NamedTuple):
-    """A wish for n samples of a stream, none of which was drawn before, and what is to be counted on them.
-
-    Attributes:
-        sigma: None for the input's own; another one has a slot of its own.
-    """
+    """A wish for n samples of a stream, none of which was drawn before, and what is to be counted on them."""
 
     stream: Stream
     n: int
     tally: Tally
-    sigma: float | None = None
-    slot: int = 0
+
+    @property
+    def sigma(self) -> float | None:
+        """The input's own."""
+        return None
+
+    @property
+    def slot(self) -> int:
+        """That of the input's own sigma."""
+        return 0
+
+
+class DrawAt(NamedTuple):
+    """The same at a sigma that is not the input's own, and has a slot of its own."""
+
+    stream: Stream
+    n: int
+    tally: Tally
+    sigma: float
+    slot: int
 
 
 class Question(NamedTuple):
@@ -85,7 +99,8 @@ class Found:
 
 
 Result = TypeVar("Result")
-Talk = Generator[tuple[Draw, ...], list[Measurement], Result]  # asks for samples, and ends with what it found
+Wishes = tuple[Draw, ...] | tuple[DrawAt, ...]
+Talk = Generator[Wishes, list[Measurement], Result]  # asks for samples, and ends with what it found
 Conversation = Talk[Found]
 
 

@@ -31,6 +31,7 @@ from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
 from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.files import file_name, file_names
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
@@ -127,7 +128,7 @@ def certify_run(
     header = Header(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("ddsmoothing", "torch", "numpy")}},
-        model=ModelIdentity(name=model_name, sha256=model_hash(smoothed.model), model_id=model_id),
+        model=ModelIdentity(name=file_name(model_name), sha256=model_hash(smoothed.model), model_id=model_id),
         data=DataIdentity.model_validate(data.fingerprint()),
         subset=Subset(skip=skip, max=maximum, size=len(ids), shard=shard),
         num_classes=smoothed.num_classes,
@@ -156,7 +157,7 @@ def certify_run(
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),
         behaviour=behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]),
-        config=command or {},
+        config=file_names(command or {}),
     )
     if before is not None:
         header = _continued(before, header, out)

@@ -21,7 +21,9 @@ PLAUSIBLE_SIGMA = 4.0
 DEFAULT_LEVELS = 255
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
 DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
-OF_MODEL = ("arch", "num_classes", "normalize", "weights", "random_weights", "download")
+OF_MODEL = (
+    *("arch", "num_classes", "normalize", "weights", "weights_key", "random_weights", "download", "output", "trust"),
+)
 OF_ENGINE = ("vote", "block_size", "precision", "channels_last", "compiled", "snap", "levels")
 
 
@@ -52,6 +54,9 @@ def model_options(function: Command) -> Command:
             "--normalize", default="auto", show_default=True, help="Of a checkpoint: center, none, cifar10, .."
         ),
         click.option("--weights", type=click.Path(path_type=Path), help="A file of them, for a named architecture."),
+        click.option("--weights-key", help="Which weights of a file with several, such as state_dict_ema."),
+        click.option("--model-output", "output", help="Where its logits are, if it returns more: logits, 0, .."),
+        click.option("--trust", is_flag=True, help="Load a TorchScript file, which runs what is in it."),
         click.option("--random-weights", is_flag=True, help="Take a named architecture untrained."),
         click.option(
             "--download", is_flag=True, help="Fetch data or weights that are missing; else nothing is fetched."

@@ -111,6 +111,7 @@ def import_(old: Path, **options: Any) -> None:
     With --norm l1 its numbers are half-widths lambda, as in 2021; the file holds standard deviations.
     """
     from ddsmoothing.campaigns.policy import subset_ids
+    from ddsmoothing.files import file_name
     from ddsmoothing.models import model_identity
     from ddsmoothing.sigma import SigmaFile, save_sigmas
     from ddsmoothing.sigma.files import import_tensor
@@ -123,7 +124,7 @@ def import_(old: Path, **options: Any) -> None:
         model=model_identity(smoothed.model, options["model_id"]),
         norm=options["norm"],
         method="import",
-        options={"file": old.name},
+        options={"file": file_name(old.name)},
         seed=None,
         sigma={i: smoothed.certificate.noise.sigma(float(t)) for i, t in zip(ids, thetas, strict=True)},
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import RunError, StoreError
+from ddsmoothing.files import file_names
 from ddsmoothing.memory.floor import Floor, check_sigmas, grid_of
 from ddsmoothing.memory.inputs import Inputs, binding_of_run, found_at, inputs_of, order_free_cuts
 from ddsmoothing.memory.regions import LEVEL_MEMORY, Answer, Found, Regions
@@ -122,7 +123,7 @@ def _made(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any(out.iterdir()):
+        if out.exists() and not any(out.iterdir()):
             out.rmdir()
 
 
@@ -215,7 +216,7 @@ def _write(run: Run, store: Store, rows: list[ResultRow], out: Path, rule: str, 
     changed = {
         "level": LEVEL_MEMORY,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": run.header.config | {"memory": memory},
+        "config": run.header.config | {"memory": file_names(memory)},
     }
     with RunWriter(out, run.header.model_copy(update=changed)) as writer:
         for start in range(0, len(rows), WRITTEN):

@@ -16,6 +16,7 @@ from ddsmoothing.models.denoised import (
 from ddsmoothing.models.denoisers import load_denoiser
 from ddsmoothing.models.identity import identity_text, model_hash, model_identity
 from ddsmoothing.models.load import SHIPPED, build_model, load_model
+from ddsmoothing.models.output import Picked, picked
 from ddsmoothing.models.spec import (
     NORMALIZATIONS,
     ModelSpec,
@@ -35,6 +36,7 @@ __all__ = [
     "EdmDenoiser",
     "ModelSpec",
     "Normalize",
+    "Picked",
     "PixelDenoiser",
     "build_model",
     "identity_text",
@@ -42,6 +44,7 @@ __all__ = [
     "load_model",
     "model_hash",
     "model_identity",
+    "picked",
     "probe_classes",
     "save_model",
     "spec_of",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from ddsmoothing.counting.engine import at_sigma
+from ddsmoothing.counting.engine import at_sigma, takes_sigma
 from ddsmoothing.errors import InputError, ModelError, unknown
 from ddsmoothing.models.schedules import sigmas, timestep_edges
 
@@ -217,7 +217,7 @@ class DenoisedClassifier(nn.Module):
         classifier_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        if not getattr(denoiser, "takes_sigma", False):
+        if not takes_sigma(denoiser):
             raise InputError(
                 f"the denoiser is {type(denoiser).__name__}, which does not take sigma; wrap its network in one of "
                 "DiffusionDenoiser, EdmDenoiser and PixelDenoiser."
@@ -258,10 +258,11 @@ class DenoisedClassifier(nn.Module):
 
 
 def trained_range(model: Any) -> tuple[float, float] | None:
-    """The least and the largest sigma that a model says it was trained for, itself or in its spec; None: not known."""
-    for source in (model, getattr(model, "spec", None)):
-        if (found := getattr(source, "sigma_range", None)) is not None:
-            return checked_range(found)
+    """The least and the largest sigma that a model which takes sigma was trained for, as it says; None: not known."""
+    if takes_sigma(model):
+        for source in (model, getattr(model, "spec", None)):
+            if (found := getattr(source, "sigma_range", None)) is not None:
+                return checked_range(found)
     return None
 
 
@@ -269,10 +270,13 @@ def checked_range(sigma_range: Sequence[float] | None) -> tuple[float, float] | 
     """Two positive ascending numbers, or None."""
     if sigma_range is None:
         return None
-    ends = tuple(float(end) for end in sigma_range)
-    if len(ends) != 2 or not 0.0 < ends[0] < ends[1] < float("inf"):
-        raise InputError(f"sigma_range is {tuple(sigma_range)}, expected two positive numbers, the smaller first.")
-    return ends
+    try:
+        low, high = (float(end) for end in sigma_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not 0.0 < low < high < float("inf"):
+        raise InputError(f"sigma_range is {sigma_range!r}, expected two positive numbers, the smaller first.")
+    return low, high
 
 
 def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -16,12 +16,14 @@ from torch import nn
 from ddsmoothing.errors import InputError, ModelError, first_error, unknown
 from ddsmoothing.models.by_sigma import PREFIX, BySigma, read_ranges
 from ddsmoothing.models.checkpoints import Checkpoint, State, load_state, read_checkpoint, split
+from ddsmoothing.models.foreign import is_foreign, load_foreign
+from ddsmoothing.models.output import picked
 from ddsmoothing.models.spec import ModelSpec, Statistics, normalized, statistics
 from ddsmoothing.models.zoo import ARCHITECTURES, architecture, from_library, in_library, library, published
 
 SHIPPED: Final[dict[str, str]] = {"fashion-mnist-cnn": "fashion-mnist-cnn.safetensors"}
 OTHER_NAMES: Final = {"cifar_resnet20": "cifar-resnet20", "cifar_resnet110": "cifar-resnet110"}  # Cohen, Salman
-SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".tar")  # a missing file, not a misspelt name
+SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".tar", ".ckpt")  # a missing file, not a misspelt name
 LAYER: Final = ("mean", "means"), ("std", "stds", "sds")  # buffers of a normalising layer, as they are called
 
 
@@ -38,25 +40,79 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     normalize: str = "auto",
     weights: Path | None = None,
+    weights_key: str | None = None,
     download: bool = False,
     random_weights: bool = False,
+    output: str | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """A base classifier in eval mode.
 
     Args:
-        name: a shipped name; a file of weights, which says its architecture or is told it by ``arch``; an
-            architecture as for ``build_model``, which needs weights; or ``package.module:function``, a function
-            without arguments (or a module object) that gives the model. The last imports and runs that code. Or
-            ``by-sigma:FILE.toml``, several of the others, each for a range of sigma.
-        arch, num_classes, input_shape, normalize: of a file's network, where the file does not say.
-        weights, download, random_weights: of an architecture; see ``build_model``.
-    Returns: a module from ``(B, ...)`` to logits ``(B, K)``; ``spec_of`` tells what is known of it.
-    Raises: ModelError, InputError.
+        name: A shipped name; a file of weights, which says its architecture or is told it by ``arch``; an
+            architecture as for ``build_model``, which needs weights; ``package.module:function``, a function without
+            arguments (or a module object) that gives the model, for which that code is imported and run;
+            ``by-sigma:FILE.toml``, several of these, each for a range of sigma; ``torchscript:FILE``, a program; or
+            ``onnx:FILE``, a bare callable.
+        arch: Of a file's network, where the file does not say; so are num_classes, input_shape and normalize.
+        num_classes: K.
+        input_shape: Of one input, ``(C, H, W)``.
+        normalize: See ``statistics``.
+        weights: Of an architecture, a file of them; see ``build_model``.
+        weights_key: Which of several sets of weights in a file, such as ``state_dict_ema``; see ``read_checkpoint``.
+        download: See ``build_model``.
+        random_weights: See ``build_model``.
+        output: Where the logits are in what the model returns: an entry, an attribute, or a place in a tuple.
+        trust: Load a TorchScript file, which runs what is in it.
+    Returns:
+        A module from ``(B, ...)`` to logits ``(B, K)``; ``spec_of`` tells what is known of it.
+    Raises:
+        ModelError, InputError.
     """
-    if name.startswith(PREFIX):
-        if arch is not None or weights is not None or random_weights or normalize != "auto":
-            raise InputError(f"the file of {name} says what its networks are; leave options of one network out.")
-        return _by_sigma(Path(name.removeprefix(PREFIX)), num_classes, input_shape, download).eval()
+    told: dict[str, object] = {
+        "arch": arch,
+        "weights": weights,
+        "weights_key": weights_key,
+        "random_weights": random_weights or None,
+    }
+    told |= {"normalize": None if normalize == "auto" else normalize}
+    if name.startswith(PREFIX) or is_foreign(name):
+        if given := [key for key, value in told.items() if value is not None]:
+            raise InputError(f"the file of {name} says all of its model; leave {', '.join(given)} out.")
+        if is_foreign(name):
+            found = load_foreign(name, trust)
+        else:
+            found = _by_sigma(Path(name.removeprefix(PREFIX)), num_classes, input_shape, download).eval()
+    else:
+        found = _named(
+            name,
+            arch,
+            num_classes=num_classes,
+            input_shape=input_shape,
+            normalize=normalize,
+            weights=weights,
+            weights_key=weights_key,
+            download=download,
+            random_weights=random_weights,
+        )
+    return found if output is None else picked(found, output)  # type: ignore[no-any-return]
+
+
+def _named(
+    name: str,
+    arch: str | None,
+    *,
+    num_classes: int | None,
+    input_shape: tuple[int, ...] | None,
+    normalize: str,
+    weights: Path | None,
+    weights_key: str | None,
+    download: bool,
+    random_weights: bool,
+) -> nn.Module:
+    """A shipped model, an architecture, a file of weights, or what a function gives, in eval mode."""
+    if weights_key is not None and weights is None and not _is_file(name):
+        raise InputError(f"--weights-key is for files of weights, got the model {name!r}.")
     if name in SHIPPED:
         with as_file(files("ddsmoothing") / "assets" / SHIPPED[name]) as path:
             return _from_file(read_checkpoint(path), arch, None, None, normalize).eval()
@@ -68,20 +124,24 @@ def load_model(
             input_shape=input_shape or known.shape,
             normalize=normalize,
             weights=weights,
+            weights_key=weights_key,
             download=download,
             random_weights=random_weights,
         ).eval()
-    is_file = Path(name).exists() or Path(name).suffix in SUFFIXES
-    if not is_file and not is_code(name):
+    if not _is_file(name) and not is_code(name):
         known_names = [*SHIPPED, *ARCHITECTURES]
         raise InputError(unknown("model", name, known_names) + " Or a file of weights, or package.module:function.")
     if weights is not None or random_weights:
         raise InputError(f"--weights and --random-weights are for named architectures, got the model {name!r}.")
-    if not is_file:
+    if not _is_file(name):
         if arch is not None or normalize != "auto":
             raise InputError(f"--arch and --normalize are for files, got the model {name!r}, which is code.")
         return _from_function(name)
-    return _from_file(read_checkpoint(Path(name)), arch, num_classes, input_shape, normalize).eval()
+    return _from_file(read_checkpoint(Path(name), weights_key), arch, num_classes, input_shape, normalize).eval()
+
+
+def _is_file(name: str) -> bool:
+    return name not in (*SHIPPED, *ARCHITECTURES) and (Path(name).exists() or Path(name).suffix in SUFFIXES)
 
 
 def _by_sigma(path: Path, num_classes: int | None, shape: tuple[int, ...] | None, download: bool) -> BySigma:
@@ -113,6 +173,7 @@ def build_model(
     input_shape: tuple[int, ...],
     normalize: str = "auto",
     weights: Path | None = None,
+    weights_key: str | None = None,
     download: bool = False,
     random_weights: bool = False,
 ) -> nn.Module:
@@ -122,7 +183,8 @@ def build_model(
         name: a key of ARCHITECTURES, ``torchvision:NAME``, ``timm:NAME``, or ``package.module:function``, which is
             imported and run, and brings its own weights and normalisation.
         input_shape: of one input, ``(C, H, W)``.   normalize: see ``statistics``.
-        weights: a file of them.   download: else those that torchvision or timm offer.   random_weights: untrained.
+        weights: a file of them; weights_key: which of those in it.   random_weights: untrained.
+        download: those that torchvision or timm offer.
     Raises: ModelError, InputError.
     """
     if is_code(name):
@@ -130,7 +192,7 @@ def build_model(
     if weights is not None and random_weights:
         raise InputError("expected one of --weights and --random-weights.")
     if weights is not None:
-        return _from_file(read_checkpoint(weights), name, num_classes, input_shape, normalize)
+        return _from_file(read_checkpoint(weights, weights_key), name, num_classes, input_shape, normalize)
     if not random_weights:
         if download and in_library(name):
             return _downloaded(name, num_classes, input_shape, normalize)

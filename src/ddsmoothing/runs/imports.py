@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.errors import InputError, RunError, first_error, printable
-from ddsmoothing.files import write_durably
+from ddsmoothing.files import file_name, write_durably
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.schema import Digest, Length
 from ddsmoothing.runs.store import IMPORTED, Run, load_run
@@ -113,7 +113,7 @@ def import_file(file: Path, out: Path, *, sigma: float | None = None, norm: str 
     try:
         header = ImportHeader(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=file.name,
+            source=file_name(file.name),
             sha256=hashlib.sha256(data).hexdigest(),
             norm=norm,
             sigma=one,

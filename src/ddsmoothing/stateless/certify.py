@@ -17,12 +17,12 @@ from ddsmoothing.claims import STATELESS, Claim, Measurement, PairTable
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError, ShapeError
-from ddsmoothing.plan import Draw
+from ddsmoothing.plan import DrawAt
 from ddsmoothing.streams import Stream, checked_seed
 
 PILOT = 100  # samples at each sigma that choose the class
 Drawn = tuple[tuple[Measurement, ...], tuple[Measurement, ...]]
-Talk = Generator[tuple[Draw, ...], list[Measurement], Drawn]
+Talk = Generator[tuple[DrawAt, ...], list[Measurement], Drawn]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,11 +168,11 @@ def table_talk(table: PairTable, n0: int, n: int, alpha: float, label: int | Non
     """
     first, second = (Stream.PILOT, Stream.CERTIFY) if role is None else (role, role)
     pilots = yield tuple(
-        Draw(first, n0, table.pilot_tally(slot), sigma, slot) for slot, sigma in enumerate(table.sigmas)
+        DrawAt(first, n0, table.pilot_tally(slot), sigma, slot) for slot, sigma in enumerate(table.sigmas)
     )
     top = table.choose(pilots)
     if label not in (None, top):
         return tuple(pilots), ()
     shares = table.allocated(pilots, top, n, alpha)
-    fresh = yield tuple(Draw(second, m, table.tally(top), table.sigmas[k], k) for k, m in shares.items())
+    fresh = yield tuple(DrawAt(second, m, table.tally(top), table.sigmas[k], k) for k, m in shares.items())
     return tuple(pilots), table.looked(fresh, top, alpha)

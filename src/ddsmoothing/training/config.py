@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
+from ddsmoothing.files import file_name
 from ddsmoothing.noise import LARGEST_SIGMA
 
 Sigma = Annotated[float, Field(gt=0.0, le=LARGEST_SIGMA, allow_inf_nan=False)]
@@ -16,6 +17,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Name = Annotated[str, PlainSerializer(file_name, when_used="json")]  # of a file, perhaps, whose name is no UTF-8
 
 
 class _Section(BaseModel):
@@ -120,8 +122,8 @@ class TrainConfig(_Section):
         smoothadv, macer, consistency, catrs: of those objectives.   data_dependent: None trains with sigma as it is.
     """
 
-    data: str
-    model: str
+    data: Name
+    model: Name
     num_classes: Annotated[int, Field(ge=2)] | None = None
     normalize: str = "auto"
     condition: Literal["channel", "film"] | None = None
@@ -148,12 +150,12 @@ class TrainConfig(_Section):
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     keep: Literal["last", "best"] = "last"
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    init: str | None = None
+    init: Name | None = None
     init_optimizer: bool = False
-    sigma_init: str | None = None
-    predictions: str | None = None
-    teacher: str | None = None
-    denoiser: str | None = None
+    sigma_init: Name | None = None
+    predictions: Name | None = None
+    teacher: Name | None = None
+    denoiser: Name | None = None
     resize: Annotated[int, Field(ge=1, le=1024)] | None = None
     freeze: Literal["denoiser", "classifier"] | None = None
     soft_targets: bool = False

@@ -23,6 +23,7 @@ from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.data import Dataset
 from ddsmoothing.devices import device_of, keep_freed_memory
 from ddsmoothing.errors import DataError, InputError, RunError, first_error
+from ddsmoothing.files import write_durably
 from ddsmoothing.models import model_identity
 from ddsmoothing.models.checkpoints import UNREADABLE, safetensors_metadata
 from ddsmoothing.noise import LARGEST_SIGMA
@@ -86,6 +87,10 @@ def make_predictions(
     Raises: RunError where ``out`` holds other predictions; InputError, ModelError.
     """
     keep_freed_memory()
+    if out.exists() and not out.is_file():
+        raise InputError(
+            f"{out} is no regular file, expected one: predictions are written bit by bit and gone on with."
+        )
     part = out.with_name(out.name + ".part")
     try:
         begun = _begun(part)
@@ -141,7 +146,7 @@ def _append(
 ) -> bool:
     """Add the rows that are missing; False if stopped."""
     if not part.exists():
-        part.write_bytes(source.model_dump_json().encode() + b"\n")
+        write_durably(part, source.model_dump_json() + "\n")
     start, votes = _rows(part, source)
     device = device_of(model) or torch.device("cpu")
     size = max(1, ROWS // min(source.n, COPIES))
