@@ -26,7 +26,6 @@ import ddsmoothing as dds
 import official_2021
 from ddsmoothing.counting.engine import Engine
 from ddsmoothing.devices import torch_threads, untouched
-from ddsmoothing.noise import GridBlock, grid_table
 
 BLOCKS = (64, 128, 256, 512)
 Run = Callable[[], int]
@@ -110,26 +109,6 @@ def compare(contestants: dict[str, Run], rounds: int) -> None:
         print(f"  {name:34} {np.median(found):9,.0f} samples/s   {ratio:6.2f} of bare", flush=True)
 
 
-def noise_cost(rounds: int) -> None:
-    """Grid noise against torch.randn, one thread, nanoseconds a coordinate, in turns."""
-    threads, rows, d = torch.get_num_threads(), 128, 784
-    torch.set_num_threads(1)
-    out = np.zeros((rows, d), dtype=np.int16)
-    block = GridBlock(grid_table("gaussian", 0.25), (0, 0, 0, 0), d)
-    times: dict[str, list[float]] = {"grid noise": [], "torch.randn": []}
-    for _ in range(20 * rounds):
-        for name, draw in (("grid noise", lambda: block.fill(out)), ("torch.randn", lambda: torch.randn(rows, d))):
-            start = time.perf_counter()
-            for _ in range(5):
-                draw()
-            times[name].append((time.perf_counter() - start) / 5)
-    torch.set_num_threads(threads)
-    costs = {name: float(np.median(found)) * 1e9 / (rows * d) for name, found in times.items()}
-    ratio = float(np.median(np.array(times["grid noise"]) / np.array(times["torch.randn"])))
-    grid, randn = costs["grid noise"], costs["torch.randn"]
-    print(f"noise at sigma .25: {grid:.2f} ns a coordinate, torch.randn {randn:.2f}, ratio {ratio:.2f}")
-
-
 def best_block(model: torch.nn.Module, shape: tuple[int, ...], samples: int, **form: object) -> int:
     """The block with the highest bare rate."""
     rates = []
@@ -150,7 +129,6 @@ def main() -> None:
     x, _ = dds.load_data("fashion-mnist-sample")[:8]
     model = dds.load_model("fashion-mnist-cnn")
     print(f"{torch.get_num_threads()} threads; torch {torch.__version__}")
-    noise_cost(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         old = official(model, x, 16_000, Path(folder))
         for form in ({}, {"channels_last": True}, {"precision": "bf16"}, {"precision": "bf16", "channels_last": True}):

@@ -85,8 +85,8 @@ COMMAND = (
 
 
 def launch(*args: object) -> subprocess.Popen[str]:
-    code = "import sys; from ddsmoothing.cli import main; from ddsmoothing.runs import partial; "
-    code += "partial.PACE_SECONDS = 0.05; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from ddsmoothing.cli import main; from ddsmoothing.counting import kept; "
+    code += "kept.PACE_SECONDS = 0.05; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 

@@ -386,8 +386,8 @@ def test_command_line(tmp_path: Path, cli: Callable[..., object], monkeypatch: p
     assert rows[0]["level"] == "memory"
     one = cli(*ask, "--input", "new.png", "--sigma", 0.25)
     assert one.out.splitlines()[1].split("\t")[-1] in ("kept", "abstained")
-    assert cli(*ask, "--input", "bad.png").code == 2
-    assert cli(*ask, "--input", "new.txt").code == 2
+    assert cli(*ask, "--input", "bad.png").code == 1
+    assert cli(*ask, "--input", "new.txt").code == 1
     assert cli(*ask, "--input", "new.npz", "--sigma", 0.25, "--sigma0", 0.5).code == 2
     assert "was started with delta=0.1" in cli(*ask, "--input", "new.npz", "--alpha", 0.5).err
     new = cli("memory", "query", "--store", "n", *model, "--n", 200, "--input", "new.npz", "--grow")

@@ -219,15 +219,15 @@ def pool() -> Iterator[object]:
 
 
 class Fragile(torch.nn.Module):
-    """Ends its process the first time it runs after ``marker`` is gone, or always."""
+    """Ends its process, a worker, the first time it runs after ``marker`` is gone, or always."""
 
     def __init__(self, marker: Path, always: bool = False) -> None:
         super().__init__()
-        self.marker, self.always = marker, always
+        self.marker, self.always, self.home = marker, always, os.getpid()  # home: where its inputs are checked
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(0.02)
-        if self.always or not self.marker.exists():
+        if os.getpid() != self.home and (self.always or not self.marker.exists()):
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return x.flatten(1)[:, :10]
@@ -250,6 +250,9 @@ class Locked(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :10]
 
 
 def classifier(model: torch.nn.Module, **options: object) -> dds.SmoothedClassifier:

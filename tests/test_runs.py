@@ -269,7 +269,7 @@ def test_a_searched_run(make_run: MakeRun, tmp_path: Path, smoothed: dds.Smoothe
     np.testing.assert_array_equal(run.sigma, found.sigma)
     assert (run.header.sigma_policy, run.header.sigma) == ("search", None)
     policy = run.header.policy
-    assert (policy["sigma0"], policy["sigma_min"], policy["sigma_max"]) == (0.25, 0.1, 0.8)
+    assert (policy.sigma0, policy.sigma_min, policy.sigma_max) == (0.25, 0.1, 0.8)
 
 
 def test_given_sigmas_go_to_their_inputs(make_run: MakeRun, tmp_path: Path) -> None:

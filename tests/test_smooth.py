@@ -144,8 +144,11 @@ def test_no_seed_differs_and_is_recorded(linear: dds.SmoothedClassifier, pixels:
 
 def test_ids_are_the_noise(linear: dds.SmoothedClassifier, pixels: torch.Tensor) -> None:
     x = pixels[[5, 5]]
-    same = linear.certify(x, SIGMA, n=500, seed=0)  # the same bytes: the same id, the same noise
-    np.testing.assert_array_equal(same.counts[0], same.counts[1])
+    twice = linear.certify(x, SIGMA, n=500, seed=0)  # the same bytes in one call: keyed apart, so that they fail apart
+    assert twice.ids[0] != twice.ids[1]
+    assert not np.array_equal(twice.counts[0], twice.counts[1])
+    again = linear.certify(x[1:], SIGMA, n=500, seed=0)  # in two calls: the same id, the same noise
+    np.testing.assert_array_equal(twice.counts[0], again.counts[0])
     other = linear.certify(x, SIGMA, n=500, seed=0, ids=[1, 2**64 - 1])
     assert not np.array_equal(other.counts[0], other.counts[1])
     assert other.ids == (1, 2**64 - 1)

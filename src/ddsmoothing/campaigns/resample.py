@@ -162,10 +162,10 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
         raise InputError(f"the run was made with another data set: {header.data.name}, {header.data.length} inputs.")
     if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
-    if header.behaviour is not None:
-        check_behaviour(header.behaviour, behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]), str(run.path))
     made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
     if made == (header.norm, header.num_classes, header.vote) and smoothed.offsets != header.rule.offsets:
         raise InputError("the run was made with other class offsets, or one of both has none; give those of the run.")
     if made != (header.norm, header.num_classes, header.vote):
         raise InputError(f"the run was made for {header.norm}, {header.num_classes} classes and a {header.vote} vote.")
+    if header.behaviour is not None:
+        check_behaviour(header.behaviour, behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]), str(run.path))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.errors import ModelError
+from ddsmoothing.noise import LARGEST_STEPS
 from ddsmoothing.streams import Stream
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def behaviour(smoothed: Smoothed, x: torch.Tensor) -> tuple[int, ...]:
     Raises: ModelError.
     """
     batch = smoothed.prepare(x[:INPUTS], range(min(INPUTS, len(x))))
+    fit = min(1.0, LARGEST_STEPS / (2 * max(SIGMAS) * batch.levels))  # fine grids hold less noise; 2: of any law
     requests = [
         Request(
             row=i % len(batch),
-            sigma=SIGMAS[i // len(batch) % len(SIGMAS)],
+            sigma=fit * SIGMAS[i // len(batch) % len(SIGMAS)],
             stream=Stream.PREDICT,
             n=1,
             first_block=i // len(batch),
