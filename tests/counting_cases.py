@@ -39,17 +39,6 @@ class Told(Net):
         return super().forward(x) * torch.stack([torch.ones_like(sigma), sigma, 1 - sigma, sigma**2], 1)
 
 
-class At(torch.nn.Module):
-    """A network that is told sigma, at one sigma."""
-
-    def __init__(self, told: Told, sigma: float) -> None:
-        super().__init__()
-        self.told, self.sigma = told, sigma
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.told(x, torch.full((len(x),), self.sigma))
-
-
 def images(count: int, shape: tuple[int, ...], off: tuple[int, ...] = (), levels: int = 255) -> Batch:
     """Inputs on a grid, but for some off it; ids up to 2^64 - 1."""
     rng = np.random.default_rng(3)
@@ -74,12 +63,9 @@ def check(
     batch: Batch, asked: list[Request], rows: int, model: torch.nn.Module, noise: str = "gaussian", **form: object
 ) -> None:
     """The counts of both, and all samples told."""
-    told: list[int] = []
-    found = DeviceCounter(Engine(model, **form), NOISES[noise], K, rows).count(batch, asked, 2**64 - 5, told.append)
-    wanted = []
-    for request in asked:
-        each = Engine(At(model, request.sigma) if isinstance(model, Told) else model, **form)
-        wanted += ClassCounter(each, NOISES[noise], K, rows).count(batch, [request], 2**64 - 5)
+    engine, told = Engine(model, **form), []
+    wanted = ClassCounter(engine, NOISES[noise], K, rows).count(batch, asked, 2**64 - 5)
+    found = DeviceCounter(engine, NOISES[noise], K, rows).count(batch, asked, 2**64 - 5, told.append)
     for request, a, b in zip(asked, wanted, found, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(request))
     assert sum(told) == sum(request.n for request in asked)

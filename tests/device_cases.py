@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from counting_cases import Net, Told, check, images, requests
 from ddsmoothing.counting import ahead
 from ddsmoothing.counting.ahead import DeviceSource
+from ddsmoothing.counting.device import DeviceCounter
+from ddsmoothing.counting.local import ClassCounter
+from ddsmoothing.inputs import prepare
 from ddsmoothing.kernels import device_noise
 
 
@@ -41,9 +46,21 @@ def test_counts_with_uniform_noise(wide: list[int]) -> None:
 def test_inputs_of_another_type_are_divided_by_torch(wide: list[int]) -> None:
     batch = images(2, (2, 3, 3))
     assert batch.dtype == torch.float32
-    from ddsmoothing.inputs import prepare
-
     double = prepare(batch.values.double().reshape(2, 2, 3, 3).mul(255).round() / 255, [1, 2], None)
     assert double.dtype == torch.float64
     check(double, requests(2, 90), 32, Net().double())
     assert wide
+
+
+@pytest.mark.parametrize("kind", ["votes", "wins", "duels"])
+def test_the_loop_never_waits_for_the_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by the benchmark: a pass copies nothing that waits and reads no number; the loop of a CPU does."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import launches
+
+    for name, value in {"D": 100, "ROWS": 16, "PASSES": 6}.items():
+        monkeypatch.setattr(launches, name, value)
+    ours, others = (launches.a_pass(loop, kind) for loop in (DeviceCounter, ClassCounter))
+    assert (ours["waits"], ours["copies that wait"]) == (0, 0)
+    assert ours["launches"] < others["launches"]
+    assert others["copies that wait"] >= 2

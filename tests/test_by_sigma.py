@@ -160,7 +160,7 @@ def test_a_file_of_ranges(files: Path) -> None:
     x, sigma = torch.rand(6, 1, 12, 12), torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 2.0])
     with torch.inference_mode():
         assert torch.equal(model(x, sigma), dds.BySigma(three()).eval()(x, sigma))
-    with pytest.raises(InputError, match="leave options of one network out"):
+    with pytest.raises(InputError, match="leave arch out"):
         dds.load_model(f"by-sigma:{files}", arch="small-cnn")
 
 

@@ -137,7 +137,7 @@ def test_a_file_of_a_denoiser_trained_here(tmp_path: Path) -> None:
     assert isinstance(denoiser, PixelDenoiser) and denoiser.sigma_range == (0.1, 1.5)
     y, sigma = torch.rand(2, 1, 12, 12), torch.tensor([0.2, 0.9])
     assert torch.equal(denoiser(y, sigma), made(y, sigma))
-    with pytest.raises(ModelError, match="does not take images of shape"):
+    with pytest.raises(ModelError, match="does not take inputs of shape"):
         dds.load_denoiser(str(tmp_path / "denoiser.safetensors"), input_shape=(3, 12, 12))
 
 

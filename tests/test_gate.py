@@ -530,6 +530,7 @@ NOT_LOGITS: dict[str, tuple[Any, str]] = {
     "value": (Fails(ValueError("wrong image size\nsecond line")), "ValueError: wrong image size"),
     "assertion": (Fails(AssertionError()), "AssertionError"),
     "memory": (Fails(MemoryError()), "MemoryError; try a smaller block size"),
+    "memory of a device": (Fails(torch.OutOfMemoryError("CUDA out of memory")), "out of memory; try a smaller block"),
     "not implemented": (nn.Module(), "NotImplementedError"),
     "another size": (nn.Linear(5, 2), r"does not take inputs of shape \(8, 6\): RuntimeError: mat1"),
     "sparse": (lambda x: answer(x).to_sparse(), "a tensor that is torch.sparse_coo"),
@@ -676,6 +677,8 @@ OTHERS = {  # who may call models all the same
     "training/objectives.py": "gradients",
     "training/loop.py": "statistics of batch normalisation, which are to change",
     "training/parts.py": "the same",
+    "counting/ahead.py": "only noise",
+    "counting/device.py": "the passes of a caller of the gate",
     "models/denoised.py": "one part of a module by another",
 }
 MODELS = re.compile(r"(^|\.)_?(model|base_classifier|classifier|network|net|attacked)$")

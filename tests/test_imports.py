@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,27 @@ def test_columns_are_found_by_name_in_any_order(tsv: Callable[[str], Path], tmp_
     run = import_file(tsv(text), tmp_path / "in")
     assert (run.ids.tolist(), run.radius.tolist(), run.correct.tolist()) == ([3], [0.5], [True])
     assert math.isnan(run.rows[0].seconds)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n \n\t\n", "\r\n\r\n"])
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        (("\t-1\t0.0\t0", "\t-1\t-0.0\tFalse"), ("0.0734\t1", "0.0734\tTrue")),
+        (("\t-1\t0.0\t0", "\t-1\t-0\tfalse"), ("0.0734\t1", "0.0734\tTRUE")),
+        (("\t-1\t0.0\t0", "\t-1\t-0.000\t0.0"), ("0.0734\t1", "0.0734\t1.0")),
+    ],
+)
+def test_common_ways_to_write_the_same(
+    change: tuple[str, str], other: tuple[str, str], end: str, tsv: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Of pandas, of numpy and of editors: blank lines at the end, a negative zero, words for truth."""
+    text = LOCUSLAB.replace(*change).replace(*other)
+    assert text != LOCUSLAB
+    run = import_file(tsv(text + end), tmp_path / "in")
+    assert run.radius.tolist() == [0.0, 0.0734, 0.405]
+    assert not np.signbit(run.radius).any()
+    assert run.correct.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("format_name", ["locuslab", "dds"])
@@ -128,6 +150,11 @@ BAD = {
     "a negative index": (LOCUSLAB.replace("\n20\t", "\n-20\t"), "line 3: idx"),
     "predict below -1": (LOCUSLAB.replace("7\t7", "7\t-2"), "line 3: predict"),
     "correct against the classes": (LOCUSLAB.replace("0.405\t0", "0.405\t1"), "line 4: correct is '1'"),
+    "True against the classes": (LOCUSLAB.replace("0.405\t0", "0.405\tTrue"), "line 4: correct is 'True'"),
+    "yes": (LOCUSLAB.replace("0.0734\t1", "0.0734\tyes"), "line 3: correct is 'yes', expected 1 or True"),
+    "a negative radius that is tiny": (LOCUSLAB.replace("0.0734", "-0.0000001"), "line 3: radius"),
+    "an empty line between others": (LOCUSLAB.replace("\n20", "\n\n\n20") + "\n\n", "line 3: got 1 cells"),
+    "blank lines alone": (SIX + "\n\n \n", "no results"),
     "an abstention with a radius": (LOCUSLAB.replace("-1\t0.0", "-1\t0.1"), "line 2: predict is -1"),
     "sigma 0": (DDS.replace("\t0.25\t", "\t0\t"), "line 3: sigma"),
     "a time of 99 minutes": (LOCUSLAB.replace("0:00:14", "0:99:14"), "line 3: time"),

@@ -417,7 +417,8 @@ def test_peek_changes_nothing_and_asks_nothing(tmp_path: Path) -> None:
         assert memory.peek(at(0.9, 0.0)).reason == ("outside",)
         with pytest.raises(InputError, match="opened without a classifier"):
             closed.query(at(0.1, 0.0))
-        for wrong in (torch.zeros(1, 3, dtype=torch.float64), torch.tensor(0.5), 0.5, None, np.zeros((1, 2))):
+        assert closed.peek(np.array([[0.1, 0.0]])).reason == closed.peek(at(0.1, 0.0)).reason
+        for wrong in (torch.zeros(1, 3, dtype=torch.float64), torch.tensor(0.5), 0.5, None):
             with pytest.raises(ShapeError, match=r"\(B, "):
                 closed.peek(wrong)  # type: ignore[arg-type]
         closed.close()

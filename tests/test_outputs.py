@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import os
 import stat
@@ -17,10 +18,12 @@ import torch
 
 import ddsmoothing as dds
 from conftest import Answer
+from ddsmoothing.errors import printable, table_cell
 from ddsmoothing.files import TEMPORARY, file_name, write_durably
 from ddsmoothing.models import ModelSpec, save_model
 from ddsmoothing.sigma import OptimizeIsotropicSmoothingParameters, save_sigmas
 from ddsmoothing.sigma.files import SigmaFile
+from ddsmoothing.tables import csv_text
 
 Cli = Callable[..., Answer]
 SOURCE = Path(dds.__file__).parent
@@ -221,6 +224,72 @@ def test_every_file_is_written_in_one_place() -> None:
             if last == "open" and path != SOURCE / "runs" / "lock.py":
                 modes = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
                 assert not any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax") for mode in modes), path
+
+
+# what a spreadsheet opens
+
+FORMULA = "=cmd|'/c calc'!A1"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+2", "@SUM(A1)", " =1", "\u200b=1", "\uff1d1", FORMULA, "-"])
+def test_text_that_looks_like_a_formula_is_text(text: str) -> None:
+    assert table_cell(text).startswith("'") or table_cell(text).startswith("\\u200b")
+    assert table_cell(f"a{text}") == printable(f"a{text}")
+
+
+def test_other_text_stays() -> None:
+    for text in ("cifar-resnet20", "0.5", "a = b", "", " ", "Müller"):
+        assert table_cell(text) == text
+    assert table_cell("\t=1") == r"\t=1"
+    assert table_cell("a\x1b[31m\u202eb") == r"a\x1b[31m\u202eb"
+
+
+def forged(run: dds.Run, target: Path) -> Path:
+    """A run whose header and rows say what a spreadsheet or a terminal would act on."""
+    target.mkdir()
+    header = json.loads((run.path / "header.json").read_text())
+    header["data"]["name"] = header["model"]["name"] = header["device"] = FORMULA
+    header["versions"] |= {"torch": "\u202e\x1b]0;x\x07" + FORMULA}
+    (target / "header.json").write_text(json.dumps(header))
+    rows = [json.loads(line) for line in (run.path / "results.jsonl").read_text().splitlines()]
+    (target / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+EXPORTS = [
+    "export --format csv",
+    "analyze --format csv",
+    "analyze --per-class --format csv",
+    "analyze --against --format csv",
+]
+
+
+@pytest.mark.parametrize("command", EXPORTS)
+def test_no_table_holds_a_formula_or_a_control_character(
+    command: str, run_l2: dds.Run, cli: Cli, tmp_path: Path
+) -> None:
+    """And every number in it is still one, whatever its sign."""
+    run, out = forged(run_l2, tmp_path / FORMULA.replace("/", "")), tmp_path / "out.csv"
+    name, *options = command.split()
+    options = [word for option in options for word in ((option, str(run)) if option == "--against" else (option,))]
+    answer = cli(name, run, *options, *((out,) if name == "export" else ("--out", out)))
+    assert answer.code == 0, answer.err
+    text = out.read_text()
+    assert printable(text.replace("\n", "")) == text.replace("\n", "")
+    head, *rows = csv.reader(text.splitlines())
+    assert rows
+    for row in rows:
+        for key, cell in zip(head, row, strict=True):
+            if cell[:1] in ("=", "+", "-", "@"):
+                float(cell)  # or it would be a formula
+            if key in ("radius", "sigma", "p_lower", "change", "baseline_radius", "acr") and cell:
+                float(cell)
+
+
+def test_negative_numbers_stay_numbers() -> None:
+    text = csv_text([{"change": -0.5, "name": "-0.5", "id": -1, "low": -1e-7, "none": None}])
+    assert text.splitlines()[1] == "-0.500000,'-0.5,-1,-0.000001,"
+    assert csv_text([{"change": -0.5}], exact=True).splitlines()[1] == "-0.5"
 
 
 # names that are not UTF-8

@@ -47,9 +47,10 @@ def hold(sampler: Sampler, p: float, rng: np.random.Generator, label: int | None
     wish = next(talk)
     while True:
         answer = []
-        for stream, n, tally in wish:
+        for draw in wish:
+            stream, n, tally = draw.stream, draw.n, draw.tally
             assert n > 0
-            assert tally == Tally("votes")
+            assert (tally, draw.sigma, draw.slot) == (Tally("votes"), None, 0)
             hits = int(rng.binomial(n, p))
             drawn.setdefault(stream, []).append(n)
             answer.append(measured(stream.name.lower(), 1.0, tally, np.array([n - hits, hits])))

@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+
+FORMULAS: Final = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # what a formula begins with, also in wide letters
 
 
 class DdsmoothingError(Exception):
@@ -80,6 +83,12 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Text from a file or a name, safe to show in one line: control and invisible characters become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table_cell(text: str) -> str:
+    """Text from a file or a name, safe in a table that a spreadsheet opens: in one line, and no formula."""
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip()[:1] in FORMULAS and shown.strip() else shown
 
 
 def first_error(error: ValidationError) -> str:

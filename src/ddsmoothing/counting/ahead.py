@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.counting.contract import Request
+from ddsmoothing.errors import DdsmoothingWarning
 from ddsmoothing.inputs import Batch
 from ddsmoothing.kernels.device_noise import DeviceNoise, Part, fault, supported, to_device
 from ddsmoothing.kernels.rounding import divides_exactly, on_grid_values
@@ -91,7 +92,8 @@ def source_for(batch: Batch, noise: Noise, requests: Sequence[Request]) -> Sourc
     if tables and wanted and all(table.first.dtype == np.int16 for table in tables):
         if (reason := fault(batch.device)) is None:
             return DeviceSource(batch, noise)
-        warnings.warn(f"noise is drawn on the CPU and copied to {batch.device}: {reason}.", stacklevel=2)
+        text = f"noise is drawn on the CPU and copied to {batch.device}: {reason}."
+        warnings.warn(text, DdsmoothingWarning, stacklevel=2)
     return HostSource(batch, noise, on_grid=bool(tables))
 
 

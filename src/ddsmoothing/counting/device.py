@@ -1,7 +1,7 @@
 """Counts under noise on a GPU, which never waits for this process: one thread, one stream. It knows no bounds.
 
-A pass is: a slice of integers drawn ahead, one division, the model, what is counted of its logits. Counts and a flag
-for logits that are not finite stay on the device until all passes of a group of requests were asked for.
+A pass is: a slice of integers drawn ahead, one division, the model, what is counted of its logits. Counts stay on the
+device until all passes of a group of requests were asked for.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from ddsmoothing.counting.ahead import Pace, Passes, blocks_of, source_for
 from ddsmoothing.counting.contract import DUELS, Progress, Request, tally_shape
-from ddsmoothing.counting.engine import Engine, at_sigma, check_logits
+from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.counting.tallies import Tallies
-from ddsmoothing.devices import untouched
-from ddsmoothing.errors import InputError, ModelError
+from ddsmoothing.errors import DdsmoothingWarning, InputError, ModelError
 from ddsmoothing.inputs import Batch
 from ddsmoothing.kernels.device_noise import current, to_device
 from ddsmoothing.kernels.numerics import settled_numerics
@@ -93,26 +92,25 @@ class DeviceCounter:
         for i, request in enumerate(requests):
             groups.setdefault((not batch.on_grid[request.row], request.tally == DUELS), []).append(i)
         settled, here = settled_numerics(batch.device, tf32=self._tf32), current(batch.device)
-        with settled, here, untouched(self._engine.model), torch.inference_mode():
-            for _, group in sorted(groups.items()):
-                mine = [requests[i] for i in group]
-                counts = self._count_group(batch, mine, seed, progress)
-                if counts is None:  # a graph that gives other logits is not used again
-                    self._graphs = False
-                    counts = self._count_group(batch, mine, seed, None)
-                    assert counts is not None
-                for i, each in zip(group, counts, strict=True):
-                    found[i] = each
+        try:
+            with settled, here, torch.inference_mode(), self._engine.open() as (caller,):
+                for _, group in sorted(groups.items()):
+                    counts = self._count_group(caller, batch, [requests[i] for i in group], seed, progress)
+                    for i, each in zip(group, counts, strict=True):
+                        found[i] = each
+        except ModelError as error:
+            if isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise error.__cause__ from None
+            raise
         return found
 
     def _count_group(
-        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None
-    ) -> list[NDArray[np.int64]] | None:
-        """Counts of requests whose inputs are all on the grid or all off it; None where a graph went wrong."""
+        self, caller: Caller, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None
+    ) -> list[NDArray[np.int64]]:
+        """Counts of requests whose inputs are all on the grid or all off it, and of which all or none duel."""
         x, sigma = self._inputs(batch)
         sigmas = to_device(np.array([*(request.sigma for request in requests), 1.0], dtype=np.float32), batch.device)
         tallies = Tallies([*requests, replace(requests[-1], n=0)], self._classes, batch.device)  # the last: padding
-        finite = torch.zeros(self._rows, device=batch.device)  # NaN as soon as a logit is not
         total = sum(request.n for request in requests)
         passes = Passes(
             source_for(batch, self._noise, requests),
@@ -124,24 +122,18 @@ class DeviceCounter:
             device=batch.device,
         )
         forward = Forward(
-            lambda: check_logits(at_sigma(self._engine.model, sigma)(x), x, self._classes),
+            lambda: caller.logits(x, sigma, self._classes),
             passes=-(-total // self._rows) if self._graphs and has_graphs(batch.device) else 0,
         )
         pace = Pace(batch.device, progress)
         for owner, used in passes.into(x):
             torch.index_select(sigmas, 0, owner, out=sigma)
-            logits = forward()
-            finite += (logits - logits).sum(1, dtype=torch.float32)
-            tallies.add(logits, owner)
+            tallies.add(forward(), owner)
             pace.passed(used)
         pace.finish()
-        if forward.went_wrong():
-            return None
-        if bool(finite.isnan().any()):
-            raise ModelError(
-                "the base classifier gave NaN or infinite logits on noisy inputs; a certificate from them would be "
-                "meaningless. Check its weights and the range of its inputs."
-            )
+        if forward.went_wrong():  # a graph that gives other logits is not used again
+            self._graphs = False
+            return self._count_group(caller, batch, requests, seed, None)
         return tallies.found()[:-1]
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,8 +187,8 @@ class Forward:
             replay, found = captured(self._call)
             replay()
         except (RuntimeError, ModelError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            warnings.warn(f"the model runs without a CUDA graph: {reason}", stacklevel=2)
+            reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+            warnings.warn(f"the model runs without a CUDA graph: {reason}", DdsmoothingWarning, stacklevel=2)
             self._left = 0
             return
         self._replay, self._logits, self._differs = replay, found, (found != logits).any()

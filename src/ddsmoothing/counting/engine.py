@@ -52,13 +52,15 @@ def called(model: Callable[..., Any], *inputs: torch.Tensor) -> Any:
     """What a model gives, with gradients where they are on; ModelError in one line for what it raises."""
     try:
         return model(*inputs)
-    except DdsmoothingError:
+    except (DdsmoothingError, torch.OutOfMemoryError):  # who looks for a block size wants to know of the latter
         raise
     except Exception as error:  # a model may raise anything
-        hint = " One image is a batch of one: x[None]." if inputs[0].ndim == 3 else ""
-        raise ModelError(
-            f"the base classifier does not take inputs of shape {tuple(inputs[0].shape)}: {_reason(error)}{hint}"
-        ) from error
+        raise _refusal(inputs[0], error) from error
+
+
+def _refusal(x: torch.Tensor, error: Exception) -> ModelError:
+    hint = " One image is a batch of one: x[None]." if x.ndim == 3 else ""
+    return ModelError(f"the base classifier does not take inputs of shape {tuple(x.shape)}: {_reason(error)}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class Caller:
     def __init__(self, model: Any, form: Form, turn: AbstractContextManager[Any] | None = None) -> None:
         self.model, self._form, self._takes = model, form, takes_sigma(model)
         self.private, self._turn = turn is None, nullcontext() if turn is None else turn
-        self._total: torch.Tensor | None = None  # NaN or infinite as soon as one logit is
+        self._total: torch.Tensor | None = None  # 0, or NaN as soon as a logit is NaN or infinite
 
     def logits(
         self, x: torch.Tensor, sigma: torch.Tensor | float, num_classes: int | None = None, used: int | None = None
@@ -174,9 +176,14 @@ class Caller:
         Raises: ModelError.
         """
         with torch.inference_mode():
-            logits = check_logits(self.answer(x, sigma), x, num_classes)[:used]
-            total = logits.sum(dtype=torch.float64)
-            self._total = total if self._total is None else self._total + total
+            try:
+                found = self.answer(x, sigma)
+            except torch.OutOfMemoryError as error:
+                raise _refusal(x, error) from error
+            logits = check_logits(found, x, num_classes)[:used]
+            if self._total is None:
+                self._total = torch.zeros((), device=logits.device)
+            self._total += (logits - logits).sum(dtype=torch.float32)  # in place: a CUDA graph of a pass adds too
         return logits
 
     def answer(self, x: torch.Tensor, sigma: torch.Tensor | float) -> Any:
@@ -194,7 +201,7 @@ class Caller:
 
     def check_finite(self) -> None:
         """ModelError if any logit so far was NaN or infinite."""
-        if self._total is not None and not bool(torch.isfinite(self._total)):
+        if self._total is not None and bool(self._total.isnan()):
             raise ModelError(
                 "the base classifier gave NaN or infinite logits; a certificate from them would be meaningless. Check "
                 "its weights and the range of its inputs."

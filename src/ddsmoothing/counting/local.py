@@ -18,6 +18,7 @@ from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.counting.tallies import Tallies
 from ddsmoothing.devices import keep_freed_memory, torch_threads
 from ddsmoothing.inputs import Batch
+from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.noise import FloatBlock, GridBlock, Noise, grid_table
 from ddsmoothing.streams import Generators, noise_blocks
 
@@ -131,7 +132,6 @@ class ClassCounter:
         drawn = torch.from_numpy(noise)
         flat = torch.zeros((self._rows, batch.d), dtype=batch.dtype, device=batch.device)
         tallies = Tallies([requests[i] for i in mine], self._classes, batch.device)
-        levels = torch.tensor(float(batch.levels), dtype=batch.dtype, device=batch.device)
         owner = torch.zeros(self._rows, dtype=torch.int64)
         sigma = torch.ones(self._rows, dtype=torch.float32)
         try:
@@ -145,7 +145,7 @@ class ClassCounter:
                     used += part.rows
                 sigma[used:] = 1.0
                 if on_grid:  # integers are added first and divided once: see noise.py
-                    torch.div(drawn.to(batch.device), levels, out=flat)
+                    on_grid_values(drawn, batch.levels, batch.dtype, batch.device, flat)
                 else:
                     flat.copy_(drawn)
                 noisy = flat.reshape(self._rows, *batch.shape)

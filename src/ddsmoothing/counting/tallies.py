@@ -56,10 +56,16 @@ class Tallies:
             beaten = (logits < own) | ((logits == own) & (self._columns >= anchor[:, None]))
             self._wins.index_add_(0, owner, (beaten & (anchor >= 0)[:, None]).long())
         if DUELS in self._kinds:
-            rows = torch.nonzero(self._duelling[owner])[:, 0]
+            rows = self._rows_in_duels(owner)
             for part in torch.split(rows, max(1, LARGEST_DUELS // self._classes**2)):
                 larger = logits[part][:, :, None] > logits[part][:, None, :]
                 self._larger.index_add_(0, owner[part], larger.flatten(1).long())
+
+    def _rows_in_duels(self, owner: torch.Tensor) -> torch.Tensor:
+        """Without waiting for the device where all of them are."""
+        if self._kinds == {DUELS}:
+            return torch.arange(len(owner), device=owner.device)
+        return torch.nonzero(self._duelling[owner])[:, 0]
 
     def found(self) -> list[NDArray[np.int64]]:
         """What each request asked for; see ``Request``."""

@@ -26,6 +26,7 @@ from ddsmoothing.runs.store import IMPORTED, Run, load_run
 TABLE: Final = "imported.tsv"
 NEEDED: Final = ("idx", "label", "predict", "radius", "correct")
 LARGEST_LENGTH: Final = 1e6
+CORRECT: Final = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ def parse(data: bytes, name: str, sigma: float | None = None) -> list[ImportedRo
             f"{name}, line 1: got {printable(first[:100])!r}, expected tab-separated names, each once, with "
             f"{' '.join(NEEDED)} among them (time and sigma are read too)."
         )
-    if lines and not lines[-1].strip():
+    while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
         raise RunError(f"{name} has no results.")
@@ -204,8 +205,11 @@ def _row(columns: list[str], cells: list[str], sigma: float | None) -> ImportedR
         sigma=_length(found, "sigma") if "sigma" in found else math.nan if sigma is None else sigma,
         seconds=_seconds(found["time"]) if "time" in found else math.nan,
     )
-    if _whole(found, "correct", 0) != int(row.correct):
-        raise ValueError(f"correct is {found['correct']!r}, but predict is {prediction} and label {label}")
+    if CORRECT.get(found["correct"].lower()) is not row.correct:
+        got = printable(found["correct"][:40])
+        raise ValueError(
+            f"correct is {got!r}, expected {int(row.correct)} or {row.correct}: predict is {prediction}, label {label}"
+        )
     if prediction == ABSTAIN and row.radius > 0.0:
         raise ValueError(f"predict is -1 (abstained), but radius is {printable(found['radius'])}")
     if row.sigma <= 0.0:
@@ -222,6 +226,8 @@ def _whole(found: dict[str, str], name: str, least: int) -> int:
 
 def _length(found: dict[str, str], name: str) -> float:
     text = found[name]
+    if re.fullmatch(r"-0{1,30}\.?0{0,30}", text):  # as some formats write 0
+        return 0.0
     number = re.fullmatch(r"([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})([eE][-+]?[0-9]{1,4})?", text)
     if number is None or float(text) > LARGEST_LENGTH:
         raise ValueError(f"{name} is {printable(text[:40])!r}, expected a number from 0 to {LARGEST_LENGTH:g}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.errors import InputError, RunError, table_cell
 from ddsmoothing.files import write_durably
 from ddsmoothing.tables.numbers import ceil_text
 from ddsmoothing.tables.summary import Record
@@ -97,6 +97,8 @@ def _latex_cell(cell: str, bold: bool = False) -> str:
 def csv_text(records: Sequence[Record], *, exact: bool = False) -> str:
     """Records as comma-separated values with a header line; an unknown value is an empty cell.
 
+    Text from files has no control characters, and what a spreadsheet would take for a formula begins with ``'``.
+
     Args:
         exact: numbers as they are, for counts and what follows from them; otherwise rounded down to six digits, and
             upper ends of intervals, abstentions and wrong certificates up.
@@ -110,7 +112,9 @@ def csv_text(records: Sequence[Record], *, exact: bool = False) -> str:
 
 def _csv_cell(key: str, value: Any, exact: bool) -> Any:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        value = " ".join(map(str, value))
+    if isinstance(value, str):
+        return table_cell(value)
     if exact or not isinstance(value, float):
         return value
     return (ceil_text if key.endswith("_high") or key in ("abstained", "certified_wrong") else floor_text)(
