@@ -71,7 +71,9 @@ def test_without_labels(table: Callable[..., str]) -> None:
 
 def test_words_are_classes_and_their_numbers_are_said(table: Callable[..., str]) -> None:
     name = table("a,kind\n0.5,dog\n0.25,Löwe\n0.75,cat\n0.5,cat\n", "kind")
-    with pytest.warns(DdsmoothingWarning, match="labels are words, numbered in their order: Löwe is 0, cat is 1, dog is 2"):
+    with pytest.warns(
+        DdsmoothingWarning, match="labels are words, numbered in their order: Löwe is 0, cat is 1, dog is 2"
+    ):
         data = dds.load_data(name)
     assert (data.classes, data.y.tolist()) == (("Löwe", "cat", "dog"), [2, 0, 1, 1])  # type: ignore[union-attr]
 
@@ -79,7 +81,7 @@ def test_words_are_classes_and_their_numbers_are_said(table: Callable[..., str])
 BAD = {
     "no such column": (TABLE, "lable", "unknown column 'lable'. Did you mean 'label'"),
     "empty": ("", "label", "line 1: got ''"),
-    "no names": ("0,1,2\n0,1,2\n", "0", "line 1: .*expected the names of the columns, each once"),
+    "no names": ("0,1,2\n0,1,2\n", "0", "line 1: .*expected names of columns, each once"),
     "a name twice": ("a,a,label\n0,1,0\n", "label", "line 1"),
     "a column without name": ("a,,label\n0,1,0\n", "label", "line 1"),
     "names alone": ("a,label\n", "label", "no rows below its names"),
@@ -112,7 +114,9 @@ def test_what_is_no_table_is_one_line(name: str, table: Callable[..., str]) -> N
 
 def test_numbers_outside_the_unit_interval_need_their_steps(table: Callable[..., str], tmp_path: Path) -> None:
     """Which is said with the number of steps that the file's own decimals ask for."""
-    with pytest.raises(DataError, match=r"table\.csv: x lies in \[-1.5, 2\].*They have up to 2 decimals: --levels 100\."):
+    with pytest.raises(
+        DataError, match=r"table\.csv: x lies in \[-1.5, 2\].*They have up to 2 decimals: --levels 100\."
+    ):
         dds.load_data(table(TABLE))
     with pytest.raises(DataError, match="no data file at"):
         dds.load_data(f"{tmp_path / 'none.csv'}:label")
@@ -138,7 +142,9 @@ def test_damaged_tables(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(out)))
         out[at : at + data.draw(st.integers(0, 6))] = data.draw(
-            st.one_of(st.binary(max_size=4), st.sampled_from([b",", b"\n", b'"', b"1e999", b"\x00", b"\r", b"-", b"nan"]))
+            st.one_of(
+                st.binary(max_size=4), st.sampled_from([b",", b"\n", b'"', b"1e999", b"\x00", b"\r", b"-", b"nan"])
+            )
         )
     path = tmp_path_factory.getbasetemp() / "fuzz.csv"
     path.write_bytes(bytes(out))

@@ -1,4 +1,4 @@
-"""Tables of numbers in CSV files: one row an input, one column the labels. Nothing is guessed: no gaps, no text inputs."""
+"""Tables of numbers in CSV files: one row an input, one column the labels. Gaps and words in inputs are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def read_csv(path: Path, label: str, split: str, labels: bool, any_range: bool) 
     if not path.is_file():
         raise DataError(f"no data file at {path}.")
     if not label and labels:
-        raise DataError(f"{path}: say which column holds the labels, {path.name}:LABEL, or that none does (--no-labels).")
+        raise DataError(
+            f"{path}: say which column holds the labels, {path.name}:LABEL, or that none does (--no-labels)."
+        )
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return _table(path, file, label, split, any_range)
@@ -86,7 +88,7 @@ def _label_place(path: Path, names: list[str], label: str) -> int | None:
     stripped = [name.strip() for name in names]
     if len(set(stripped)) < len(names) or "" in stripped or all(WHOLE.fullmatch(name) for name in stripped):
         raise DataError(
-            f"{path}, line 1: got {printable(', '.join(stripped)[:100])!r}, expected the names of the columns, each once."
+            f"{path}, line 1: got {printable(', '.join(stripped)[:100])!r}, expected names of columns, each once."
         )
     if label and label not in stripped:
         raise DataError(f"{path}: {unknown('column', label, stripped)}")
