@@ -299,4 +299,8 @@ def test_file_names_as_text() -> None:
     assert file_name("Müller.npz") == "Müller.npz"
     assert file_name(os.fsdecode(b"M\xfcller.npz")) == r"M\xfcller.npz"
     assert file_name(Path("a\ud800b")) == r"a\ud800b"
-    assert write_durably(Path(os.devnull), "\udcfc") is None
+
+
+def test_text_that_is_no_utf8_is_written_as_escapes(tmp_path: Path) -> None:
+    write_durably(tmp_path / "a", "x\udcfcy")
+    assert (tmp_path / "a").read_text() == r"x\udcfcy"

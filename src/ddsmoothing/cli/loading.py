@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PLAUSIBLE_SIGMA = 4.0
 DEFAULT_LEVELS = 255
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
-DATA = "Shipped name, FILE.npz with x and y, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
+DATA = "Shipped name, FILE.npz, FILE.csv:LABEL, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
 OF_MODEL = (
     *("arch", "num_classes", "normalize", "weights", "weights_key", "random_weights", "download", "output", "trust"),
 )

@@ -128,6 +128,8 @@ def as_dataset(data: object, name: str = GIVEN) -> Dataset:
     if isinstance(data, torch.utils.data.TensorDataset):
         data = data.tensors
     parts = data if isinstance(data, tuple) else (data,)
+    if len(parts) == 1 and hasattr(data, "columns"):
+        raise InputError("the data are a table; give (frame[inputs], frame[label]), or frame[inputs].to_numpy() alone.")
     if not 1 <= len(parts) <= 2 or not all(hasattr(part, "shape") for part in parts[:1]):
         got = f"{len(parts)} parts" if isinstance(data, tuple) else type(data).__name__
         raise InputError(f"the data are {got}, {EXPECTED}; read others into arrays first.")

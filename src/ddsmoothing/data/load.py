@@ -11,6 +11,7 @@ from typing import Final
 
 from ddsmoothing.data.arrays import idx_folder, read_npz
 from ddsmoothing.data.cifar import cifar10
+from ddsmoothing.data.columns import csv_parts, read_csv
 from ddsmoothing.data.dataset import Dataset, MissingError
 from ddsmoothing.data.download import SOURCES, fetch
 from ddsmoothing.data.folders import image_folder
@@ -35,14 +36,17 @@ def load_data(
 
     Args:
         name: ``fashion-mnist-sample`` (1,000 test images, shipped); ``FILE.npz`` with x (uint8, uint16, or float in
-            [0, 1]) and y; ``mnist:DIR`` or ``fashion-mnist:DIR``, a folder of idx files, gzipped or not;
-            ``cifar10:DIR``, its binary or Python files; ``imagenet:DIR`` or ``folder:DIR``, folders of images, one a
-            class, read when they are asked for. Those of ImageNet are resized and cropped; of ``imagenet`` alone
-            IMAGENET_DIR is the folder.
-        split: ``test`` or ``train``, where the source has both.   labels: False accepts a file without y.
-        download: fetch mnist, fashion-mnist or cifar10 into DIR if it is not there.   any_range: take floats of a file
-            that lie outside [0, 1], such as standardised columns; sigma and radii are then in their units.
-    Raises: DataError, InputError.
+            [0, 1]) and y, and classes if it has their names; ``FILE.csv:LABEL``, a table of numbers and its column of
+            labels; ``mnist:DIR`` or ``fashion-mnist:DIR``, a folder of idx files, gzipped or not; ``cifar10:DIR``, its
+            binary or Python files; ``imagenet:DIR`` or ``folder:DIR``, folders of images, one a class, read when they
+            are asked for. Those of ImageNet are resized and cropped; of ``imagenet`` alone IMAGENET_DIR is the folder.
+        split: ``test`` or ``train``, where the source has both.
+        labels: False accepts a file without labels.
+        download: Fetch mnist, fashion-mnist or cifar10 into DIR if it is not there.
+        any_range: Take floats of a file that lie outside [0, 1], such as standardised columns; sigma and radii are then
+            in their units.
+    Raises:
+        DataError, InputError.
     """
     if split not in SPLITS:
         raise InputError(unknown("split", split, SPLITS))
@@ -58,7 +62,9 @@ def load_data(
         return _folder(kind, Path(place), split, download)
     if Path(name).suffix == ".npz":
         return read_npz(Path(name), Path(name).name, split, labels, any_range)
-    known = [*SHIPPED, *(f"{key}:DIR" for key in FOLDERS), "FILE.npz"]
+    if (table := csv_parts(name)) is not None:
+        return read_csv(*table, split, labels, any_range)
+    known = [*SHIPPED, *(f"{key}:DIR" for key in FOLDERS), "FILE.npz", "FILE.csv:LABEL"]
     raise InputError(unknown("data set", name, known))
 
 
