@@ -147,6 +147,10 @@ def test_a_device_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) ->
         assert fault(CPU) == "its integers are not those of the CPU"
     fault.cache_clear()
     with monkeypatch.context() as patch:
+        patch.setattr(device_noise, "on_grid_values", lambda x, *_: x.to(torch.float32) * torch.tensor(1 / 255))
+        assert fault(CPU) == "it divides otherwise than the CPU"
+    fault.cache_clear()
+    with monkeypatch.context() as patch:
         patch.setattr(DeviceNoise, "draw", lambda *_: 1 / 0)
         assert fault(CPU) == "Triton failed: ZeroDivisionError: division by zero"
     fault.cache_clear()

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddsmoothing.noise import GridBlock, GridTable, grid_table
+from ddsmoothing.kernels.rounding import on_grid_values
+from ddsmoothing.noise import LEVELS, GridBlock, GridTable, grid_table
 
 COUNTERS, LANES, NUMBERS = 128, 64, 1024  # of a program: counters that decide, cells refined at once, divisions
 LARGEST_LAUNCH: Final = 2**24  # coordinates in one launch: the lists of undecided cells take four bytes for each
@@ -52,7 +54,7 @@ def supported(device: torch.device) -> bool:
 
 @cache
 def fault(device: torch.device) -> str | None:
-    """Why noise is not to be drawn on this device, tried once on some blocks; None where its integers are right."""
+    """Why noise is not to be drawn on this device, tried once on some blocks; None where all its numbers are right."""
     if not supported(device):
         return "Triton is not installed or does not serve this device"
     rng, d, rows = np.random.default_rng(0), 37, 60
@@ -69,17 +71,22 @@ def fault(device: torch.device) -> str | None:
     ]
     try:
         with current(device):
-            out = torch.empty((len(parts) * rows, d), dtype=torch.int16, device=device)
-            DeviceNoise(device).draw(out, to_device(centres, device), parts)
-            found = out.cpu().numpy().reshape(len(parts), rows, d)
+            drawer, sums = DeviceNoise(device), torch.empty((len(parts) * rows, d), dtype=torch.int16, device=device)
+            drawer.draw(sums, to_device(centres, device), parts)
+            quotients = [torch.empty_like(sums, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+            for quotient in quotients:
+                drawer.divide(quotient, sums, LEVELS)
+            sums, quotients = sums.cpu(), [quotient.cpu() for quotient in quotients]
     except Exception as error:  # a compiler or driver may fail in many ways
         return f"Triton failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    for part, each in zip(parts, found, strict=True):
+    for part, each in zip(parts, sums.numpy().reshape(len(parts), rows, d), strict=True):
         wanted = np.empty((rows, d), dtype=np.int16)
         GridBlock(part.table, part.words, d).fill(wanted)
         if not np.array_equal(each, wanted + centres[part.centre]):
             return "its integers are not those of the CPU"
-    return None
+    exact = on_grid_values(sums, LEVELS, torch.float32)
+    right = all(torch.equal(quotient, exact.to(quotient.dtype)) for quotient in quotients)
+    return None if right else "it divides otherwise than the CPU"
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:
@@ -143,7 +150,7 @@ def _with_room(held: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class DeviceNoise:
-    """Draws grid noise on one device, for one thread and one stream, while that device is the current one.
+    """Draws grid noise on one device and one stream of it, while they are the current ones.
 
     Args:
         device: with ``fault(device)`` None.
@@ -152,7 +159,7 @@ class DeviceNoise:
     def __init__(self, device: torch.device) -> None:
         from ddsmoothing.kernels import triton_kernels
 
-        self._kernels, self._device, self._tables = triton_kernels, device, Tables(device)
+        self._kernels, self._device, self._tables, self._lock = triton_kernels, device, Tables(device), Lock()
 
     def draw(self, out: torch.Tensor, centres: torch.Tensor, parts: Sequence[Part]) -> None:
         """Write ``X + K`` for all parts, which may be of many inputs and scales.
@@ -160,8 +167,9 @@ class DeviceNoise:
         Args:
             out: ``(rows, d)`` int16, contiguous.   centres: ``(B, d)`` int16, the inputs' integers X.
         """
-        for launch in _launches(parts, out.shape[1]):
-            self._launch(out, centres, launch)
+        with self._lock:  # of the tables, which threads on one stream share
+            for launch in _launches(parts, out.shape[1]):
+                self._launch(out, centres, launch)
 
     def _launch(self, out: torch.Tensor, centres: torch.Tensor, parts: Sequence[Part]) -> None:
         d = out.shape[1]
