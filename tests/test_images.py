@@ -19,6 +19,7 @@ import ddsmoothing as dds
 from ddsmoothing.data import load_image
 from ddsmoothing.data.folders import SUFFIXES
 from ddsmoothing.errors import DataError, DdsmoothingWarning
+from reference import Half
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -222,16 +223,26 @@ def test_depths_do_not_mix(tmp_path: Path) -> None:
         dds.load_data(f"folder:{tmp_path}")
 
 
+def flat() -> torch.nn.Module:
+    """A linear model of 5x7 pixels."""
+    return Half([1.0] + [0.0] * 34, 0.5)
+
+
 def test_images_of_16_bits_are_certified_on_their_grid(tmp_path: Path, cli: Callable[..., Any]) -> None:
     """Without --levels: what they are is in the files."""
     (tmp_path / "deep" / "cat").mkdir(parents=True)
     Image.fromarray(DEEP).save(tmp_path / "deep" / "cat" / "0.png")
-    given = ("--model", "small-cnn", "--num-classes", 2, "--random-weights", "--data", f"folder:{tmp_path / 'deep'}")
+    given = ("--model", "test_images:flat", "--data", f"folder:{tmp_path / 'deep'}")
     options = ("--sigma", 0.25, "--n0", 5, "--n", 20, "--seed", 0, "--no-preflight")
     answer = cli("certify", *given, *options, "--out", tmp_path / "run")
     assert answer.code == 0, answer.err
     run = dds.load_run(tmp_path / "run")
     assert (run.header.levels, run.rows[0].noise) == (65535, "grid")
+    again = cli("certify", *given, *options, "--out", tmp_path / "run")
+    assert (again.code, len(dds.load_run(tmp_path / "run"))) == (0, 1), again.err
+    answer = cli("certify", *given, *options, "--levels", 255, "--out", tmp_path / "float")
+    assert answer.code == 0, answer.err
+    assert dds.load_run(tmp_path / "float").rows[0].noise == "float"
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))

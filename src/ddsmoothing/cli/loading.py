@@ -111,9 +111,7 @@ def data_options(function: Command) -> Command:
         vote_option,
         engine_options,
         click.option("--snap", is_flag=True, help="Move inputs to the grid first; radii lose the distance."),
-        click.option(
-            "--levels", type=int, default=DEFAULT_LEVELS, show_default=True, help="The grid is X/LEVELS: 65535, 100, .."
-        ),
+        click.option("--levels", type=int, help="The grid is X/LEVELS: 100, ..; default 255, 65535 for 16-bit data."),
         click.option("--allow-large-sigma", is_flag=True, help=f"Accept a sigma above {PLAUSIBLE_SIGMA:g}."),
     ]
     return add(function, options)
@@ -133,11 +131,10 @@ def load(options: dict[str, Any]) -> tuple[SmoothedClassifier, Dataset]:
         split=options["split"],
         labels=not options["no_labels"],
         download=download,
-        any_range=options.get("levels", 255) != 255,
+        any_range=options.get("levels") not in (None, DEFAULT_LEVELS),
     )
-    stored = LEVELS.get(data.x.dtype)
-    if stored is not None and options.get("levels") == DEFAULT_LEVELS:
-        options["levels"] = stored  # of 16 bits, which the data say themselves
+    if options.get("levels") is None:
+        options["levels"] = LEVELS.get(data.x.dtype, DEFAULT_LEVELS)
     return load_smoothed(options, data[:1][0]), data
 
 
