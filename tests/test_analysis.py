@@ -213,14 +213,17 @@ def test_labels_given_are_what_a_run_would_know() -> None:
     assert dds.certified_accuracy(known, [0.0]).tolist() == [0.6]
 
 
-def test_an_abstention_is_never_right_not_even_of_an_input_without_a_label() -> None:
-    assert dds.certified_accuracy(ANSWERS, [0.0], labels=[-1] * 5).tolist() == [0.0]
+def test_minus_one_is_no_label() -> None:
+    """It stands for abstention, and would be right where the classifier abstained."""
+    for labels in ([-1] * 5, [1, 2, -1, 1, 2], [1.0] * 5, ["a"] * 5):
+        with pytest.raises(InputError, match="for data without labels give none at all"):
+            dds.certified_accuracy(ANSWERS, [0.0], labels=labels)
 
 
 def test_labels_that_are_missing_or_do_not_fit() -> None:
     for results, labels, message in (
         (ANSWERS, None, "labels=y"),
-        (ANSWERS, [1, 2], r"shape \(2,\) for 5 inputs"),
+        (ANSWERS, [1, 2], r"shape \(2,\), expected \(5,\)"),
         (ANSWERS, np.eye(5), r"shape \(5, 5\)"),
         (FIVE, [1] * 5, "leave labels out"),
     ):

@@ -18,6 +18,7 @@ from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import DdsmoothingWarning, InputError, ShapeError
 from ddsmoothing.labels import checked_labels
+from ddsmoothing.tables.facts import class_names
 from reference import Half
 
 THREE = np.array([2, 0, 1])
@@ -135,6 +136,14 @@ class TestData:
         assert {row.noise for row in run.rows} == {"grid"}
         assert run.header.data.name == "arrays"
         assert run.header.data.labels_sha256 is not None
+
+    def test_names_of_classes_reach_the_run_and_its_tables(
+        self, linear: dds.SmoothedClassifier, pixels: torch.Tensor, tmp_path: Path
+    ) -> None:
+        data = Dataset(name="a", split="test", x=pixels, y=np.arange(12) // 6, classes=("dark", "bright"))
+        for _ in range(2):  # the second time it is continued
+            run = certify_run(linear, data, SigmaPolicy.fixed(0.1), tmp_path / "run", model_name="half", n=100, seed=0)
+            assert class_names(run) == ("dark", "bright")
 
     @pytest.mark.parametrize(
         "given", [np.zeros((2, 3)), torch.zeros(2, 3), (np.zeros((2, 3)),), (np.zeros((2, 3)), None)]

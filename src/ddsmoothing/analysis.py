@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from ddsmoothing.bounds import check_alpha, clopper_pearson_lower, clopper_pearson_upper
 from ddsmoothing.errors import InputError
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.plan import SAMPLERS
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -56,11 +57,11 @@ def correct_of(results: Judged, labels: ArrayLike | None = None) -> NDArray[np.b
 
     Args:
         results: Certificates of B inputs.
-        labels: ``(B,)`` true classes, for results that do not know them. An input without a label (-1) is never right.
+        labels: ``(B,)`` true classes, for results that do not know them.
     Returns:
         ``(B,)``.
     Raises:
-        InputError: Labels are missing, or not one for each input.
+        InputError: Labels are missing, not one for each input, or no classes.
     """
     if labels is None:
         if not hasattr(results, "correct"):
@@ -68,11 +69,8 @@ def correct_of(results: Judged, labels: ArrayLike | None = None) -> NDArray[np.b
         return np.asarray(results.correct)
     if not hasattr(results, "prediction"):
         raise InputError(f"{type(results).__name__} holds no classes to compare with labels; leave labels out.")
-    truth = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
     answers = np.asarray(results.prediction)
-    if truth.shape != answers.shape:
-        raise InputError(f"got labels of shape {truth.shape} for {len(answers)} inputs, expected one class for each.")
-    return np.asarray((answers >= 0) & (answers == truth))
+    return np.asarray(answers == checked_labels(labels, len(answers)))  # abstentions are below every label
 
 
 def certified_accuracy(

@@ -157,7 +157,7 @@ def certify_run(
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),
         behaviour=behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]),
-        config=file_names(command or {}),
+        config=file_names(command or {}) | ({} if data.classes is None else {"classes": list(data.classes)}),
     )
     if before is not None:
         header = _continued(before, header, out)
