@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                     at most six minutes on one GPU; results/gpu-CARD.json after each stage
     python benchmarks/gpu.py --wheel FOLDER      where pip can fetch nothing: a folder with the wheel of 2021 in it
+    python benchmarks/gpu.py --only noise,rates  these stages again
     python benchmarks/gpu.py --dry --out x.json  the same code on a CPU, kernels interpreted; figures of no meaning
 
 A stage has a time limit of its own, is written at once, and stops none after it by failing. Bare: the same module on
@@ -231,12 +232,12 @@ def bare(bench: Bench, engine: Engine, shape: tuple[int, ...], rows: int) -> flo
 
 def rates(bench: Bench, more: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """Samples a second, ours and bare, for each network, form and number of rows."""
-    for name in ("small CNN",) if bench.dry else NETWORKS:
+    compiled = "ResNet-18", {label: form for label, form in FORMS.items() if "compiled" in label}
+    others = {label: form for label, form in FORMS.items() if "compiled" not in label}
+    for name, forms in (("small CNN", others),) if bench.dry else (*((name, others) for name in NETWORKS), compiled):
         model, shape, classes = network(bench, name)
         batch = bench.batch(shape)
-        for label, form in FORMS.items():
-            if "compiled" in label and (bench.dry or name != "ResNet-18"):
-                continue
+        for label, form in forms.items():
             engine = Engine(model, **form)
             engine.model.eval()
             for rows in (16,) if bench.dry else NETWORKS[name][3]:
@@ -258,7 +259,7 @@ def rates(bench: Bench, more: Callable[[], bool]) -> Iterator[dict[str, Any]]:
                         "share of bare": round(ours / alone, 3),
                     }
                 }
-        if name == "ResNet-18" and more():
+        if name == "ResNet-18" and forms is others and more():
             start = time.perf_counter()
             rows = probe_rows(Engine(model, precision="bf16", channels_last=True), Gaussian(), classes, batch)
             yield {"rows found by the probe, ResNet-18": rows, "seconds of it": round(time.perf_counter() - start, 1)}
@@ -370,13 +371,13 @@ def official(bench: Bench, model: torch.nn.Module, x: torch.Tensor, y: np.ndarra
 
 
 STAGES = {
-    "machine": (15, machine),
-    "identity": (60, identity),
-    "noise": (40, noise),
-    "rates": (110, rates),
+    "machine": (10, machine),
+    "identity": (35, identity),
+    "noise": (30, noise),
+    "rates": (95, rates),
     "certificates": (20, certificates),
-    "counts": (30, counts),
-    "end to end": (75, end_to_end),
+    "counts": (25, counts),
+    "end to end": (60, end_to_end),
 }
 
 
@@ -386,6 +387,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="on a CPU, in Triton's interpreter")
     parser.add_argument("--out", type=Path, help="the file of the results")
     parser.add_argument("--limit", type=float, default=345.0, help="seconds of all stages")
+    parser.add_argument("--only", help="stages, separated by commas; the others' results in the file stay")
     parser.add_argument("--wheel", type=Path, help="a folder with the wheel of 2021")
     args = parser.parse_args(argv)
     if not args.dry and not torch.cuda.is_available():
@@ -397,7 +399,12 @@ def main(argv: list[str] | None = None) -> int:
     bench = Bench(device=device, dry=args.dry, out=out, limit=limit, wheel=args.wheel)
     if args.dry:  # the interpreter takes as long for a small program as for a large one
         device_noise.COUNTERS, device_noise.LANES, device_noise.NUMBERS = 2048, 4096, 2**16
-    for name, (cap, work) in STAGES.items():
+    asked = list(STAGES) if args.only is None else args.only.split(",")
+    if unknown := [name for name in asked if name not in STAGES]:
+        parser.error(f"there is no stage {unknown[0]!r}; expected of {', '.join(STAGES)}")
+    if args.only is not None and out.exists():
+        bench.found = {name: found for name, found in json.loads(out.read_text()).items() if name != "targets"}
+    for name, (cap, work) in ((name, STAGES[name]) for name in asked):
         bench.stage(name, 20 * cap if args.dry else cap, work)
     print("\n".join(f"target, {name}: {target}" for name, target in TARGETS.items()))
     print(f"{time.perf_counter() - bench.start:.0f} s; written to {out}")

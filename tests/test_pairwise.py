@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from scipy.special import ndtri
 
 import ddsmoothing as dds
 from ddsmoothing.bounds import clopper_pearson_lower
+from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import ABSTAIN, Look, Measurement, Pairwise, Plurality, Rule, Tally, measured, rule_for
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.counting.tallies import Tallies
@@ -39,9 +41,13 @@ def counted(logits: torch.Tensor, tally: Tally, role: str = "certify", sigma: fl
     return measured(role, sigma, tally, tallies.found()[0])
 
 
-def drive(sampler: Sampler, rule: Rule, draw: Logits, num_classes: int, alpha: float = ALPHA) -> Found:
+def gap(norm: str, p: float) -> float:
+    return float(certificate_for(norm).estimate(np.array(1.0), np.array(p)))
+
+
+def drive(sampler: Sampler, rule: Rule, draw: Logits, num_classes: int, norm: str = "l2") -> Found:
     """One conversation of a sampler, answered with fresh logits; sigma is 1."""
-    talk = sampler.converse(Question(alpha, rule, num_classes, None, lambda p: float(ndtri(p)), False))
+    talk = sampler.converse(Question(ALPHA, rule, num_classes, None, partial(gap, norm), norm == "l1"))
     wishes = next(talk)
     while True:
         answers = [counted(draw(wish.n), wish.tally, wish.stream.name.lower()) for wish in wishes]

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,34 +26,17 @@ from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise, Plurality, Rule, Tally, rule_for
+from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise, Plurality, Tally, rule_for
 from ddsmoothing.errors import InfeasibleError, InputError, RunError
-from ddsmoothing.plan import Exact, Found, Plan, Question, Sampler, Target
+from ddsmoothing.plan import Exact, Plan, Sampler, Target
 from ddsmoothing.runs import load_run
 from ddsmoothing.stateless.offsets import ascended
 from ddsmoothing.verify import verify_run
 from reference import is_valid, normal_cdf, violations_allowed
-from test_pairwise import Logits, counted, gaussian
+from test_pairwise import counted, drive, gap, gaussian
 
 ALPHA, R = 0.05, 1000
 L2, L1 = dds.L2Certificate(), dds.L1Certificate()
-
-
-def gap(norm: str, p: float) -> float:
-    return float(certificate_for(norm).estimate(np.array(1.0), np.array(p)))
-
-
-def drive(sampler: Sampler, rule: Rule, draw: Logits, num_classes: int, norm: str = "l2") -> Found:
-    """One conversation of a sampler, answered with fresh logits; sigma is 1."""
-    talk = sampler.converse(Question(ALPHA, rule, num_classes, None, partial(gap, norm), norm == "l1"))
-    wishes = next(talk)
-    while True:
-        answers = [counted(draw(wish.n), wish.tally, wish.stream.name.lower()) for wish in wishes]
-        try:
-            wishes = talk.send(answers)
-        except StopIteration as end:
-            found: Found = end.value
-            return found
 
 
 def at_threshold(mean: list[float], at: list[int], norm: str, mix: float = 0.0) -> tuple[float, ...]:

@@ -177,7 +177,7 @@ class SmoothedClassifier:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
         found: dict[int, Result] = {}
         blocks = [Blocks(batch.d) for _ in talks]
-        tv = self._tv(batch, sigma)
+        tv = [self.tv(batch, row, float(s)) for row, s in enumerate(sigma)]
         wishes = {row: next(talk) for row, talk in enumerate(talks)}
         while wishes:
             asked = [(row, draw) for row, draws in wishes.items() for draw in draws]
@@ -198,7 +198,7 @@ class SmoothedClassifier:
             answers: dict[int, list[Any]] = {row: [] for row in wishes}  # of measurements
             for (row, draw), request, each in zip(asked, requests, counts, strict=True):
                 one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=draw.slot)
-                known = tv[row] if draw.sigma is None else self._tv_at(batch, row, draw.sigma)
+                known = tv[row] if draw.sigma is None else self.tv(batch, row, draw.sigma)
                 answers[row].append(replace(one, tv=known))
             wishes = {}
             for row, answer in answers.items():
@@ -208,11 +208,8 @@ class SmoothedClassifier:
                     found[row] = end.value
         return [found[row] for row in range(len(talks))]
 
-    def _tv(self, batch: Batch, sigma: NDArray[np.float64]) -> list[float]:
-        """Bounds on the total-variation distance of each input's noise to the theorem's; 0 where it is not known."""
-        return [self._tv_at(batch, row, float(s)) for row, s in enumerate(sigma)]
-
-    def _tv_at(self, batch: Batch, row: int, sigma: float) -> float:
+    def tv(self, batch: Batch, row: int, sigma: float) -> float:
+        """Bound on the total-variation distance of an input's noise to the theorem's; 0 where it is not known."""
         return total_variation(self.certificate, sigma, batch.d, batch.levels) if batch.on_grid[row] else 0.0
 
     def predict(
@@ -265,6 +262,12 @@ class SmoothedClassifier:
     def engine(self) -> Engine:
         """The one way to the base classifier, in the form that is certified."""
         return self._engine
+
+    def eager_engine(self) -> Engine:
+        """The same way, not compiled: for batches of many sizes, each of which torch.compile would compile for."""
+        if not self.compiled:
+            return self._engine
+        return Engine(self.model, precision=self.precision, channels_last=self.channels_last)
 
     def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
@@ -320,11 +323,7 @@ class SmoothedClassifier:
         Raises: ModelError naming the first sign that it is not.
         """
         if self._to_check:
-            # torch.compile would compile every other number of rows, so the model itself is asked
-            plain = Engine(self.model, precision=self.precision, channels_last=self.channels_last)
-            check_inputs(
-                plain if self.compiled else self._engine, batch, sigma, self.num_classes, self.block_rows(batch.d)
-            )
+            check_inputs(self.eager_engine(), batch, sigma, self.num_classes, self.block_rows(batch.d))
             self._to_check.clear()
 
     def _evidence(

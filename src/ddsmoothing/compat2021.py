@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count, check_feasible
 from ddsmoothing.certificate import Certificate, L2Certificate
-from ddsmoothing.claims import ABSTAIN, Measurement, Plurality, Tally, measured, total_variation
+from ddsmoothing.claims import ABSTAIN, Measurement, Plurality, Tally, measured
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.counting.engine import Engine, takes_sigma
@@ -86,7 +86,7 @@ class Smooth:
             batch = prepare(x[None], None, place, any_range=True)
             requests = [Request(row=0, sigma=std, stream=stream, n=n) for stream, n in wanted.items()]
             counts = smoothed.count(batch, requests, int(torch.randint(2**63 - 1, ())))
-            tv = total_variation(self.certificate, std, batch.d, batch.levels) if batch.on_grid[0] else 0.0
+            tv = smoothed.tv(batch, 0, std)
         return [replace(measured(name, std, votes, one), tv=tv) for name, one in zip(names, counts, strict=True)]
 
     def _float_counts(self, x: torch.Tensor, n: int, batch_size: int) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
+from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
@@ -128,6 +129,7 @@ def attack_run(
         raise RunError(f"{run.path} has no certified input, so there is nothing to attack.")
     generator = torch.Generator().manual_seed(seed % 2**63)
     violations: list[Violation] = []
+    asked = {"grid": _rounding(smoothed), "float": smoothed.with_any_range()}
     abstained = dict.fromkeys(factors, 0)
     for index, factor in enumerate(factors):
         for group in (rows[i : i + _GROUP] for i in range(0, len(rows), _GROUP)):
@@ -135,7 +137,7 @@ def attack_run(
             if memory is not None:
                 sigma, answers = np.array([row.sigma for row in group]), memory(points)
             else:
-                sigma, answers = _answers(run, smoothed, group, points, n, level, (seed + index) % 2**64)
+                sigma, answers = _answers(run, asked, group, points, n, level, (seed + index) % 2**64)
             abstained[factor] += int((answers == ABSTAIN).sum())
             violations += [
                 Violation(
@@ -202,12 +204,12 @@ def _points(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Attacked points ``(B, ...)`` of a group and their distances ``(B,)`` in the certificate's norm."""
-    device = smoothed.prepare(data[[group[0].id]][0]).device
-    x = data[[row.id for row in group]][0].to(device)
+    x = data[[row.id for row in group]][0]
+    x = x.to(device_of(smoothed.model) or x.device)
     points = eot_pgd(
         smoothed.model,
         x,
-        torch.tensor([row.prediction for row in group], device=device),
+        torch.tensor([row.prediction for row in group], device=x.device),
         sigma=[row.sigma for row in group],
         radius=[factor * row.radius for row in group],
         certificate=smoothed.certificate,
@@ -219,21 +221,28 @@ def _points(
 
 
 def _answers(
-    run: Run, smoothed: SmoothedClassifier, group: list[ResultRow], points: torch.Tensor, n: int, level: str, seed: int
+    run: Run,
+    asked: dict[str, SmoothedClassifier],
+    group: list[ResultRow],
+    points: torch.Tensor,
+    n: int,
+    level: str,
+    seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sigmas and classes ``(B,)`` of the smoothed classifier at the points, which lie off the grid.
 
-    Certificates of grid inputs speak of the base classifier that rounds first, so that one is asked.
+    Args:
+        asked: by the noise of a certificate: those of grid inputs speak of the base classifier that rounds first.
     """
     sigma, answers = np.array([row.sigma for row in group]), np.empty(len(group), dtype=np.int64)
     for kind in sorted({row.noise for row in group}):
         where = [i for i, row in enumerate(group) if row.noise == kind]
-        asked = (_rounding(smoothed) if kind == "grid" else smoothed).with_any_range()
+        smoothed = asked[kind]
         ids = [group[i].id for i in where]
         if level == "stateless":
-            found = search_again(run, asked, points[where], seed, ids)
+            found = search_again(run, smoothed, points[where], seed, ids)
             sigma[where] = found.sigma
-        result = asked.predict(points[where], sigma[where], n=n, alpha=run.header.alpha, seed=seed, ids=ids)
+        result = smoothed.predict(points[where], sigma[where], n=n, alpha=run.header.alpha, seed=seed, ids=ids)
         answers[where] = result.prediction
     return sigma, answers
 
@@ -247,4 +256,5 @@ def _rounding(smoothed: SmoothedClassifier) -> SmoothedClassifier:
         offsets=smoothed.offsets,
         block_size=smoothed.block_size,
         levels=smoothed.levels,
+        any_range=True,
     ).with_workers(smoothed.workers)

@@ -22,7 +22,6 @@ class Level:
         limits: what it does not say, for a run whose sigma depends on the input.
         perturbation: added to what may be done to an input.
         from_regions: its rows repeat and cut what regions of a memory say, so that one may serve many inputs.
-        keeps_sigma: the classifier it is about keeps an input's sigma at every other point.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Level:
     limits: tuple[str, ...] = ()
     perturbation: str = ""
     from_regions: bool = False
-    keeps_sigma: bool = False
 
     def says(self, likely: str, ball: str, fixed: bool) -> str:
         """What one certificate says, in two sentences."""
@@ -54,7 +52,6 @@ POINTWISE: Final = Level(
         "Level pointwise is not level stateless: two inputs with different sigmas can have overlapping balls of "
         "different class, and a system that chooses sigma at each query is not certified.",
     ),
-    keeps_sigma=True,
 )
 MEMORY: Final = Level(
     name="memory",

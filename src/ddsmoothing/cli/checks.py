@@ -230,15 +230,12 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
     """
     from ddsmoothing.attacks import Attack
     from ddsmoothing.campaigns.attack import FACTORS, attack_run
+    from ddsmoothing.cli.parsing import numbers
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.runs import load_run
 
     memory = None if options["store"] is None else _memory(options["store"])
-    try:
-        values = [f for f in FACTORS if memory is None or f < 1.0]
-        values = values if factors is None else [float(part) for part in factors.split(",")]
-    except ValueError:
-        raise InputError(f"--factors is {factors!r}, expected numbers such as 0.9,0.999,1.5.") from None
+    values = [f for f in FACTORS if memory is None or f < 1.0] if factors is None else numbers(factors, "--factors")
     plan = Attack(**{key: options[key] for key in ("steps", "samples", "restarts")})
     loaded = load_run(run)
     smoothed, data = _again(loaded, options)

@@ -165,13 +165,11 @@ def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifie
 
     from ddsmoothing.certificate import certificate_for
     from ddsmoothing.classifier import SmoothedClassifier
-    from ddsmoothing.counting.engine import at_sigma
     from ddsmoothing.devices import named_device
     from ddsmoothing.models import probe_classes
 
     model, device = load_base(options, x), named_device(options["device"])
     sample = x[:1].float() / 255 if x.dtype == torch.uint8 else x[:1]
-    told = at_sigma(model, torch.ones(1))  # the number of classes is the same at every sigma
-    classes = options["num_classes"] or probe_classes(told, sample.to(device))
+    classes = options["num_classes"] or probe_classes(model, sample.to(device))
     engine = {key: options[key] for key in OF_ENGINE if key in options}
     return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine)

@@ -44,32 +44,29 @@ def predictions(**options: Any) -> int:
 
     The file is bound to the data set and the model. The same command goes on where it was interrupted (exit code 75).
     """
-    import torch
 
     from ddsmoothing.cli.loading import load_base
     from ddsmoothing.cli.progress import SampleProgress
-    from ddsmoothing.counting.engine import at_sigma
+    from ddsmoothing.counting.engine import PRECISIONS
     from ddsmoothing.data import load_data
     from ddsmoothing.devices import named_device
     from ddsmoothing.models import probe_classes
-    from ddsmoothing.training.loop import AUTOCAST
     from ddsmoothing.training.predictions import make_predictions
 
     data = load_data(options["data"], split=options["split"], labels=False, download=options["download"])
     x, device = data[:1][0], named_device(options["device"])
     model = load_base(options, x)
-    told = at_sigma(model, torch.full((1,), options["sigma"], device=device))
     with asked_to_stop() as stop, SampleProgress(len(data), "predictions", "inputs") as progress:
         finished = make_predictions(
             model,
             data,
             options["out"],
-            classes=options["num_classes"] or probe_classes(told, x.to(device)),
+            classes=options["num_classes"] or probe_classes(model, x.to(device)),
             sigma=options["sigma"],
             n=options["n"],
             seed=options["seed"],
             model_id=options["model_id"],
-            precision=AUTOCAST.get(options["precision"]),
+            precision=PRECISIONS[options["precision"]],
             progress=progress,
             stop=stop,
         )

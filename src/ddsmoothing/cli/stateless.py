@@ -1,15 +1,15 @@
-"""``ddsmoothing offsets``: what a stateless classifier is fitted with."""
+"""``ddsmoothing offsets`` and ``pairs``: what a stateless classifier is fitted with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.loading import add, data_options, load
-from ddsmoothing.cli.parsing import fixed_sigma, parse_grid
+from ddsmoothing.cli.parsing import check_plausible, fixed_sigma, numbers
 from ddsmoothing.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset
     from ddsmoothing.runs import OffsetsNote
     from ddsmoothing.stateless import Figures, OffsetsFile
+    from ddsmoothing.stateless.files import Fitted
 
 FILE = click.Path(path_type=Path)
+Fit = TypeVar("Fit", bound="Fitted")
 
 
 def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,27 +74,9 @@ def fit(**options: Any) -> None:
 
     A quarter of the inputs is held out; what the offsets do to them is shown beside the figures without offsets.
     """
-    from ddsmoothing.campaigns.policy import check_labels, subset_ids
-    from ddsmoothing.cli.progress import SampleProgress
-    from ddsmoothing.models import model_identity
-    from ddsmoothing.stateless import fit_offsets, save_fit
-    from ddsmoothing.stateless.offsets import HELD_OUT
+    from ddsmoothing.stateless import fit_offsets
 
-    sigma = fixed_sigma(options)
-    check_folder(options["out"])
-    smoothed, data = load(options)
-    ids = subset_ids(data, options["skip"], options["maximum"])
-    if data.y is None:
-        raise InputError("offsets are fitted to labels, and this data set has none.")
-    check_labels(data, ids, smoothed.num_classes)
-    identity = model_identity(smoothed.model, options["model_id"])
-    x, y = data[ids]
-    held = len(ids) // HELD_OUT
-    total = (len(ids) - held) * options["n"] + 2 * held * (options["samples"] + 100)
-    with executing(smoothed, options) as placed, SampleProgress(total, f"fitting on {len(ids)} inputs") as progress:
-        chosen = {key: options[key] for key in ("favour_accuracy", "n", "samples", "alpha", "seed")}
-        found = fit_offsets(placed, x, y, sigma=sigma, ids=ids, progress=progress, **chosen)
-    save_fit(found.model_copy(update={"model": identity, "data": data.fingerprint()}), options["out"])
+    found = fitted("offsets are", fit_offsets, options, sigma=fixed_sigma(options))
     _show(found)
     click.echo(f"offsets in {options['out']}")
 
@@ -119,33 +103,50 @@ def fit_table(**options: Any) -> None:
 
     The table stands beside every fixed sigma at equal total forward passes (--samples); a line says if it does not pay.
     """
-    from ddsmoothing.campaigns.policy import check_labels, subset_ids
-    from ddsmoothing.cli.progress import SampleProgress
-    from ddsmoothing.models import model_identity
-    from ddsmoothing.stateless import fit_pairs, save_fit
-    from ddsmoothing.stateless.offsets import HELD_OUT
+    from ddsmoothing.stateless import fit_pairs
 
-    sigmas = parse_grid(options["sigmas"], options["allow_large_sigma"]) or []
-    check_folder(options["out"])
-    smoothed, data = load(options)
-    ids = subset_ids(data, options["skip"], options["maximum"])
-    if data.y is None:
-        raise InputError("a table is fitted to labels, and this data set has none.")
-    check_labels(data, ids, smoothed.num_classes)
-    identity = model_identity(smoothed.model, options["model_id"])
-    x, y = data[ids]
-    held = len(ids) // HELD_OUT
-    total = (len(ids) - held) * options["n"] * len(sigmas)
-    with executing(smoothed, options) as placed, SampleProgress(total, f"fitting on {len(ids)} inputs") as progress:
-        names = ("favour_accuracy", "with_offsets", "n", "n0", "samples", "alpha", "seed")
-        chosen = {key: options[key] for key in names}
-        found = fit_pairs(placed, x, y, sigmas=sigmas, ids=ids, progress=progress, **chosen)
-    save_fit(found.model_copy(update={"model": identity, "data": data.fingerprint()}), options["out"])
+    sigmas = [check_plausible(sigma, options["allow_large_sigma"]) for sigma in numbers(options["sigmas"], "--sigmas")]
+    chosen = {key: options[key] for key in ("with_offsets", "n0")}
+    found = fitted("a table is", fit_pairs, options, sigmas=sigmas, **chosen)
     click.echo(f"{found.held_out} held-out inputs, {found.samples} forward passes each, {found.norm}")
     show_rows([("table", found.figures), *((f"sigma {one.sigma:g}", one.figures) for one in found.fixed)])
     if not found.pays:
         click.echo("this table does not pay: a fixed sigma has at least its mean radius and its accuracy.")
     click.echo(f"table in {options['out']}")
+
+
+def fitted(
+    what: str,
+    fit: Callable[..., Fit],
+    options: dict[str, Any],
+    **chosen: Any,
+) -> Fit:
+    """Load model and data, fit, and write what was fitted.
+
+    Args:
+        chosen: what this fit alone is given.
+    """
+    from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.cli.progress import SampleProgress
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.stateless import save_fit
+    from ddsmoothing.stateless.counts import HELD_OUT
+
+    check_folder(options["out"])
+    smoothed, data = load(options)
+    ids = subset_ids(data, options["skip"], options["maximum"])
+    if data.y is None:
+        raise InputError(f"{what} fitted to labels, and this data set has none.")
+    check_labels(data, ids, smoothed.num_classes)
+    identity = model_identity(smoothed.model, options["model_id"])
+    x, y = data[ids]
+    chosen |= {key: options[key] for key in ("favour_accuracy", "n", "samples", "alpha", "seed")}
+    samples = (len(ids) - len(ids) // HELD_OUT) * options["n"] * len(set(chosen.get("sigmas", (None,))))
+    with executing(smoothed, options) as placed, SampleProgress(samples, f"fitting on {len(ids)} inputs") as progress:
+        found = fit(placed, x, y, ids=ids, progress=progress, **chosen)
+    found = found.model_copy(update={"model": identity, "data": data.fingerprint()})
+    save_fit(found, options["out"])
+    return found
 
 
 def check_folder(out: Path) -> None:

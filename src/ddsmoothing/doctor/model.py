@@ -52,7 +52,7 @@ def model_checks(
 
 def _function(smoothed: SmoothedClassifier, x: torch.Tensor, sigma: float, rows: int, calls: int) -> Iterator[Check]:
     """The signs that the model is no function, and what of its own it changes in a pass."""
-    engine, classes = smoothed.engine, smoothed.num_classes
+    engine, classes = smoothed.eager_engine(), smoothed.num_classes
     try:
         faults = list(faults_of(engine, x, sigma, num_classes=classes, rows=rows, calls=calls))
         changing = changing_attributes(engine, x[:1], sigma)
@@ -68,7 +68,7 @@ def _function(smoothed: SmoothedClassifier, x: torch.Tensor, sigma: float, rows:
     if changing:
         text = f"a pass changes {', '.join(changing[:3])}; every call starts from what the model came with."
         yield Check(name="state", status=NOTE, message=text)
-    if (why := engine.alone) is not None:
+    if (why := smoothed.engine.alone) is not None:
         yield Check(name="threads", status=NOTE, message=f"the model is called by one thread at a time: {why}.")
 
 

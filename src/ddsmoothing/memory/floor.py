@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ddsmoothing.bounds import check_alpha, check_feasible
-from ddsmoothing.claims import ABSTAIN, Measurement, measured, rule_for, total_variation
+from ddsmoothing.claims import ABSTAIN, Measurement, measured, rule_for
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.data import Dataset
@@ -114,7 +114,6 @@ def _floor(
     found = []
     for k, (sigma, counts) in enumerate(zip(grid, smoothed.count(batch, requests, seed, progress), strict=True)):
         one = measured("certify", sigma, tally, counts, slot=k)
-        tv = total_variation(smoothed.certificate, sigma, batch.d, batch.levels) if batch.on_grid[0] else 0.0
-        found.append(replace(one, tv=tv, looks=(rule.look(one, top, alpha),)))
+        found.append(replace(one, tv=smoothed.tv(batch, 0, sigma), looks=(rule.look(one, top, alpha),)))
     radius = min(rule.claim_of(top, one, smoothed.certificate, alpha, row.moved).radius for one in found)
     return Floor(radius=radius, measurements=tuple(found))

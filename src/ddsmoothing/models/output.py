@@ -70,7 +70,8 @@ def picked(model: Any, key: str) -> Any:
     if isinstance(model, nn.Module):
         return Picked(model, key).train(model.training)
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return logits_of(model(x), key)
+    def forward(*inputs: torch.Tensor) -> torch.Tensor:
+        return logits_of(model(*inputs), key)
 
+    forward.takes_sigma = takes_sigma(model)  # type: ignore[attr-defined]
     return forward

@@ -22,6 +22,8 @@ from ddsmoothing.report.render import render_markdown
 from ddsmoothing.runs import Run
 from ddsmoothing.runs.schema import Count, DataIdentity, Digest, Level, ModelIdentity, Probability, Subset
 from ddsmoothing.runs.store import RESULTS
+from ddsmoothing.tables.comparable import labelled
+from ddsmoothing.tables.facts import certified
 from ddsmoothing.verify import verify_run
 
 SCHEMA: Final = "certificate.schema.json"
@@ -251,18 +253,17 @@ def _sigma(run: Run) -> Sigma:
 
 
 def _results(run: Run, false: int) -> Results:
-    certified = (run.prediction >= 0) & (run.radius > 0.0)
-    labelled = all(row.label is not None for row in run.rows)
-    average = None
-    if labelled and not run.stops_at_radius:
+    average, found = None, certified(run)
+    known = labelled([run])
+    if known and not run.stops_at_radius:
         low, high = analysis.acr_interval(run)
         average = Interval(value=down(analysis.acr(run)), low=down(low), high=up(high))
     return Results(
         inputs=len(run),
-        certified=int(certified.sum()),
-        abstained=len(run) - int(certified.sum()),
-        correct=int((run.correct & certified).sum()) if labelled else None,
-        certified_accuracy=_accuracies(run, false) if labelled else None,
+        certified=int(found.sum()),
+        abstained=len(run) - int(found.sum()),
+        correct=int((run.correct & found).sum()) if known else None,
+        certified_accuracy=_accuracies(run, false) if known else None,
         average_certified_radius=average,
         median_radius=down(float(np.median(run.radius))),
         largest_radius=down(float(run.radius.max())),

@@ -16,7 +16,8 @@ from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import STATELESS, Claim, Measurement, PairTable
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
-from ddsmoothing.errors import InputError, ShapeError
+from ddsmoothing.errors import InputError
+from ddsmoothing.labels import checked_labels
 from ddsmoothing.plan import DrawAt
 from ddsmoothing.streams import Stream, checked_seed
 
@@ -108,9 +109,7 @@ def certify_pairs(
     """
     _check(smoothed, table, n0, n, alpha)
     batch = smoothed.prepare(x, ids)
-    truth = [None] * len(batch) if labels is None else [int(label) for label in np.asarray(labels)]
-    if len(truth) != len(batch):
-        raise ShapeError(f"got {len(truth)} labels for {len(batch)} inputs, expected one each.")
+    truth = [None] * len(batch) if labels is None else checked_labels(labels, len(batch), table.num_classes).tolist()
     seed = checked_seed(seed)
     talks = [table_talk(table, n0, n, alpha, label) for label in truth]
     found = smoothed.converse(batch, np.full(len(batch), table.sigmas[0]), talks, seed, progress)

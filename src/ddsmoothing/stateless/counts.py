@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ddsmoothing.bounds import check_alpha, check_count
+from ddsmoothing.claims import Pairwise
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import WINS, Progress, Request
-from ddsmoothing.errors import InputError, ShapeError
+from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import check_sigma
-from ddsmoothing.streams import SLOT_BLOCKS, Stream
+from ddsmoothing.labels import checked_labels
+from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
 
+HELD_OUT: Final = 4  # every so many-th input is not fitted on
 FIT_SLOT = 2**16  # far beyond the rounds of a search, whose stream this is
 GROUP = 64  # inputs made ready at once
 
@@ -40,16 +45,6 @@ class OwnPhis:
     sha256: tuple[str, ...]
 
 
-def checked_labels(y: ArrayLike, x: torch.Tensor, num_classes: int) -> NDArray[np.int64]:
-    """Labels ``(B,)``, one for each input and of these classes, else ShapeError or InputError."""
-    found = np.asarray(y, dtype=np.int64)
-    if found.shape != (len(x),):
-        raise ShapeError(f"got labels of shape {found.shape} for {len(x)} inputs, expected one each.")
-    if not ((found >= 0) & (found < num_classes)).all():
-        raise InputError(f"labels go from {found.min()} to {found.max()}, expected classes 0 to {num_classes - 1}.")
-    return found
-
-
 def own_phis(
     smoothed: SmoothedClassifier,
     x: torch.Tensor,
@@ -61,7 +56,7 @@ def own_phis(
     progress: Progress | None = None,
 ) -> OwnPhis:
     """Count n samples of each input at each sigma; arguments as for ``fit_offsets``."""
-    labels = checked_labels(y, x, smoothed.num_classes)
+    labels = checked_labels(y, len(x), smoothed.num_classes)
     scales = tuple(sorted(set(check_sigma(np.asarray(sigmas), len(sigmas)).tolist())))
     phi = np.empty((len(x), len(scales), smoothed.num_classes), dtype=np.float32)
     digests: list[str] = []
@@ -88,3 +83,69 @@ def own_phis(
     phi[np.arange(len(x)), :, labels] = np.inf
     caps = smoothed.certificate.estimate(np.array(scales), np.full(len(scales), (n + 0.5) / (n + 1.0)))
     return OwnPhis(phi=phi, y=labels, sigmas=scales, n=n, caps=caps, sha256=tuple(digests))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """What every fit begins with: B inputs, of which every HELD_OUT-th is not fitted on.
+
+    Attributes:
+        y: ``(B,)`` true classes.   ids: ``(B,)`` noise keys.   held: ``(B,)`` whether an input is held out.
+        seed: of the noise.
+    """
+
+    y: NDArray[np.int64]
+    ids: NDArray[Any]
+    held: NDArray[np.bool_]
+    seed: int
+
+    @property
+    def out(self) -> torch.Tensor:
+        """Positions of the inputs that are held out."""
+        return torch.from_numpy(np.flatnonzero(self.held))
+
+    def own_phis(
+        self,
+        smoothed: SmoothedClassifier,
+        x: torch.Tensor,
+        sigmas: Sequence[float],
+        n: int,
+        progress: Progress | None = None,
+    ) -> OwnPhis:
+        """Of the other inputs."""
+        kept = ~self.held
+        at = torch.from_numpy(np.flatnonzero(kept))
+        return own_phis(smoothed, x[at], self.y[kept], sigmas, n, self.seed, self.ids[kept].tolist(), progress)
+
+
+def split_for(
+    what: str,
+    smoothed: SmoothedClassifier,
+    x: torch.Tensor,
+    y: ArrayLike,
+    *,
+    favour_accuracy: float,
+    n: int,
+    alpha: float,
+    seed: int | None,
+    ids: Sequence[int] | None,
+) -> Split:
+    """Check what every fit is given, and hold some inputs out; arguments as for ``fit_offsets``.
+
+    Args:
+        what: is fitted.
+    """
+    check_count(n, "n")
+    check_alpha(alpha)
+    if smoothed.vote != Pairwise.vote or smoothed.offsets is not None:
+        raise InputError(f"{what} fitted to a pairwise vote without offsets.")
+    if not 0.0 <= favour_accuracy < np.inf:
+        raise InputError(f"favour_accuracy is {favour_accuracy}, expected a number of at least 0.")
+    if len(x) < HELD_OUT:
+        raise InputError(f"got {len(x)} inputs, expected at least {HELD_OUT}: every fourth one is held out.")
+    return Split(
+        y=checked_labels(y, len(x), smoothed.num_classes),
+        ids=np.asarray(range(len(x)) if ids is None else ids),
+        held=np.arange(len(x)) % HELD_OUT == HELD_OUT - 1,
+        seed=checked_seed(seed),
+    )

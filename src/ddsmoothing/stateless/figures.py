@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddsmoothing.stateless.files import Figures
 
-MULTIPLES: Final = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of sigma, at which certified accuracy is shown
+MULTIPLES: Final = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the noise, at which certified accuracy is shown
 
 
-def figures(
-    y: NDArray[np.int64],
-    prediction: NDArray[np.int64],
-    radius: NDArray[np.float64],
-    *,
-    cap: float,
-    radii: tuple[float, ...],
-    num_classes: int,
-    forwards: float,
-) -> Figures:
-    """Figures of certificates ``(B,)`` against true classes; radii of ``certified`` ascend from 0."""
+class Certificates(Protocol):
+    """Of B inputs, by one rule or by a table."""
+
+    @property
+    def prediction(self) -> NDArray[np.int64]: ...
+
+    @property
+    def radius(self) -> NDArray[np.float64]: ...
+
+    @property
+    def samples(self) -> NDArray[np.int64]: ...
+
+
+def figures(y: NDArray[np.int64], found: Certificates, *, cap: float, unit: float, num_classes: int) -> Figures:
+    """Figures of certificates ``(B,)`` against true classes.
+
+    Args:
+        cap: on radii, for their mean.   unit: of the radii that are shown: sigma, or lambda for L1.
+    """
+    prediction, radius = found.prediction, found.radius
+    radii = tuple(multiple * unit for multiple in MULTIPLES)
     right = prediction == y
     sizes = np.maximum(np.bincount(y, minlength=num_classes), 1)
 
@@ -36,7 +46,7 @@ def figures(
         radii=radii,
         certified=tuple(float((right & (radius > r)).mean()) for r in radii),
         abstained=float((prediction < 0).mean()),
-        forwards=forwards,
+        forwards=float(found.samples.mean()),
         accuracy_by_class=by_class(right),
         certified_by_class=by_class(right & (radius > radii[1])),
         answered_by_class=tuple(answered.tolist()),

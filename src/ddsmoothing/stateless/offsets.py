@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ddsmoothing.bounds import check_alpha, check_count, clopper_pearson_lower
-from ddsmoothing.claims import Pairwise
+from ddsmoothing.bounds import clopper_pearson_lower
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
-from ddsmoothing.errors import InputError
 from ddsmoothing.plan import N0
-from ddsmoothing.stateless.counts import checked_labels, own_phis
-from ddsmoothing.stateless.figures import MULTIPLES, figures
+from ddsmoothing.stateless.counts import Split, split_for
+from ddsmoothing.stateless.figures import figures
 from ddsmoothing.stateless.files import DIGITS, Figures, OffsetsFile
-from ddsmoothing.streams import checked_seed
 
-HELD_OUT: Final = 4  # every so many-th input is not fitted on
 STEPS: Final = (0.5, 0.2, 0.1, 0.05, 0.02)  # of sigma (lambda for L1), tried one after the other
 SWEEPS: Final = 20  # through all classes with one step, at most
 
@@ -60,37 +56,25 @@ def fit_offsets(
     Returns: offsets with their figures and those without; save them by ``save_fit``.
     Raises: InputError, ShapeError, SigmaError, InfeasibleError.
     """
-    check_count(n, "n")
-    check_alpha(alpha)
-    if smoothed.vote != Pairwise.vote or smoothed.offsets is not None:
-        raise InputError("offsets are fitted to a pairwise vote without offsets.")
-    if not 0.0 <= favour_accuracy < np.inf:
-        raise InputError(f"favour_accuracy is {favour_accuracy}, expected a number of at least 0.")
-    if len(x) < HELD_OUT:
-        raise InputError(f"got {len(x)} inputs, expected at least {HELD_OUT}: every fourth one is held out.")
-    labels = checked_labels(y, x, smoothed.num_classes)
-    seed = checked_seed(seed)
-    keys = np.asarray(range(len(x)) if ids is None else ids)
-    held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
-    kept, out = torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
-    own = own_phis(smoothed, x[kept], labels[~held], [sigma], n, seed, keys[~held].tolist(), progress)
+    split = split_for(
+        "offsets are", smoothed, x, y, favour_accuracy=favour_accuracy, n=n, alpha=alpha, seed=seed, ids=ids
+    )
+    own = split.own_phis(smoothed, x, [sigma], n, progress)
     scale = smoothed.certificate.noise.scale(sigma)
     found = ascended(own.phi[:, 0], own.y, float(own.caps[0]), scale, favour_accuracy, smoothed.num_classes)
 
     def figures_of(offsets: tuple[float, ...] | None) -> Figures:
-        return held_out_figures(
-            smoothed.with_offsets(offsets), x[out], labels[held], sigma, samples, alpha, seed, keys[held]
-        )
+        return held_out_figures(smoothed.with_offsets(offsets), x, split, sigma, samples, alpha)
 
     return OffsetsFile(
         norm=smoothed.certificate.norm,
         n=n,
         alpha=alpha,
         samples=samples,
-        seed=seed,
+        seed=split.seed,
         favour_accuracy=favour_accuracy,
         inputs=tuple(sorted(digest[:DIGITS] for digest in own.sha256)),
-        held_out=int(held.sum()),
+        held_out=int(split.held.sum()),
         sigma=sigma,
         offsets=found,
         without=figures_of(None),
@@ -101,30 +85,32 @@ def fit_offsets(
 def held_out_figures(
     smoothed: SmoothedClassifier,
     x: torch.Tensor,
-    y: NDArray[np.int64],
+    split: Split,
     sigma: float,
     samples: int,
     alpha: float,
-    seed: int,
-    ids: NDArray[np.int64],
     *,
     n0: int = N0,
     cap: float | None = None,
     unit: float | None = None,
 ) -> Figures:
-    """Figures of certificates of these inputs, with the noise that every other classifier gets."""
-    result = smoothed.certify(x, sigma, n0=n0, n=samples, alpha=alpha, seed=seed, ids=ids.tolist())
+    """Figures of certificates of the held-out inputs, with the noise that every other classifier gets."""
+    ids = split.ids[split.held].tolist()
+    result = smoothed.certify(x[split.out], sigma, n0=n0, n=samples, alpha=alpha, seed=split.seed, ids=ids)
     largest = np.array(clopper_pearson_lower(samples, samples, alpha))
     own_cap = float(smoothed.certificate.estimate(np.array(sigma), largest))
     return figures(
-        y,
-        result.prediction,
-        result.radius,
+        split.y[split.held],
+        result,
         cap=own_cap if cap is None else cap,
-        radii=tuple(m * (unit or smoothed.certificate.noise.scale(sigma)) for m in MULTIPLES),
+        unit=unit or smoothed.certificate.noise.scale(sigma),
         num_classes=smoothed.num_classes,
-        forwards=float(result.samples.mean()),
     )
+
+
+def worth(margins: NDArray[np.floating[Any]], cap: float, scale: float, favour_accuracy: float) -> float:
+    """What a fit makes large, of ``(B,)`` margins of the true class; see ``fit_offsets``."""
+    return float(((np.minimum(margins, cap) / scale + favour_accuracy) * (margins > 0.0)).mean())
 
 
 def ascended(
@@ -134,7 +120,6 @@ def ascended(
     scale: float,
     favour_accuracy: float,
     num_classes: int,
-    start: NDArray[np.float64] | None = None,
 ) -> tuple[float, ...]:
     """Offsets by coordinate ascent, their mean 0.
 
@@ -142,13 +127,13 @@ def ascended(
         phi: ``(B, K)`` of "the true class beats b", infinite for itself.   y: ``(B,)``.   cap: on radii.
         scale: sigma, or lambda for L1.
     """
-    beta, rows = np.zeros(num_classes) if start is None else start.copy(), np.arange(len(y))
+    beta, rows = np.zeros(num_classes), np.arange(len(y))
 
-    def worth(margin: NDArray[np.float64]) -> float:
-        return float(((np.minimum(margin, cap) / scale + favour_accuracy) * (margin > 0.0)).mean())
+    def worth_of(margin: NDArray[np.floating[Any]]) -> float:
+        return worth(margin, cap, scale, favour_accuracy)
 
     margins = phi - beta + beta[y][:, None]
-    best = worth(margins.min(1))
+    best = worth_of(margins.min(1))
     for step in STEPS:
         for _ in range(SWEEPS):
             before = best
@@ -162,7 +147,7 @@ def ascended(
                 trials = []
                 for move in (-step * scale, step * scale):
                     moved = np.where(y == c, margins[rows, first] + move, np.minimum(rest, margins[:, c] - move))
-                    trials.append((worth(moved), move))
+                    trials.append((worth_of(moved), move))
                 value, move = max(trials)
                 if value > best + 1e-12:
                     best = value

@@ -11,17 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from ddsmoothing.bounds import check_alpha, check_count, clopper_pearson_lower
+from ddsmoothing.bounds import clopper_pearson_lower
 from ddsmoothing.claims import PairTable
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
 from ddsmoothing.stateless.certify import PILOT, certify_pairs
-from ddsmoothing.stateless.counts import OwnPhis, checked_labels, own_phis
-from ddsmoothing.stateless.figures import MULTIPLES, figures
+from ddsmoothing.stateless.counts import OwnPhis, Split, split_for
+from ddsmoothing.stateless.figures import figures
 from ddsmoothing.stateless.files import DIGITS, Figures, Fixed, PairsFile
-from ddsmoothing.stateless.offsets import HELD_OUT, ascended, held_out_figures
-from ddsmoothing.streams import checked_seed
+from ddsmoothing.stateless.offsets import ascended, held_out_figures, worth
 
 MOST_GROUPS: Final = 24  # of classes; with more classes, confused ones share a row of the table
 SWEEPS: Final = 8
@@ -66,28 +65,19 @@ def fit_pairs(
     Returns: the table with its figures and those of every fixed sigma; save it by ``save_fit``.
     Raises: InputError, ShapeError, SigmaError, InfeasibleError.
     """
-    check_count(n, "n")
-    check_alpha(alpha)
-    if smoothed.vote != "pairwise" or smoothed.offsets is not None:
-        raise InputError("a pair table is fitted to a pairwise vote without offsets.")
-    if not 0.0 <= favour_accuracy < np.inf:
-        raise InputError(f"favour_accuracy is {favour_accuracy}, expected a number of at least 0.")
-    if len(x) < HELD_OUT:
-        raise InputError(f"got {len(x)} inputs, expected at least {HELD_OUT}: every fourth one is held out.")
+    split = split_for(
+        "a pair table is", smoothed, x, y, favour_accuracy=favour_accuracy, n=n, alpha=alpha, seed=seed, ids=ids
+    )
     count = len(set(sigmas))
     if count < 2 or samples <= count * n0:
         raise InputError(
             f"got {count} sigmas and {samples} samples, expected at least 2 sigmas and more samples than the {n0} at "
             "each that choose the class."
         )
-    labels, seed = checked_labels(y, x, smoothed.num_classes), checked_seed(seed)
-    keys = np.asarray(range(len(x)) if ids is None else ids)
-    held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
-    kept, out = torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
-    own = own_phis(smoothed, x[kept], labels[~held], sigmas, n, seed, keys[~held].tolist(), progress)
+    own = split.own_phis(smoothed, x, sigmas, n, progress)
     scales = [smoothed.certificate.noise.scale(sigma) for sigma in own.sigmas]
     groups = confused(own, smoothed.num_classes)
-    best = max(range(count), key=lambda k: _worth(own.phi[:, k].min(1), float(own.caps[k]), scales[k], favour_accuracy))
+    best = max(range(count), key=lambda k: worth(own.phi[:, k].min(1), float(own.caps[k]), scales[k], favour_accuracy))
     slots = table_ascended(own, groups, best, scales[best], favour_accuracy)
 
     def offsets_for(table: NDArray[np.int64], scale: float) -> tuple[float, ...] | None:
@@ -101,9 +91,7 @@ def fit_pairs(
     for k, sigma in enumerate(own.sigmas):
         offsets = offsets_for(np.full_like(slots, k), scales[k])
         used, fresh = smoothed.with_offsets(offsets), samples - n0
-        found = held_out_figures(
-            used, x[out], labels[held], sigma, fresh, alpha, seed, keys[held], n0=n0, cap=cap, unit=scales[best]
-        )
+        found = held_out_figures(used, x, split, sigma, fresh, alpha, n0=n0, cap=cap, unit=scales[best])
         fixed.append(Fixed(sigma=sigma, offsets=offsets, figures=found))
     table = PairTable(
         sigmas=own.sigmas,
@@ -112,16 +100,16 @@ def fit_pairs(
         offsets=offsets_for(slots, scales[best]),
         norm=smoothed.certificate.norm,
     )
-    shown = _held_out(smoothed, x[out], labels[held], table, samples, n0, alpha, seed, keys[held], cap, scales[best])
+    shown = _held_out(smoothed, x, split, table, samples, n0, alpha, cap, scales[best])
     return PairsFile(
         norm=smoothed.certificate.norm,
         n=n,
         alpha=alpha,
         samples=samples,
-        seed=seed,
+        seed=split.seed,
         favour_accuracy=favour_accuracy,
         inputs=tuple(sorted(digest[:DIGITS] for digest in own.sha256)),
-        held_out=int(held.sum()),
+        held_out=int(split.held.sum()),
         sigmas=table.sigmas,
         slots=table.slots,
         groups=table.groups,
@@ -135,31 +123,18 @@ def fit_pairs(
 def _held_out(
     smoothed: SmoothedClassifier,
     x: torch.Tensor,
-    y: NDArray[np.int64],
+    split: Split,
     table: PairTable,
     samples: int,
     n0: int,
     alpha: float,
-    seed: int,
-    ids: NDArray[np.int64],
     cap: float,
     unit: float,
 ) -> Figures:
     n = samples - n0 * len(table.sigmas)
-    result = certify_pairs(smoothed, x, table, n0=n0, n=n, alpha=alpha, seed=seed, ids=ids.tolist())
-    return figures(
-        y,
-        result.prediction,
-        result.radius,
-        cap=cap,
-        radii=tuple(m * unit for m in MULTIPLES),
-        num_classes=smoothed.num_classes,
-        forwards=float(result.samples.mean()),
-    )
-
-
-def _worth(margins: NDArray[np.float32], cap: float, scale: float, favour_accuracy: float) -> float:
-    return float(((np.minimum(margins, cap) / scale + favour_accuracy) * (margins > 0.0)).mean())
+    ids = split.ids[split.held].tolist()
+    result = certify_pairs(smoothed, x[split.out], table, n0=n0, n=n, alpha=alpha, seed=split.seed, ids=ids)
+    return figures(split.y[split.held], result, cap=cap, unit=unit, num_classes=smoothed.num_classes)
 
 
 def confused(own: OwnPhis, num_classes: int) -> NDArray[np.int64]:
@@ -185,7 +160,7 @@ def table_ascended(
     slots = np.full((size, size), start, dtype=np.int64)
     margins = own.phi[:, start].copy()
     least = margins.min(1)
-    best = _worth(least, cap, scale, favour_accuracy)
+    best = worth(least, cap, scale, favour_accuracy)
     of_row = groups[own.y]
     for _ in range(SWEEPS):
         before = best
@@ -199,9 +174,9 @@ def table_ascended(
                         continue
                     trial, mins = np.where(mine, own.phi[rows, k], margins[rows]), least.copy()
                     mins[rows] = trial.min(1)
-                    worth = _worth(mins, cap, scale, favour_accuracy)
-                    if worth > best + 1e-9:
-                        best, least, margins[rows] = worth, mins, trial
+                    value = worth(mins, cap, scale, favour_accuracy)
+                    if value > best + 1e-9:
+                        best, least, margins[rows] = value, mins, trial
                         slots[g, h] = slots[h, g] = k
         if best <= before:
             break

@@ -44,7 +44,7 @@ def bound_words(runs: Sequence[Results]) -> str:
         PLURALITY: "the top class's probability",
         "pairwise": "the probability that the class beats its strongest rival",
     }
-    found = {words.get(vote_of(run), "the event that binds") for run in runs}
+    found = {words[vote_of(run)] for run in runs}
     return found.pop() if len(found) == 1 else "the probability of the event that binds"
 
 
@@ -67,7 +67,7 @@ def class_names(run: Results, data: Dataset | None = None) -> tuple[str, ...] | 
     """Names of the classes, where the run, or its data set, knows one for each."""
     if not isinstance(run, Run):
         return None
-    said = getattr(run.header, "classes", None) or run.header.config.get("classes") or getattr(data, "classes", None)
+    said = run.header.config.get("classes") or getattr(data, "classes", None)
     if not isinstance(said, (list, tuple)) or len(said) != run.header.num_classes:
         return None
     return tuple(printable(str(name)) for name in said)

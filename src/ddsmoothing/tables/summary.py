@@ -23,6 +23,7 @@ from ddsmoothing.analysis import (
     envelope,
 )
 from ddsmoothing.bounds import floor_text
+from ddsmoothing.claims.levels import rank
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables.comparable import alike, fixed_group, labelled
 from ddsmoothing.tables.facts import abstained, units_of, vote_of, votes_text
@@ -88,12 +89,8 @@ def _samples(run: Results) -> float | None:
 def groups(runs: Sequence[Results]) -> Iterator[tuple[str, str, list[Results]]]:
     """Norm, level and the runs of both, in the same units; runs of different groups never share a table."""
     for same in alike(runs):
-        for level in sorted({run.level for run in same}, key=_rank):
+        for level in sorted({run.level for run in same}, key=rank):
             yield same[0].header.norm, level, [run for run in same if run.level == level]
-
-
-def _rank(level: str) -> int:
-    return ("pointwise", "memory", "stateless").index(level)
 
 
 @dataclass(frozen=True, kw_only=True)

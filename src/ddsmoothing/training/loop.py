@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ddsmoothing.counting.contract import Progress
-from ddsmoothing.counting.engine import at_sigma
+from ddsmoothing.counting.engine import PRECISIONS, at_sigma
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import ModelError, RunError
 from ddsmoothing.training.baselines import Baseline, Own, Samples
@@ -39,7 +39,6 @@ LOOK: Final = 25  # batches between two looks whether the loss is still a number
 PICTURES: Final = 8
 STATISTICS: Final = 20_480  # samples from which statistics of batch normalisation are taken anew
 QUANTILES: Final = {"sigma_05": 0.05, "sigma_50": 0.5, "sigma_95": 0.95}
-AUTOCAST: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Loop:
@@ -150,7 +149,7 @@ class Loop:
         self._shown = x[:PICTURES], loss.noisy.detach()[:PICTURES]
 
     def _autocast(self) -> torch.autocast:
-        kind = AUTOCAST.get(self.config.precision)
+        kind = PRECISIONS[self.config.precision]
         return torch.autocast(self.world.device.type, kind, enabled=kind is not None)
 
     def _stopped(self, stop: Callable[[], bool] | None) -> bool:
