@@ -254,10 +254,10 @@ def _numbers(values: Any) -> str:
     return " ".join(f"{value:.3g}" for value in values)
 
 
-def write_page(page: Path, text: str) -> None:
+def write_page(page: Path, text: str, start: str = START, end: str = END) -> None:
     """Put the tables between their marks in a page of the documentation."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise RunError(f"{page} lacks the lines {START.strip()!r} and {END.strip()!r}, between which the tables stand.")
-    page.write_text(before + START + "\n" + text + "\n" + END + after, encoding="utf-8")
+    before, mark, rest = page.read_text(encoding="utf-8").partition(start)
+    _, last, after = rest.partition(end)
+    if not (mark and last):
+        raise RunError(f"{page} lacks the lines {start.strip()!r} and {end.strip()!r}, between which the tables stand.")
+    page.write_text(before + start + "\n" + text + "\n" + end + after, encoding="utf-8")

@@ -19,8 +19,7 @@ from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, m
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
 from ddsmoothing.counting.function import check_inputs
-from ddsmoothing.counting.local import ClassCounter, default_block_size
-from ddsmoothing.counting.probe import probe_block_size
+from ddsmoothing.counting.here import counter_on, default_rows_on, probed_rows
 from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
@@ -271,8 +270,8 @@ class SmoothedClassifier:
 
     def counter(self, d: int) -> Executor:
         """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
-        make = ClassCounter if self.workers is None else self.workers.executor
-        return make(self._engine, self.certificate.noise, self.num_classes, self.block_rows(d))
+        parts = self._engine, self.certificate.noise, self.num_classes, self.block_rows(d)
+        return counter_on(device_of(self.model), *parts) if self.workers is None else self.workers.executor(*parts)
 
     def with_workers(self, workers: Workers | None) -> SmoothedClassifier:
         """The same classifier, its forward passes run by these workers; None: by this process."""
@@ -303,11 +302,11 @@ class SmoothedClassifier:
 
     def probe_block_size(self, batch: Batch) -> int:
         """The fastest rows of one forward pass here, found by a short timed probe; the noise it uses is thrown away."""
-        return probe_block_size(self._engine, self.certificate.noise, self.num_classes, batch)
+        return probed_rows(self._engine, self.certificate.noise, self.num_classes, batch)
 
     def block_rows(self, d: int) -> int:
         """Rows of one forward pass for d-dimensional inputs."""
-        return self.block_size or default_block_size(d)
+        return self.block_size or default_rows_on(device_of(self.model), d)
 
     def _prepare(
         self, x: torch.Tensor, sigma: ArrayLike, ids: Sequence[int] | None

@@ -28,6 +28,7 @@ from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Workers
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
 from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
+from ddsmoothing.counting.here import numerics_on
 from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import InputError, RunError
@@ -154,6 +155,7 @@ def certify_run(
         levels=smoothed.levels,
         any_range=smoothed.any_range,
         device=str(batch.device),
+        numerics=numerics_on(batch.device),
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),
         behaviour=behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]),

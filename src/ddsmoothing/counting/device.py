@@ -151,9 +151,15 @@ def has_graphs(device: torch.device) -> bool:
 
 def captured(call: Call) -> tuple[Callable[[], None], torch.Tensor]:
     """A forward pass as a CUDA graph: what runs it, and where its logits then are."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        logits = call()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # torch.cuda.graph() would wait for the device and give its freed memory back
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            logits = call()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
     return graph.replay, logits
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from ddsmoothing.counting.cluster import connect, free_resources, ray_module
 from ddsmoothing.counting.contract import Executor, Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Engine
+from ddsmoothing.counting.here import Counter, counter_on
 from ddsmoothing.counting.ledger import IN_HAND, Ledger, Pace, Task
-from ddsmoothing.counting.local import ClassCounter
 from ddsmoothing.errors import DdsmoothingError, InputError, ModelError, RunError
 from ddsmoothing.inputs import Batch
 from ddsmoothing.noise import Noise
@@ -85,10 +85,11 @@ class _Shipped:
     block_size: int
     device: str
 
-    def counter(self) -> ClassCounter:
+    def counter(self) -> Counter:
+        device = None
         if isinstance(self.engine.model, torch.nn.Module):
-            self.engine.model.to(self.device)
-        return ClassCounter(self.engine, self.noise, self.num_classes, self.block_size)
+            self.engine.model.to(device := torch.device(self.device))
+        return counter_on(device, self.engine, self.noise, self.num_classes, self.block_size)
 
 
 @dataclasses.dataclass(eq=False)

@@ -108,7 +108,7 @@ class Header(_Strict):
             run is continued, since a hash of weights does not see everything; None where it was not asked for.
         sampler, sampler_options: how many samples, see ``plan``.   label_aware: inputs whose pilot class was wrong were
             stopped.   shape, dtype: of an input; precision, channels_last, compiled, device, block_size: of the model's
-            run.
+            run.   numerics: how floats were computed there, see ``settled_numerics``; nothing on a CPU.
         any_range: inputs outside [0, 1] were let in on request.
         snap, levels: inputs were moved to the grid; its steps to the unit, 255 for 8-bit images.
         sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
@@ -146,6 +146,7 @@ class Header(_Strict):
     levels: Annotated[int, Field(ge=1, le=LARGEST_LEVELS)] = LEVELS
     any_range: bool = False
     device: str
+    numerics: dict[str, bool] = Field(default_factory=dict)
     block_size: Annotated[int, Field(ge=1)]
     behaviour: tuple[Count, ...] | None = None
     policy: PolicySpec
