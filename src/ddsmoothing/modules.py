@@ -176,6 +176,12 @@ def content(value: torch.Tensor | np.ndarray[Any, Any]) -> bytes | None:
     """The bytes of a dense tensor or array; None where there are none: meta, sparse, quantised, other classes."""
     if isinstance(value, np.ndarray):
         return None if value.dtype.hasobject else value.tobytes()
+    dense = _bytes(value)
+    return None if dense is None else dense.cpu().numpy().tobytes()
+
+
+def _bytes(value: torch.Tensor) -> torch.Tensor | None:
+    """The same, where the tensor lies."""
     if (
         type(value) not in (torch.Tensor, nn.Parameter)
         or value.is_meta
@@ -184,23 +190,34 @@ def content(value: torch.Tensor | np.ndarray[Any, Any]) -> bytes | None:
         or value.is_quantized
     ):
         return None
-    dense = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
+    dense = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return dense.view(torch.uint8) if dense.numel() else dense.new_empty(0, dtype=torch.uint8)
 
 
-def mark(value: Any) -> object:
-    """What tells, by ``==``, whether a tensor, array or container has been written into since.
+def marks(values: dict[str, Any]) -> dict[str, object]:
+    """What tells, by ``==``, whether tensors, arrays or containers have been written into since, under their names.
 
     The content of a small tensor that is no parameter, the version of a large one; numbers written into a large tensor
-    behind the back of autograd (``.data``) are not seen.
+    behind the back of autograd (``.data``) are not seen. Of each device all small ones are copied at once, since a copy
+    waits for the device.
     """
-    if isinstance(value, torch.Tensor):
-        small = not isinstance(value, nn.Parameter) and value.numel() <= CONTENT
-        numbers = content(value) if small else None
-        return numbers if numbers is not None or value.is_inference() else value._version
-    if isinstance(value, np.ndarray):
-        return content(value) if value.size <= CONTENT else None
-    return [(name, held if isinstance(held, PLAIN) else id(held)) for name, held in walk(value)]
+    found, there = dict[str, object](), dict[torch.device, dict[str, torch.Tensor]]()
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            small = not isinstance(value, nn.Parameter) and value.numel() <= CONTENT
+            if small and (numbers := _bytes(value)) is not None:
+                there.setdefault(value.device, {})[name] = numbers
+            else:
+                found[name] = None if value.is_inference() else value._version
+        elif isinstance(value, np.ndarray):
+            found[name] = content(value) if value.size <= CONTENT else None
+        else:
+            found[name] = [(way, held if isinstance(held, PLAIN) else id(held)) for way, held in walk(value)]
+    for tensors in there.values():
+        sizes = [len(one) for one in tensors.values()]
+        parts = torch.split(torch.cat(list(tensors.values())).cpu(), sizes)
+        found |= {name: one.numpy().tobytes() for name, one in zip(tensors, parts, strict=True)}
+    return found
 
 
 def state(root: Any) -> dict[str, object]:

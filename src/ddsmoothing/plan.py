@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
 
 from ddsmoothing.bounds import check_count, check_feasible, clopper_pearson_lower, largest_lower_bound
@@ -183,15 +184,8 @@ class Plan(Sampler):
         top, share = rule.choose(pilot), rule.share(ask.alpha)
         if ask.label not in (None, top):
             return Found(pilot=pilot, stopped="wrong")
-        n = planned_samples(
-            rule.fewest(pilot, top),
-            self.pilot,
-            share,
-            self.n_max,
-            self.price,
-            ask.linear,
-            rule.needed(pilot, top),
-        )
+        fewest, needed = rule.fewest(pilot, top), rule.needed(pilot, top)
+        n = planned_samples(fewest, self.pilot, share, self.n_max, self.price, ask.linear, needed)
         if n == 0:
             return Found(pilot=pilot, stopped="planned")
         (fresh,) = yield (Draw(Stream.CERTIFY, n, rule.tally(top)),)
@@ -211,20 +205,24 @@ def planned_samples(
         linear: True where the radius is linear in p (L1), False where it is ``Phi^-1(p)`` (L2).
         needed: probability of the event at which the radius is 0.
     """
-    z = np.linspace(-0.2, 5.2, 271) + min(0.0, float(ndtri(needed)))
-    p = ndtr(z)
-    log_weight = count * np.log(p) + (pilot - count) * np.log(ndtr(-z))
+    log_p, log_q, worth = _worths(alpha, n_max, linear, needed)
+    log_weight = count * log_p + (pilot - count) * log_q
     weight = np.exp(log_weight - log_weight.max())
-    weight /= weight.sum()
-    best, best_value = 0, 0.0
+    tried = np.array(candidates(n_max))
+    values = worth @ (weight / weight.sum()) - price * tried / n_max
+    best = int(values.argmax())
+    return int(tried[best]) if values[best] > 0.0 else 0
+
+
+@lru_cache(maxsize=64)
+def _worths(alpha: float, n_max: int, linear: bool, needed: float) -> tuple[NDArray[np.float64], ...]:
+    """Logarithms of p and ``1 - p`` at each z, and what each number of candidates is worth there; for any pilot."""
+    z = np.linspace(-0.2, 5.2, 271) + min(0.0, float(ndtri(needed)))
+    p, n = ndtr(z), np.array(candidates(n_max))[:, None]
     cap = float(ndtri(largest_lower_bound(n_max, alpha)))
-    for n in candidates(n_max):
-        lower = betaincinv(n * p, n * (1 - p) + 1, alpha)
-        radius = np.maximum(0.0, (2 * lower - 2 * needed) * cap if linear else ndtri(lower) - float(ndtri(needed)))
-        value = float(weight @ (radius + CERTIFIED_BONUS * (radius > 0))) - price * n / n_max
-        if value > best_value:
-            best, best_value = n, value
-    return best
+    lower = betaincinv(n * p, n * (1 - p) + 1, alpha)
+    radius = np.maximum(0.0, (2 * lower - 2 * needed) * cap if linear else ndtri(lower) - float(ndtri(needed)))
+    return np.log(p), np.log(ndtr(-z)), radius + CERTIFIED_BONUS * (radius > 0)
 
 
 def candidates(n_max: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import click
 
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
-from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, load, model_options
+from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, load, model_options, points_of
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def verify(run: Path, resample: int | None, store: Path | None, as_json: bool, *
     from ddsmoothing.runs import load_run
     from ddsmoothing.verify import verify_run
 
-    found = verify_run(run, store=store, point=None if store is None else _points(run, options))
+    found = verify_run(run, store=store, point=None if store is None else points_of(run, options))
     drawn: list[Redrawn] = []
     if resample is not None:
         from ddsmoothing.campaigns.resample import resample_run
@@ -80,23 +80,6 @@ def verify(run: Path, resample: int | None, store: Path | None, as_json: bool, *
     return 0 if found.ok and not any(one.message for one in drawn) else 1
 
 
-def _points(run: Path, options: dict[str, Any]) -> Callable[[int], NDArray[Any]] | None:
-    """Inputs of the run's data set as flat stored numbers, if it is given or shipped; else distances stay unchecked."""
-    import numpy as np
-
-    from ddsmoothing.data import SHIPPED, load_data
-    from ddsmoothing.runs.store import load_header
-
-    header = load_header(run)
-    name = options["data"] or (header.data.name if header.data.name in SHIPPED else None)
-    if name is None:
-        return None
-    data = load_data(name, split=header.data.split, download=options.get("download", False))
-    if data.fingerprint() != header.data.model_dump():
-        raise InputError(f"{run} is not of this data set: {header.data.name}, {header.data.length} inputs.")
-    return lambda i: np.asarray(data.x[i]).ravel()
-
-
 def _show_json(found: Verification, drawn: list[Redrawn]) -> None:
     from dataclasses import asdict
 
@@ -106,6 +89,9 @@ def _show_json(found: Verification, drawn: list[Redrawn]) -> None:
         "rows": found.rows,
         "inputs_of": found.d,
         "unchecked": found.unchecked,
+        "distances_unchecked": found.far_unchecked,
+        "coins_unchecked": found.coins_unchecked,
+        "memory_given": not found.alone,
         "findings": [asdict(finding) for finding in found.findings],
         "resampled": [asdict(one) for one in drawn],
     }
@@ -121,7 +107,10 @@ def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
         if one.message:
             click.echo(f"input {one.id}: {one.message}")
     bad = len({f.line for f in found.findings if f.line is not None})
-    if found.ok:
+    rest = max(found.unchecked, found.far_unchecked, found.coins_unchecked)
+    if found.ok and rest:
+        click.echo(f"{found.rows - rest} of {found.rows} rows: every bound, class and radius follows from its counts.")
+    elif found.ok:
         click.echo(f"{found.rows} rows: every bound, class and radius follows from its counts.")
     else:
         click.echo(f"{found.rows} rows, {bad} with findings; {len(found.findings)} findings in all.")
@@ -131,6 +120,14 @@ def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
         )
     if found.unchecked:
         click.echo(f"{found.unchecked} rows not checked: a memory's file answered them; give it with --store.")
+    if found.alone:
+        click.echo("attempts, their alpha and regions not checked beside the memory's file; give it with --store.")
+    if found.far_unchecked:
+        click.echo(
+            f"{found.far_unchecked} rows not checked: how far from their regions? give the data set with --data."
+        )
+    if found.coins_unchecked:
+        click.echo(f"{found.coins_unchecked} rows not checked: coins of another run bound the regions that answered.")
     if drawn:
         same = sum(one.message is None for one in drawn)
         click.echo(f"{same} of {len(drawn)} inputs drawn again have the same counts.")

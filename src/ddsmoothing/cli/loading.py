@@ -12,7 +12,9 @@ import click
 from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
@@ -173,3 +175,20 @@ def load_smoothed(options: dict[str, Any], x: torch.Tensor) -> SmoothedClassifie
     classes = options["num_classes"] or probe_classes(model, sample.to(device))
     engine = {key: options[key] for key in OF_ENGINE if key in options}
     return SmoothedClassifier(model, certificate_for(options["norm"]), num_classes=classes, **engine)
+
+
+def points_of(run: Path, options: dict[str, Any]) -> Callable[[int], NDArray[Any]] | None:
+    """Inputs of the run's data set as flat stored numbers, if it is given or shipped; else distances stay unchecked."""
+    import numpy as np
+
+    from ddsmoothing.data import SHIPPED, load_data
+    from ddsmoothing.runs.store import load_header
+
+    header = load_header(run)
+    name = options["data"] or (header.data.name if header.data.name in SHIPPED else None)
+    if name is None:
+        return None
+    data = load_data(name, split=header.data.split, download=options.get("download", False))
+    if data.fingerprint() != header.data.model_dump():
+        raise InputError(f"{run} is not of this data set: {header.data.name}, {header.data.length} inputs.")
+    return lambda i: np.asarray(data.x[i]).ravel()

@@ -74,15 +74,19 @@ Example:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="The same as Markdown, for a model card.")
 @click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
-def card(run: Path, out: Path, markdown: Path | None, store: Path | None) -> None:
+@click.option("--data", help="With --store: the run's data set; needed unless it is a shipped one.")
+def card(run: Path, out: Path, markdown: Path | None, store: Path | None, data: str | None) -> None:
     """Write a certificate card: what a run certified, how, with which results, and what it does not claim.
 
     Its JSON Schema is shipped as ddsmoothing/report/certificate.schema.json. See docs/report.md.
     """
+    from ddsmoothing.cli.loading import points_of
     from ddsmoothing.report import write_card
     from ddsmoothing.runs import load_run
 
-    write_card(load_run(run), out, markdown, store=store)
+    loaded = load_run(run)
+    point = None if store is None else points_of(run, {"data": data})
+    write_card(loaded, out, markdown, store=store, point=point)
     for path in (out, markdown):
         if path is not None:
             say(str(path), out, markdown)

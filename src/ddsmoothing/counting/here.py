@@ -21,9 +21,7 @@ def has_loop(device: torch.device | None) -> bool:
     return device is not None and device.type == "cuda"
 
 
-def counter_on(
-    device: torch.device | None, engine: Engine, noise: Noise, num_classes: int, block_size: int
-) -> Counter:
+def counter_on(device: torch.device | None, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> Counter:
     """Who counts a model that lives on a device; the other arguments are those of ``ClassCounter``."""
     make = DeviceCounter if has_loop(device) else ClassCounter
     return make(engine, noise, num_classes, block_size)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules import module as module_hooks
 
 from ddsmoothing.errors import ModelError
-from ddsmoothing.modules import CODE, HOOKS, PLAIN, from_library, is_compiled, is_opaque, mark, walk
+from ddsmoothing.modules import CODE, HOOKS, PLAIN, from_library, is_compiled, is_opaque, marks, walk
 
 HOOK: Final = re.compile(r"<forward (pre )?hook \d+>$")  # how the walk calls one
 
@@ -53,7 +53,7 @@ class Replicas:
             self.alone = str(error)
         except Exception as error:  # whatever an object's own way of being copied may raise
             self.alone = f"it cannot be copied ({type(error).__name__}: {error})"
-        self._marks = {name: mark(value) for name, value in self._shared.items()}
+        self._marks = marks(self._shared)
         self._model, self._registered = model, _registered(model)
 
     def _sort(self, way: str, value: Any) -> None:
@@ -80,10 +80,11 @@ class Replicas:
 
     def written(self) -> list[str]:
         """Names of what passes wrote into and all callers share, and of parameters and buffers that they replaced."""
-        names = [name for name, value in self._shared.items() if mark(value) != self._marks[name]]
+        now = marks(self._shared)
+        names = [name for name in self._shared if now[name] != self._marks[name]]
         for one in self.copies or [self._model]:
-            now = _registered(one)
-            names += [name for name in {**self._registered, **now} if now.get(name) is not self._registered.get(name)]
+            held = _registered(one)
+            names += [name for name in {**self._registered, **held} if held.get(name) is not self._registered.get(name)]
         return list(dict.fromkeys(names))
 
 

@@ -24,7 +24,7 @@ from ddsmoothing.runs.schema import Count, DataIdentity, Digest, Level, ModelIde
 from ddsmoothing.runs.store import RESULTS
 from ddsmoothing.tables.comparable import labelled
 from ddsmoothing.tables.facts import certified
-from ddsmoothing.verify import verify_run
+from ddsmoothing.verify import Points, verify_run
 
 SCHEMA: Final = "certificate.schema.json"
 Amount = Annotated[float, Field(ge=0.0)]
@@ -172,11 +172,12 @@ class Card(_Part):
     limits: list[str]
 
 
-def card_of(run: Run, store: Path | None = None) -> Card:
+def card_of(run: Run, store: Path | None = None, point: Points | None = None) -> Card:
     """The card of a run.
 
     Args:
         store: the memory's file, for a run of level ``memory``: rows that it answered are checked against it first.
+        point: gives an input by its id as flat stored numbers: how far it lies from the region that answered.
     Raises: RunError for a memory's run that certified nothing itself, and for one whose memory does not bear it out.
     """
     header, rows, risk = run.header, run.rows, set_risk(run)
@@ -184,7 +185,7 @@ def card_of(run: Run, store: Path | None = None) -> Card:
         raise RunError(
             f"{run.path} certified nothing: its memory answered from earlier regions; use the run they are of."
         )
-    _check_answers(run, store)
+    _check_answers(run, store, point)
     on_grid = sum(row.noise == "grid" for row in rows)
     return Card(
         run=printable(run.name),
@@ -228,16 +229,18 @@ def card_of(run: Run, store: Path | None = None) -> Card:
     )
 
 
-def _check_answers(run: Run, store: Path | None) -> None:
+def _check_answers(run: Run, store: Path | None, point: Points | None) -> None:
     """Rows that a memory answered rest on its file, not on counts of their own."""
     answered = sum(row.memory is not None and row.memory.kind == "answered" for row in run.rows)
     if not answered:
         return
     if store is None:
         raise RunError(f"{answered} rows of {run.path} were answered from a memory; give its file with --store.")
-    found = verify_run(run.path, store=store)
+    found = verify_run(run.path, store=store, point=point)
     if not found.ok:
         raise RunError(f"{run.path} is not borne out by {store}: {found.findings[0]}.")
+    if found.far_unchecked:
+        raise RunError(f"{answered} rows of {run.path} lie in regions of a memory; give the data set with --data.")
 
 
 def _sigma(run: Run) -> Sigma:
@@ -294,9 +297,11 @@ def card_schema() -> dict[str, Any]:
     return head | Card.model_json_schema(mode="serialization")
 
 
-def write_card(run: Run, out: Path, markdown: Path | None = None, *, store: Path | None = None) -> Card:
+def write_card(
+    run: Run, out: Path, markdown: Path | None = None, *, store: Path | None = None, point: Points | None = None
+) -> Card:
     """Write the card of a run, and the same as Markdown; RunError where a file cannot be written, or as ``card_of``."""
-    card = card_of(run, store)
+    card = card_of(run, store, point)
     files = {out: card.model_dump_json(indent=2) + "\n"}
     if markdown is not None:
         files[markdown] = render_markdown("card.md.j2", card=card)

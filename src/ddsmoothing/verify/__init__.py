@@ -5,5 +5,6 @@ no models: what it proves is that claims follow from counts, not that the counts
 """
 
 from ddsmoothing.verify.folder import Finding, Verification, verify_run
+from ddsmoothing.verify.memory import Points
 
-__all__ = ["Finding", "Verification", "verify_run"]
+__all__ = ["Finding", "Points", "Verification", "verify_run"]

@@ -19,6 +19,7 @@ TOLERANCE: Final = Fraction(1, 10**9)  # claims may lie so far on the safe side,
 SPLIT: Final = Fraction(9, 10)  # of alpha, for the top class, with the two-class bound
 EARLY: Final = Fraction(3, 100)  # of alpha, for each look of the sampler target but the last
 LAST: Final = Fraction(70, 100)
+SLACK: Final = 1 + Fraction(1, 2**50)  # for shares of alpha that were added up in floats
 LOOKS: Final = (100, 200, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 100_000)
 STOPPED: Final = {"exact": ("wrong",), "plan": ("wrong", "planned"), "target": ("wrong", "out of reach")}
 MOST_DUELLISTS: Final = 128
@@ -55,15 +56,32 @@ def fresh_of(row: Row) -> Row | None:
 
 def measurements_of(row: Row, header: Row) -> Iterator[str]:
     """What is impossible in a row's measurements, or not what the header's sampler draws."""
+    wrong = list(drawn(row, header))
+    yield from wrong
+    if wrong:
+        return
+    pilot, fresh = pilot_of(row), fresh_of(row)
+    total = sum(part["n"] for part in row["measurements"])
+    if row["samples"] != total:
+        yield f"samples is {row['samples']}, the measurements have {total}"
+    yield from _sizes(row, header, pilot, fresh)
+    if fresh is None:
+        return
+    coin = coin_of(header["seed"], row["id"]) if header["randomized"] else None
+    if fresh.get("coin") != coin:
+        yield f"the coin is {fresh.get('coin')}, the run's seed gives {coin}"
+    yield from _looks(header, fresh)
+
+
+def drawn(row: Row, header: Row) -> Iterator[str]:
+    """What is impossible in measurements, whatever drew them: in a pilot and, if there are any, fresh samples."""
     classes, pairs = header["num_classes"], header["rule"]["vote"] == "pairwise"
     parts = row["measurements"]
     if not 1 <= len(parts) <= 2 or [part["role"] for part in parts] != ["pilot", "certify"][: len(parts)]:
         yield "the measurements are not a pilot and what certifies"
         return
     for part in parts:
-        yield from _counts(part, classes, row)
-    if row["samples"] != sum(part["n"] for part in parts):
-        yield f"samples is {row['samples']}, the measurements have {sum(part['n'] for part in parts)}"
+        yield from counted(part, classes, row)
     pilot, fresh = pilot_of(row), fresh_of(row)
     thresholds = offsets_of(header) is not None
     if (
@@ -73,7 +91,7 @@ def measurements_of(row: Row, header: Row) -> Iterator[str]:
         or pilot.get("looks")
     ):
         yield f"the pilot does not count what a {header['rule']['vote']} vote asks for"
-    yield from _sizes(row, header, pilot, fresh)
+        return
     if fresh is None:
         return
     if ("wins" in fresh) != pairs or "least" in fresh or "rivals" in fresh:
@@ -82,13 +100,10 @@ def measurements_of(row: Row, header: Row) -> Iterator[str]:
     if pairs and fresh.get("anchor") != top_of(pilot, header):
         yield f"wins are those of class {fresh.get('anchor')}, the pilot chose {top_of(pilot, header)}"
         return
-    coin = coin_of(header["seed"], row["id"]) if header["randomized"] else None
-    if fresh.get("coin") != coin:
-        yield f"the coin is {fresh.get('coin')}, the run's seed gives {coin}"
-    yield from _looks(row, header, fresh)
+    yield from _seen_rightly(header, fresh, top_of(pilot, header))
 
 
-def _counts(part: Row, classes: int, row: Row) -> Iterator[str]:
+def counted(part: Row, classes: int, row: Row) -> Iterator[str]:
     """Numbers of one measurement that cannot be."""
     lists = {name: part[name] for name in ("votes", "least", "wins") if name in part}
     for name, values in lists.items():
@@ -155,9 +170,15 @@ def _events(part: Row, top: int) -> list[int]:
     return part["wins"] if "wins" in part else [part["votes"][top]]
 
 
-def _looks(row: Row, header: Row, fresh: Row) -> Iterator[str]:
-    looks, alpha = seen(fresh), Fraction(header["alpha"])
-    if not looks or looks[-1][0] != fresh["n"] or looks[-1][1] != _events(fresh, top_of(pilot_of(row), header)):
+def _share(header: Row) -> Fraction:
+    """The part of alpha that lower bounds get."""
+    return Fraction(header["alpha"]) * (1 if header["rule"]["bound"] == "one-class" else SPLIT)
+
+
+def _seen_rightly(header: Row, fresh: Row, top: int) -> Iterator[str]:
+    """Whether looks are moments of these counts, and spend no more than alpha."""
+    looks = seen(fresh)
+    if not looks or looks[-1][0] != fresh["n"] or looks[-1][1] != _events(fresh, top):
         yield "the last look is not the counts"
         return
     if any(not 0 <= k <= n for n, counts, _ in looks for k in counts) or any(
@@ -165,9 +186,13 @@ def _looks(row: Row, header: Row, fresh: Row) -> Iterator[str]:
         for a, b in pairwise(looks)
     ):
         yield "the looks do not grow as samples do"
-    share, slack = alpha * (1 if header["rule"]["bound"] == "one-class" else SPLIT), 1 + Fraction(1, 2**50)
-    if sum((part for _, _, part in looks), Fraction(0)) > share * slack:
+    if min(part for _, _, part in looks) < 0 or sum(part for _, _, part in looks) > _share(header) * SLACK:
         yield "the looks spend more than alpha"
+
+
+def _looks(header: Row, fresh: Row) -> Iterator[str]:
+    """Whether looks are those of the header's sampler."""
+    looks, share = seen(fresh), _share(header)
     if header["sampler"] != "target":
         if len(looks) == 1 and abs(looks[0][2] - share) > share * Fraction(1, 2**50):
             yield f"the look has alpha {float(looks[0][2]):g}, the run's is {float(share):g}"
@@ -176,7 +201,8 @@ def _looks(row: Row, header: Row, fresh: Row) -> Iterator[str]:
         return
     if [n for n, _, _ in looks] != list(LOOKS[: len(looks)]):
         yield "the looks are not those of the sampler target"
-    if any(part > (LAST if n == LOOKS[-1] else EARLY) * alpha * slack for n, _, part in looks):
+    most = {LOOKS[-1]: LAST}
+    if any(part > most.get(n, EARLY) * Fraction(header["alpha"]) * SLACK for n, _, part in looks):
         yield "a look has more than its share of alpha"
 
 
@@ -247,10 +273,10 @@ def _bounds(fresh: Row, top: int, header: Row, lower: Fraction, upper: Fraction)
     complement, n = 1 - lower, fresh["n"]
     others = max((c for i, c in enumerate(fresh["votes"]) if i != top), default=0)
     two = header["rule"]["bound"] == "two-class"
-    if upper < complement and not (two and _upper_holds(others, n, upper - tv, alpha)):
+    if upper < complement and not (two and upper_holds(others, n, upper - tv, alpha)):
         yield f"p_upper is {float(upper)}, less than the counts allow"
     below = upper - TOLERANCE
-    if below > complement or (two and below > tv and _upper_holds(others, n, below - tv, alpha)):
+    if below > complement or (two and below > tv and upper_holds(others, n, below - tv, alpha)):
         yield f"p_upper is {float(upper)}, more than the counts give"
 
 
@@ -277,7 +303,7 @@ def _tail_fits(n: int, k: int, share: Fraction, p: Fraction, coin: Fraction | No
     return (1 - coin) * above + coin * at <= share
 
 
-def _upper_holds(k: int, n: int, p: Fraction, alpha: Fraction) -> bool:
+def upper_holds(k: int, n: int, p: Fraction, alpha: Fraction) -> bool:
     """Is ``P_p[X <= k] <= alpha / 10``, the rest of the split?"""
     return Fraction(binomial_tail(n - k, n, 1 - p)[1]) <= alpha * (1 - SPLIT)
 
@@ -299,13 +325,3 @@ def radius_of(row: Row, header: Row, lower: Fraction, upper: Fraction) -> tuple[
         (a_low, a_high), (b_low, b_high) = normal_quantile(lower), normal_quantile(upper)
         low, high = half * (a_low - b_high), half * (a_high - b_low)
     return max(Fraction(0), low - moved), max(Fraction(0), high - moved)
-
-
-def needed(row: Row, header: Row, radius: Fraction) -> Fraction:
-    """A p_lower from which on the one-class bound certifies a radius, found by bisection; errs low by 1e-12 at most."""
-    low, high = Fraction(1, 2), Fraction(1)
-    for _ in range(44):
-        middle = (low + high) / 2
-        enough = radius_of(row, header, middle, 1 - middle)[1] >= radius
-        low, high = (low, middle) if enough else (middle, high)
-    return low

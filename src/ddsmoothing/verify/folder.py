@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.errors import RunError
-from ddsmoothing.verify.memory import Memory, Points, check_binding, check_remembered
+from ddsmoothing.verify.arithmetic import LEVELS as STEPS
+from ddsmoothing.verify.budget import Tables, implied_size
+from ddsmoothing.verify.memory import RULES, Memory, Points, check_binding, check_remembered
+from ddsmoothing.verify.notes import Shares
 from ddsmoothing.verify.offsets import wrong_offsets
 from ddsmoothing.verify.old import is_old, new_header, new_row
-from ddsmoothing.verify.rows import SHA_DIGITS, Tables, check_row, implied_size
+from ddsmoothing.verify.rows import SHA_DIGITS, check_row
 
 SAMPLERS: Final = ("exact", "plan", "target")
-RULES: Final = (("pairwise", "one-class"), ("plurality", "one-class"), ("plurality", "two-class"))
 LEVELS: Final = ("pointwise", "memory", "stateless")
 RECOMPUTED: Final = ("pointwise", "memory")  # memory: as far as the run alone shows it
 
@@ -45,6 +47,9 @@ class Verification:
     Attributes:
         d: numbers in one input, as its total-variation budgets imply.
         unchecked: rows whose claims rest on a memory's file that was not given.
+        alone: the run is of level ``memory`` and the file was not given: attempts and regions were held against each
+            other alone.
+        far_unchecked, coins_unchecked: see ``Memory``.
         tv_unchecked: rows whose total-variation budget was not recomputed, since their grid is too fine.
     """
 
@@ -53,6 +58,9 @@ class Verification:
     findings: tuple[Finding, ...]
     d: int | None
     unchecked: int = 0
+    alone: bool = False
+    far_unchecked: int = 0
+    coins_unchecked: int = 0
     tv_unchecked: int = 0
 
     @property
@@ -96,7 +104,7 @@ def verify_run(
     findings = [Finding(line=None, id=None, message=text) for text in _run(check_header, header)]
     if memory is not None:
         findings += [Finding(line=None, id=None, message=text) for text in _run(check_binding, header, memory)]
-    tables, unchecked, seen = Tables(), 0, dict[int, int]()
+    tables, shares, unchecked, seen = Tables(), Shares(), 0, dict[int, int]()
     sizes: dict[int, int] = {}  # d implied -> rows
     shape = header.get("shape") if not findings else None
     for number, line in enumerate(lines, start=1):
@@ -109,11 +117,13 @@ def verify_run(
         if memory is not None and not texts:
             texts += _run(check_remembered, row, header, memory, point)
         unchecked += memory is None and isinstance(row.get("memory"), dict) and row["memory"].get("kind") == "answered"
-        key = row.get("id") if isinstance(row.get("id"), int) else None
+        key = row.get("id") if type(row.get("id")) is int else None
         if key is not None and key in seen:
             texts.append(f"its id is already on line {seen[key]}")
         elif key is not None:
             seen[key] = number
+        if not texts and header["level"] == "memory":
+            shares.add(row, number)
         if not texts and (d := implied_size(row, header, tables)) is not None:
             sizes[d] = sizes.get(d, 0) + 1
             if shape is not None and d != math.prod(shape):
@@ -123,6 +133,7 @@ def verify_run(
         findings += [Finding(line=number, id=key, message=text) for text in texts]
         if progress is not None:
             progress(1)
+    findings += [Finding(line=line, id=key, message=text) for line, key, text in shares.wrong(header)]
     if not lines:
         findings.append(Finding(line=None, id=None, message="there are no results"))
     if not any(f.line is None for f in findings) and len(seen) > header["subset"]["size"]:
@@ -133,6 +144,9 @@ def verify_run(
         findings=tuple(findings),
         d=next(iter(sizes)) if len(sizes) == 1 else None,
         unchecked=unchecked,
+        alone=memory is None and header.get("level") == "memory",
+        far_unchecked=0 if memory is None else memory.far_unknown,
+        coins_unchecked=0 if memory is None else memory.coin_unknown,
         tv_unchecked=tables.left_out,
     )
 
@@ -178,6 +192,10 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
     if set(rule) - {"offsets"} != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
         yield f"rule is {rule!r}, expected a vote and a bound that go together"
     yield from wrong_offsets(header)
+    if header["level"] == "memory" and (
+        header["label_aware"] or header["snap"] or header.get("levels", STEPS) != STEPS or "offsets" in rule
+    ):
+        yield "a memory takes no run that is label-aware, has class offsets, or moved inputs to a grid or used another"
     if header["randomized"] and rule["bound"] != "one-class":
         yield "the randomised bound is a one-class bound"
     if header["level"] not in RECOMPUTED:
