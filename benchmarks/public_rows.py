@@ -158,6 +158,11 @@ def difference(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[
     return float(values.mean()), float(low), float(high)
 
 
+def acr_text(one: Counts) -> str:
+    """Average certified radius as tables show it."""
+    return floor_text(acr(one), 3)
+
+
 def strongest(rows: dict[str, Counts]) -> str:
     """The row with the largest average certified radius."""
     return max(rows, key=lambda name: acr(rows[name]))
@@ -173,7 +178,7 @@ def accuracy_table(rows: dict[str, Counts], title: str) -> Table:
             (
                 name,
                 *(floor_text(100 * float(value), 1) for value in values),
-                floor_text(acr(one), 3),
+                acr_text(one),
                 floor_text(100 * float(np.mean(one.prediction < 0)), 1),
                 floor_text(100 * wrong, 1),
                 f"{int(one.samples.mean()):,}",

@@ -64,7 +64,7 @@ COMMON: dict[str, Any] = {
     "seed": 0,
 }
 TUNED = {"lr": 0.05, "warmup": 0.3, "epochs": 6}  # from the Gaussian network of the same sigma
-CATRS_EPOCHS, CONDITIONAL_EPOCHS = 10, 9
+CATRS_EPOCHS, CONDITIONAL_EPOCHS = 4, 8
 
 
 @dataclass(frozen=True)
