@@ -593,7 +593,7 @@ def test_a_region_larger_than_its_counts_is_named(remembered: Path, tmp_path: Pa
             db.execute(f"DROP TRIGGER {name}")
         db.execute("UPDATE regions SET radius = 3 * radius, certified = 3 * certified")
     found = verify_run(remembered / "second", store=tmp_path / "b.memory")
-    assert any("was certified, more than its counts allow" in finding.message for finding in found.findings)
+    assert any("more than the counts give at alpha" in finding.message for finding in found.findings)
 
 
 def test_labels_are_those_of_the_data_set(
@@ -612,7 +612,7 @@ def test_labels_are_those_of_the_data_set(
 
 def test_many_fine_laws_are_not_all_worked_out() -> None:
     """2^20 levels and many sigmas would take minutes: some are worked out, the others counted."""
-    from ddsmoothing.verify.rows import MOST_STEPS, Tables
+    from ddsmoothing.verify.budget import MOST_STEPS, Tables
 
     tables, header = Tables(), {"levels": 2**20}
     taken = [tables.take({"sigma": 0.004 + i / 1000}, header) for i in range(20)]

@@ -123,9 +123,7 @@ def _show_verification(found: Verification, drawn: list[Redrawn]) -> None:
     if found.alone:
         click.echo("attempts, their alpha and regions not checked beside the memory's file; give it with --store.")
     if found.far_unchecked:
-        click.echo(
-            f"{found.far_unchecked} rows not checked: how far from their regions? give the data set with --data."
-        )
+        click.echo(f"{found.far_unchecked} rows not checked: they lie in regions; give the data set with --data.")
     if found.coins_unchecked:
         click.echo(f"{found.coins_unchecked} rows not checked: coins of another run bound the regions that answered.")
     if drawn:

@@ -12,7 +12,6 @@ import click
 from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 

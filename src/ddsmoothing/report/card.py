@@ -230,9 +230,9 @@ def card_of(run: Run, store: Path | None = None, point: Points | None = None) ->
 
 
 def _check_answers(run: Run, store: Path | None, point: Points | None) -> None:
-    """Rows that a memory answered rest on its file, not on counts of their own."""
+    """Rows that a memory answered rest on its file, not on counts of their own; where it is given, all are checked."""
     answered = sum(row.memory is not None and row.memory.kind == "answered" for row in run.rows)
-    if not answered:
+    if store is None and not answered:
         return
     if store is None:
         raise RunError(f"{answered} rows of {run.path} were answered from a memory; give its file with --store.")

@@ -184,6 +184,10 @@ def _inside(row: Row, region: Row, memory: Memory, point: Points | None) -> Iter
 def check_region(region: Row, memory: Memory) -> Iterator[str]:
     """Whether a region is what its own counts give at its attempt's share of the risk."""
     name, binding = f"region {region['number']}", memory.binding
+    d, grid = math.prod(binding["shape"]), bool(region["grid"])
+    if len(region["point"]) != d * (1 if grid else 8):
+        yield f"the point of {name} has {len(region['point'])} bytes, not {d} numbers"
+        return
     if not region["evidence"]:
         yield f"{name} keeps no counts, so that its radius cannot be recomputed"
         return
@@ -192,7 +196,7 @@ def check_region(region: Row, memory: Memory) -> Iterator[str]:
     if (rule["vote"], rule["bound"]) not in RULES or rule.keys() != {"vote", "bound"} or not 0 < alpha < 1:
         yield f"the rule of {name} is {rule} at alpha {found['alpha']}, which no memory has"
         return
-    header = {name: binding[name] for name in ("norm", "num_classes")} | {"alpha": alpha, "rule": rule}
+    header = {"norm": binding["norm"], "num_classes": binding["num_classes"], "alpha": alpha, "rule": rule}
     row = {"sigma": region["sigma"], "lambda": math.sqrt(3) * region["sigma"]}
     row |= {"moved": found["moved"], "measurements": found["measurements"]}
     if rule["vote"] != binding["vote"] or len(row["measurements"]) != 2:
@@ -208,8 +212,8 @@ def check_region(region: Row, memory: Memory) -> Iterator[str]:
         return
     if not 0 < region["radius"] <= region["certified"]:
         yield f"{name} has radius {region['radius']}, of {region['certified']} certified"
-    if region["grid"]:
-        texts = too_small(fresh, row, header | {"levels": LEVELS}, math.prod(binding["shape"]))
+    if grid:
+        texts = too_small(fresh, row, header | {"levels": LEVELS}, d)
         yield from (f"{name}: {text}" for text in texts)
     share = min(memory.alpha(region["attempt"]), alpha)
     yield from (f"{name}: {text}" for text in certified_at(row, header, fresh, region["certified"], share))
