@@ -89,7 +89,7 @@ Examples:
 @click.option("--budget", help="Stop in order after so long, such as 90s, 30m or 8h; continue later.")
 @click.option("--shard", help="Only the i-th of n parts, such as 2/8; needs --seed. See merge.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard curves of the progress.")
-@click.option("--forecast", is_flag=True, help="Only print what it would cost, from a 2-second probe.")
+@click.option("--forecast", is_flag=True, help="Only print what it would cost, from a few seconds of probing.")
 @click.option("--no-preflight", is_flag=True, help="Skip the check of model and data before a new run.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder: new, or of the same run to continue it.")
 @click.pass_context
@@ -139,6 +139,8 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
         as_in_papers(context, options)
     radii = wanted_radii(options)
     seconds_of(options["budget"])  # what is wrong with it is said before anything is loaded
+    if options["forecast"]:
+        click.echo("forecast: the model is asked for a few seconds; nothing is written", err=True)
     smoothed, data = load(options)
     policy = sigma_policy(options, smoothed, data)
     ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
