@@ -199,6 +199,8 @@ ALONE: list[tuple[str, Change, str]] = [
     ("first", abstain, "certified is 0.0, less than the counts give"),
     ("first", smaller, "that was certified and kept"),
     ("first", noted(region=None), "names no region"),
+    ("first", noted(by=1), "a kept row was cut by region 1"),
+    ("first", noted(floor=9.0), "the floor has no counts for every sigma"),
     ("first", lambda row: row.update(reason="answered"), "reason is 'answered', the memory's kind 'kept'"),
     ("second", noted(attempt=1), "an answered row made no attempt"),
     ("second", noted(certified=9.0), "certified is 9.0, more than the bounds give"),

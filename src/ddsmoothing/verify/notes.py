@@ -72,6 +72,8 @@ def _own(row: Row, note: dict[str, Any]) -> Iterator[str]:
         yield f"radius is {radius}, more than the {certified} that was certified"
     if kind == "kept" and radius < certified - SHORT * Fraction(1 + certified):
         yield f"radius is {radius}, less than the {certified} that was certified and kept"
+    if kind == "kept" and note["by"] is not None:
+        yield f"a kept row was cut by region {note['by']}"
     if radius and note["region"] is None:
         yield "it has a radius, and names no region of the memory"
 
@@ -82,7 +84,7 @@ def _floor(row: Row, header: Row) -> Iterator[str]:
     floor, parts = note.get("floor"), note.get("floor_measurements") or []
     if not floor:
         return
-    if [part["sigma"] for part in parts] != list(header["policy"].get("sigma_grid") or ()):
+    if not parts or [part["sigma"] for part in parts] != list(header["policy"].get("sigma_grid") or ()):
         yield "the floor has no counts for every sigma of the run's set"
         return
     if top < 0 or top != note["prediction"]:
