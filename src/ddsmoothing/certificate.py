@@ -46,6 +46,9 @@ class Certificate:
 
                 named_device(place)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def radius(self, sigma: float, p_lower: float, p_upper: float) -> float:
         """A radius within which the smoothed class cannot change; errs low; 0 where nothing is certified.
 
@@ -168,6 +171,15 @@ class L1Certificate(Certificate):
 
 
 CERTIFICATES: Final[dict[str, type[Certificate]]] = {"l2": L2Certificate, "l1": L1Certificate}
+
+
+def checked_certificate(certificate: object) -> Certificate:
+    """A certificate as it is, or that of a norm's name; InputError where it is neither."""
+    if isinstance(certificate, str):
+        return certificate_for(certificate.lower())
+    if not isinstance(certificate, Certificate):
+        raise InputError(f"certificate is {certificate!r}, expected 'l2', 'l1', L2Certificate() or L1Certificate().")
+    return certificate
 
 
 def certificate_for(norm: str) -> Certificate:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
-from ddsmoothing.certificate import Certificate
-from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, measured, rule_for, total_variation
+from ddsmoothing.certificate import Certificate, checked_certificate
+from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, rule_for, total_variation
+from ddsmoothing.conversation import converse
 from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
 from ddsmoothing.counting.engine import Engine
-from ddsmoothing.counting.function import check_inputs
+from ddsmoothing.counting.function import check_inputs, classes_of
 from ddsmoothing.counting.here import counter_on, default_rows_on, probed_rows
 from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InfeasibleError, InputError
@@ -26,7 +26,8 @@ from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import N0, Question, Result, Sampler, Talk, Target, asking, sampler_for
-from ddsmoothing.streams import Blocks, checked_seed, coin
+from ddsmoothing.progress import Told, telling
+from ddsmoothing.streams import checked_seed, coin
 
 
 class SmoothedClassifier:
@@ -37,31 +38,35 @@ class SmoothedClassifier:
     deployed system has to vote the same way as its certificates.
 
     Args:
-        model: base classifier, from inputs ``(B, ...)`` to logits ``(B, K)``. A module is used in eval mode and given
+        model: Base classifier, from inputs ``(B, ...)`` to logits ``(B, K)``. A module is used in eval mode and given
             back in the mode it came in.
-        certificate: ``L2Certificate()`` or ``L1Certificate()``.   num_classes: K, at least 2.
+        certificate: ``"l2"`` or ``"l1"``, or ``L2Certificate()`` or ``L1Certificate()``.
+        num_classes: K, at least 2; None finds it by one forward pass of the first input.
         vote: ``pairwise`` or ``plurality`` (as in papers' tables).
-        offsets: of the classes, for a pairwise vote: a class has to win by more against those with a larger offset. In
+        offsets: Of the classes, for a pairwise vote: a class has to win by more against those with a larger offset. In
             the units of the radius; see ``fit_offsets``. None for none.
-        block_size: rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
+        block_size: Rows of one forward pass (a constant: the last one is padded); None chooses by the input's size.
         precision: ``fp32`` (the model as it is), ``bf16`` or ``fp16``: a copy of the module is cast, and that copy is
-            what is certified.   channels_last, compiled: run a copy in that memory format, or by ``torch.compile``.
-            Copies, and workers, keep the weights of the moment they were made: after a change make a new one.
-        snap: move inputs to the grid first and subtract the distance from radii, so that inputs off the grid get exact
+            what is certified.
+        channels_last: Run a copy in that memory format.
+        compiled: Run a copy by ``torch.compile``. Copies, and workers, keep the weights that the model has now.
+        snap: Move inputs to the grid first and subtract the distance from radii, so that inputs off the grid get exact
             noise too.
-        levels: the grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
+        levels: The grid is X / levels, X an integer: 255 for 8-bit images, 65535 for 16 bits, 100 for columns in steps
             of 0.01. Inputs on it get exact noise.
-        any_range: take inputs outside [0, 1] also where no levels are stated; sigma and radii are in their units.
-        check: before the first answer, see on a few noisy rows whether the model is a function of one row: some hundred
+        any_range: Take inputs outside [0, 1] also where no levels are stated; sigma and radii are in their units.
+        check: Before the first answer, see on a few noisy rows whether the model is a function of one row: some hundred
             forward passes of few rows, once. False leaves that out.
+    Raises:
+        InputError: Something does not go together.
     """
 
     def __init__(
         self,
         model: BaseClassifier,
-        certificate: Certificate,
+        certificate: Certificate | str = "l2",
         *,
-        num_classes: int,
+        num_classes: int | None = None,
         vote: str = "pairwise",
         offsets: Sequence[float] | None = None,
         block_size: int | None = None,
@@ -75,21 +80,35 @@ class SmoothedClassifier:
     ) -> None:
         if not callable(model):
             raise InputError(f"model is {type(model).__name__}, expected a module or callable from inputs to logits.")
-        if not isinstance(certificate, Certificate):
-            raise InputError(f"certificate is {certificate!r}, expected L2Certificate() or L1Certificate().")
-        if num_classes < 2:
+        certificate = checked_certificate(certificate)
+        if num_classes is not None and num_classes < 2:
             raise InputError(f"num_classes is {num_classes}, expected at least 2.")
         if block_size is not None and block_size < 1:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
-        self.model, self.certificate, self.num_classes, self.block_size = model, certificate, num_classes, block_size
+        self.model, self.certificate, self.block_size = model, certificate, block_size
+        self._classes = [] if num_classes is None else [num_classes]  # shared by all forms of this classifier
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self.levels, self.vote, self.any_range = check_levels(levels), rule_for(vote).vote, any_range
         self.offsets = None if offsets is None else check_offsets(offsets, num_classes)
+        if self.offsets is not None and num_classes is None:
+            self._classes.append(len(self.offsets))
         self.rule()  # what does not go together is said here
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
         self._to_check = {True} if check else set()  # shared by all forms of this classifier; empty when done
         self.executor: Executor | None = None  # None: the workers, or this process
         self.workers: Workers | None = None  # None: this process
+
+    def __repr__(self) -> str:
+        classes = f"{self._classes[0]} classes" if self._classes else "as many classes as its model has"
+        name = getattr(self.model, "__name__", type(self.model).__name__)
+        return f"SmoothedClassifier of {name}: {self.certificate.norm.upper()}, {classes}, {self.vote} vote"
+
+    @property
+    def num_classes(self) -> int:
+        """K; InputError where it was not given and no input was seen yet."""
+        if not self._classes:
+            raise InputError("how many classes the model has is known after its first input; give num_classes=K.")
+        return self._classes[0]
 
     def rule(self, bound: str = "one-class") -> Rule:
         """How noisy answers become the smoothed answer, and how a radius is bounded."""
@@ -111,25 +130,31 @@ class SmoothedClassifier:
         labels: ArrayLike | None = None,
         seed: int | None = None,
         ids: Sequence[int] | None = None,
-        progress: Progress | None = None,
+        progress: Told = None,
     ) -> Certification:
         """Certify every input at its own sigma.
 
         The class is chosen on a pilot; its probability is bounded on fresh samples.
 
         Args:
-            x: ``(B, ...)``, uint8 or floating point in [0, 1] (normalisation belongs into the model).
-            sigma: one number or ``(B,)``, standard deviation in the units of x.
-            n0, n: samples for selection (100) and estimation (100,000); giving either selects the sampler ``exact``,
-                giving neither ``plan``, which takes at most n_max (100,000); radii select ``target``. See ``plan``.
-            sampler: in place of these numbers.   alpha: failure probability of each certificate.
+            x: ``(B, ...)``, a tensor or an array, uint8 or floating point in [0, 1]; the model normalises.
+            sigma: One number or ``(B,)``, standard deviation in the units of x.
+            n0: Samples that choose the class (100).
+            n: Samples that bound its probability (100,000); giving it or n0 selects the sampler ``exact``.
+            n_max: Giving neither selects ``plan``, which takes at most so many (100,000).
+            radii: Select ``target``: only whether these are certified.
+            sampler: In place of these numbers.
+            alpha: Failure probability of each certificate.
             bound: ``one-class`` or, with a plurality vote, ``two-class``; fixed before any sample is seen.
-            randomized: use the randomised bound; it depends on a coin, drawn once and kept.
+            randomized: Use the randomised bound; it depends on a coin, drawn once and kept.
             labels: ``(B,)``: stop an input whose pilot class is another (reason ``wrong``).
             seed: None takes one from the operating system; a published seed lets an adversary look for failures.
-            ids: noise keys; None takes them from the inputs' bytes.   progress: called with samples done.
-        Raises: ShapeError, SigmaError, InfeasibleError, ModelError.
-        References: Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
+            ids: Noise keys; None takes them from the inputs' bytes.
+            progress: True for a bar, a callable that is told samples done, or a tqdm.
+        Raises:
+            InputError: ShapeError, SigmaError and InfeasibleError among them; ModelError.
+        References:
+            Cohen et al. 2019, arXiv:1902.02918, CERTIFY.
         """
         sampler = sampler or sampler_for(n0, n, n_max, radii)
         rule = self.rule(bound)
@@ -142,14 +167,16 @@ class SmoothedClassifier:
         if labels is not None:
             truth = checked_labels(labels, len(batch), self.num_classes).tolist()
         questions = [
-            Question(alpha, rule, self.num_classes, label, partial(self._gap, float(s)), self.certificate.norm == "l1")
+            Question(alpha, rule, self.num_classes, label, self._gap(float(s)), self.certificate.norm == "l1")
             for s, label in zip(sigmas, truth, strict=True)
         ]
         if len(set(sigmas.tolist())) == 1:
             rule.check(float(sigmas[0]), sampler.largest(), alpha)
         if isinstance(sampler, Target) and self.offsets is None and len(set(sigmas.tolist())) == 1:
             sampler.check_reach(alpha, questions[0].gap, float(sigmas[0]))
-        found = self.converse(batch, sigmas, [sampler.converse(question) for question in questions], seed, progress)
+        talks = [sampler.converse(question) for question in questions]
+        with telling(progress, len(batch) * sampler.largest(), "certifying") as told:
+            found = self.converse(batch, sigmas, talks, seed, told)
         coins = [coin(seed, i) if randomized else None for i in batch.ids]
         fresh = [
             None if one.fresh is None else replace(one.fresh, coin=each) for one, each in zip(found, coins, strict=True)
@@ -162,8 +189,8 @@ class SmoothedClassifier:
             sampler=sampler.name,
         )
 
-    def _gap(self, sigma: float, p: float) -> float:
-        return float(self.certificate.estimate(np.array(sigma), np.array(p)))
+    def _gap(self, sigma: float) -> Callable[[float], float]:
+        return lambda p: float(self.certificate.estimate(np.array(sigma), np.array(p)))
 
     def converse(
         self,
@@ -174,38 +201,11 @@ class SmoothedClassifier:
         progress: Progress | None,
     ) -> list[Result]:
         """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
-        found: dict[int, Result] = {}
-        blocks = [Blocks(batch.d) for _ in talks]
-        tv = [self.tv(batch, row, float(s)) for row, s in enumerate(sigma)]
-        wishes = {row: next(talk) for row, talk in enumerate(talks)}
-        while wishes:
-            asked = [(row, draw) for row, draws in wishes.items() for draw in draws]
-            requests = []
-            for row, draw in asked:
-                requests.append(
-                    Request(
-                        row=row,
-                        sigma=float(sigma[row]) if draw.sigma is None else draw.sigma,
-                        stream=draw.stream,
-                        n=draw.n,
-                        first_block=blocks[row].take(draw.stream, draw.n, draw.slot),
-                        tally=draw.tally.kind,
-                        anchor=draw.tally.anchor,
-                    )
-                )
-            counts = self.count(batch, requests, seed, progress)
-            answers: dict[int, list[Any]] = {row: [] for row in wishes}  # of measurements
-            for (row, draw), request, each in zip(asked, requests, counts, strict=True):
-                one = measured(draw.stream.name.lower(), request.sigma, draw.tally, each, slot=draw.slot)
-                known = tv[row] if draw.sigma is None else self.tv(batch, row, draw.sigma)
-                answers[row].append(replace(one, tv=known))
-            wishes = {}
-            for row, answer in answers.items():
-                try:
-                    wishes[row] = talks[row].send(answer)
-                except StopIteration as end:
-                    found[row] = end.value
-        return [found[row] for row in range(len(talks))]
+
+        def count(requests: Sequence[Request]) -> list[NDArray[np.int64]]:
+            return self.count(batch, requests, seed, progress)
+
+        return converse(batch, sigma, talks, lambda row, s: self.tv(batch, row, s), count)
 
     def tv(self, batch: Batch, row: int, sigma: float) -> float:
         """Bound on the total-variation distance of an input's noise to the theorem's; 0 where it is not known."""
@@ -221,7 +221,7 @@ class SmoothedClassifier:
         alpha: float = 0.001,
         seed: int | None = None,
         ids: Sequence[int] | None = None,
-        progress: Progress | None = None,
+        progress: Told = None,
     ) -> Prediction:
         """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``.
 
@@ -237,7 +237,8 @@ class SmoothedClassifier:
             rule.check(float(sigmas[0]), n, alpha)
         seed, start = checked_seed(seed), time.perf_counter()
         talks = [asking(rule, self.num_classes, n0, n) for _ in range(len(batch))]
-        found = self.converse(batch, sigmas, talks, seed, progress)
+        with telling(progress, len(batch) * (n0 * rule.asks_twice + n), "predicting") as told:
+            found = self.converse(batch, sigmas, talks, seed, told)
         return Prediction(
             **self._evidence(batch, sigmas, rule, alpha, seed, start),
             pilots=tuple(one.pilot for one in found),
@@ -245,9 +246,12 @@ class SmoothedClassifier:
         )
 
     def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
-        """Inputs made ready for ``count``."""
+        """Inputs made ready for ``count``; where K was not given, the first ones show it."""
         norm = self.certificate.norm if self.snap else None
-        return prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
+        batch = prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
+        if not self._classes:
+            self._classes.append(classes_of(self.eager_engine(), batch))
+        return batch
 
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
@@ -279,7 +283,7 @@ class SmoothedClassifier:
 
     def with_offsets(self, offsets: Sequence[float] | None) -> SmoothedClassifier:
         """The same base classifier with these class offsets, or with none."""
-        other = self._with(offsets=None if offsets is None else check_offsets(offsets, self.num_classes))
+        other = self._with(offsets=None if offsets is None else check_offsets(offsets, next(iter(self._classes), None)))
         other.rule()
         return other
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +20,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from ddsmoothing.bounds import check_alpha
+from ddsmoothing.campaigns.listening import Tell, heard
 from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
 from ddsmoothing.campaigns.rows import rows_of
 from ddsmoothing.claims import POINTWISE
 from ddsmoothing.classifier import SmoothedClassifier
-from ddsmoothing.counting.contract import Progress, Workers
+from ddsmoothing.counting.contract import Progress
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
 from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
 from ddsmoothing.counting.here import numerics_on
@@ -37,6 +37,7 @@ from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
 from ddsmoothing.plan import Sampler, sampler_for
+from ddsmoothing.progress import Told, telling
 from ddsmoothing.runs.events import EventLog, Listener
 from ddsmoothing.runs.schema import (
     NOT_COMPARED,
@@ -87,22 +88,30 @@ def certify_run(
     offsets: OffsetsNote | None = None,
     command: dict[str, Any] | None = None,
     listeners: Collection[Listener] = (),
-    progress: Progress | None = None,
+    progress: Told = None,
 ) -> Run:
     """Certify inputs of a data set into a run folder, level ``pointwise``; continue the run if it is there already.
 
     Args:
-        policy: where each input's sigma comes from; search noise and certification noise are never shared.
-        out: a new or empty folder, or that of the same run, interrupted.   model_name: how the model was loaded;
-            model_id: names a model that has no hash.   skip, maximum: every so many-th input, at most so many of them.
+        smoothed: The classifier to certify.
+        data: A Dataset, or ``(x, y)`` of arrays or tensors.
+        policy: Where each input's sigma comes from; search noise and certification noise are never shared.
+        out: A new or empty folder, or that of the same run, interrupted.
+        model_name: How the model was loaded.
+        model_id: Names a model that has no hash.
+        n0, n, n_max, radii, alpha, bound, randomized: As for ``SmoothedClassifier.certify``.
+        label_aware: Stop inputs whose pilot class is wrong.
+        skip: Take every so many-th input. An input's id is its index.
+        maximum: At most so many of them.
         shard: ``(i, n)``: only the i-th of n parts of these inputs; give all parts the same seed, then ``merge_runs``.
-        label_aware: stop inputs whose pilot class is wrong.   budget: stop in order after so many seconds; the run is
-            then partial and can be continued.   command: options to keep in the header, for a command line's use.
-        offsets: where the classifier's class offsets come from.
-        listeners: told what happens, as ``events.jsonl`` is.
-        n0, n, n_max, radii, alpha, bound, randomized, seed, progress: as for ``SmoothedClassifier.certify``. An
-            input's id is its index. A seed left out is the header's when a run is continued.
-    Raises: InputError and its kin before anything is written; ModelError, RunError.
+        seed: Of the noise. One left out is the header's when a run is continued.
+        budget: Stop in order after so many seconds; the run is then partial and can be continued.
+        offsets: Where the classifier's class offsets come from.
+        command: Options to keep in the header, for a command line's use.
+        listeners: Told what happens, as ``events.jsonl`` is.
+        progress: As for ``SmoothedClassifier.certify``.
+    Raises:
+        InputError: And its kin, before anything is written; ModelError, RunError.
     """
     start, out = time.monotonic(), Path(out)
     data, policy = as_dataset(data), checked_policy(policy)
@@ -110,6 +119,7 @@ def certify_run(
     rule = smoothed.rule(bound)
     sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
+    batch = smoothed.prepare(data[ids[:1]][0])
     check_labels(data, ids, smoothed.num_classes)
     policy = policy.settled(smoothed)
     policy.check(smoothed, len(ids))
@@ -120,7 +130,6 @@ def certify_run(
     before = load_header(out) if (out / HEADER).exists() else None
     if shard is not None and seed is None and before is None:
         raise InputError("the shards of a run share the seed of their noise, expected a seed with the shard.")
-    batch = smoothed.prepare(data[ids[:1]][0])
     if batch.on_grid[0]:
         check_steps(smoothed.certificate.noise.scale(policy.largest), smoothed.levels)
     smoothed.check_function(batch, policy.largest)
@@ -164,7 +173,7 @@ def certify_run(
     if before is not None:
         header = _continued(before, header, out)
     with RunWriter(out, header) as writer:
-        tell = _Tell((EventLog(out), *listeners))
+        tell = Tell((EventLog(out), *listeners))
         kept = KeptCounts(
             out,
             Paced(smoothed.counter(batch.d), size) if smoothed.workers is None else smoothed.counter(batch.d),
@@ -176,8 +185,9 @@ def certify_run(
         )
         position = dict(zip(ids, range(len(ids)), strict=True))
         work = _Work(smoothed.with_executor(kept), data, policy, header, sampler, position)
-        with _heard(smoothed.workers, tell):
-            _certify_all(work, writer, kept, tell, None if budget is None else start + budget, progress)
+        each = policy.forwards + sampler.largest()
+        with heard(smoothed.workers, tell), telling(progress, len(ids) * each, "certifying") as told:
+            _certify_all(work, writer, kept, tell, None if budget is None else start + budget, told)
     if not writer.done:
         raise RunError(
             "the budget was spent before the first input was finished; "
@@ -254,29 +264,6 @@ class _Work:
     def _sigma(self, group: list[int]) -> ArrayLike:
         assert self.policy.sigma is not None
         return check_sigma(self.policy.sigma, len(self.position))[[self.position[i] for i in group]]
-
-
-@contextmanager
-def _heard(workers: Workers | None, tell: Listener) -> Iterator[None]:
-    """Listen to the workers, where there are any."""
-    if workers is not None:
-        workers.listener = tell
-    try:
-        yield
-    finally:
-        if workers is not None:
-            workers.listener = None
-
-
-class _Tell:
-    """Tells all listeners."""
-
-    def __init__(self, listeners: Collection[Listener]) -> None:
-        self._listeners = listeners
-
-    def __call__(self, event: str, /, **details: Any) -> None:
-        for listener in self._listeners:
-            listener(event, **details)
 
 
 def _certify_all(

@@ -6,21 +6,26 @@ It draws nothing and knows no models and no files. Anyone who holds the measurem
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddsmoothing.bounds import floor_text
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.levels import POINTWISE
 from ddsmoothing.claims.measurement import Look, Measurement
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Rule
+from ddsmoothing.claims.stored import CertificationForm, EvidenceForm, check_stored, rule_of
 from ddsmoothing.errors import InputError
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import grid_table
+from ddsmoothing.shown import Form, Stored, inputs_text, spread
+
+EACH: Final = ("ids", "input_sha256", "pilots", "fresh", "sigma", "noise", "moved")
 
 
 def total_variation(certificate: Certificate, sigma: float, d: int, levels: int) -> float:
@@ -34,21 +39,32 @@ def evidence_text(rule: Rule, alpha: float, moved: float, measurements: Sequence
     return json.dumps(text, separators=(",", ":"))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evidence(Stored):
     """What was drawn, and how; B inputs, K classes.
 
     Attributes:
-        ids: noise keys.   input_sha256: of each input's bytes.   d: numbers in one input.
+        ids: noise keys.
+        input_sha256: of each input's bytes.
+        d: numbers in one input.
         pilots: what chose each input's class.
         fresh: what was counted after that, None where nothing was drawn.
-        rule: how noisy answers become the smoothed answer.   norm: ``l2`` or ``l1``.
+        rule: how noisy answers become the smoothed answer.
+        norm: ``l2`` or ``l1``.
         sigma: ``(B,)`` float64, standard deviation of each input's noise, in the units of the input.
-        noise: ``grid`` or ``float`` for each input.   alpha: failure probability an input.
+        noise: ``grid`` or ``float`` for each input.
         levels: of the grid, steps to the unit: 255 for 8-bit images.
         moved: ``(B,)`` bound on the distance that each input was moved to the grid before anything was drawn.
-        seed: of the noise.   block_size: rows of each forward pass.   seconds: wall time of the whole batch.
+        alpha: failure probability an input.
+        seed: of the noise.
+        block_size: rows of each forward pass.
+        seconds: wall time of the whole batch.
+        num_classes: K.
     """
+
+    _each: ClassVar[tuple[str, ...]] = EACH
+    _form: ClassVar[type[Form]] = EvidenceForm
+    _arrays: ClassVar[Mapping[str, str]] = {"sigma": "float64", "moved": "float64"}
 
     ids: tuple[int, ...]
     input_sha256: tuple[str, ...]
@@ -67,8 +83,50 @@ class Evidence:
     seconds: float
     num_classes: int
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @classmethod
+    def _made(cls, read: dict[str, Any]) -> Self:
+        read["rule"] = rule_of(read["rule"], read["norm"])
+        check_stored(read)
+        return cls(**read)
+
+    @cached_property
+    def prediction(self) -> NDArray[np.int64]:
+        """``(B,)`` the class, ABSTAIN (-1) where there is none."""
+        raise NotImplementedError
+
+    @property
+    def abstained(self) -> NDArray[np.bool_]:
+        """``(B,)`` True where there is no class."""
+        return np.asarray(self.prediction == ABSTAIN)
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """``(B,)`` noisy copies drawn for each input, pilot included."""
+        return np.asarray(self._votes(self.pilots).sum(1) + self.counts.sum(1))
+
+    def _line(self) -> str:
+        words = "answered" if self._radii() is None else "certified"
+        if len(self) == 1:
+            answer = "abstained" if self.abstained[0] else f"class {self.prediction[0]}"
+        else:
+            answer = f"{int((~self.abstained).sum()):,} {words}, {int(self.abstained.sum()):,} abstained"
+        radii, samples = self._radii(), spread(self.samples)
+        if radii is not None and len(self):
+            answer += f", {'radius' if len(self) == 1 else 'median radius'} {floor_text(float(np.median(radii)), 3)}"
+        level = f", level {self.level}" if isinstance(self, Certification) else ""
+        how = f"{self.norm.upper()}{level}, {self.vote} vote, sigma {spread(self.sigma)}, {samples} samples an input"
+        return f"{type(self).__name__} of {inputs_text(len(self))}: {answer}; {how}, alpha {self.alpha:g}"
+
+    def _radii(self) -> NDArray[np.float64] | None:
+        return None
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {
+            "id": np.array(self.ids, dtype=np.uint64),
+            "prediction": self.prediction,
+            "sigma": self.sigma,
+            "samples": self.samples,
+        }
 
     @property
     def vote(self) -> str:
@@ -105,15 +163,19 @@ class Evidence:
 
     def _votes(self, measured: tuple[Measurement | None, ...]) -> NDArray[np.int64]:
         none = (0,) * self.num_classes
-        return np.array([none if one is None else one.votes for one in measured], dtype=np.int64)
+        found = [none if one is None else one.votes for one in measured]
+        return np.array(found, dtype=np.int64).reshape(len(measured), self.num_classes)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Certification(Evidence):
     """Certificates of B inputs, level ``pointwise``: each holds for the classifier that uses ITS sigma everywhere.
 
+    An index takes out some of the inputs: ``result[3]``, ``result[result.radius > 0.5]``.
+
     Attributes:
-        pilots, fresh: what chose each input's class; what bounds it, None where nothing was drawn.
+        pilots: what chose each input's class.
+        fresh: what bounds it, None where nothing was drawn.
         stopped: for each input, why no fresh samples were drawn (``planned``, ``wrong``, ..), or None.
         sampler: how many samples were drawn.
     """
@@ -121,6 +183,18 @@ class Certification(Evidence):
     stopped: tuple[str | None, ...]
     sampler: str
     level: str = POINTWISE.name
+
+    _each: ClassVar = (*EACH, "stopped")
+    _form: ClassVar = CertificationForm
+
+    def _radii(self) -> NDArray[np.float64]:
+        return self.radius
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        found = super()._columns()
+        known = {name: found.pop(name) for name in ("id", "prediction")}
+        said = {"radius": self.radius, "p_lower": self.p_lower}
+        return {**known, **said, **found, "reason": np.array(self.reason, dtype=object)}
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
@@ -167,11 +241,6 @@ class Certification(Evidence):
     def radius(self) -> NDArray[np.float64]:
         """``(B,)`` certified radius, 0 where abstained; errs low; each is false with probability <= alpha."""
         return np.array([claim.radius for claim in self.claims])
-
-    @property
-    def samples(self) -> NDArray[np.int64]:
-        """``(B,)`` noisy copies drawn for each input, pilot included."""
-        return np.asarray(self.n0_counts.sum(1) + self.counts.sum(1))
 
     @property
     def reason(self) -> tuple[str, ...]:
@@ -224,7 +293,7 @@ class Outcome:
     radius: NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Prediction(Evidence):
     """Answers of the smoothed classifier, without any statement about robustness."""
 
@@ -237,8 +306,3 @@ class Prediction(Evidence):
         pairs = zip(self.pilots, self.fresh, strict=True)
         found = [ABSTAIN if fresh is None else self.rule.answer(pilot, fresh, self.alpha) for pilot, fresh in pairs]
         return np.array(found, dtype=np.int64)
-
-    @property
-    def abstained(self) -> NDArray[np.bool_]:
-        """``(B,)`` True where the classes could not be told apart."""
-        return np.asarray(self.prediction == ABSTAIN)

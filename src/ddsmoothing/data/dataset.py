@@ -6,6 +6,7 @@ It knows no files.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from ddsmoothing.files import file_name
 from ddsmoothing.inputs import INTEGERS
 from ddsmoothing.kernels.rounding import on_grid_values
 from ddsmoothing.labels import checked_labels
+from ddsmoothing.shown import Form, Shown, checked_form, inputs_text
 
 FINGERPRINT_INPUTS: Final = 64
 LEVELS: Final = {np.dtype(str(kind).removeprefix("torch.")): levels for kind, levels in INTEGERS.items()}
@@ -46,8 +48,20 @@ class Inputs(Protocol):
     def __getitem__(self, index: Any, /) -> NDArray[Any]: ...
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
+class DatasetForm(Form):
+    """What the JSON of a data set holds: numbers as they are stored."""
+
+    name: str
+    split: str
+    dtype: str
+    x: list[Any]
+    y: list[int] | None
+    prepared: str
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Dataset(Shown):
     """Inputs in a fixed order; a sample's index is its id.
 
     Arrays, tensors and data frames are taken; they are checked here, once, and labels with them.
@@ -79,6 +93,58 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    def _line(self) -> str:
+        known = len(self.classes) if self.classes is not None else None if self.y is None else len(np.unique(self.y))
+        labels = "no labels" if known is None else f"{known:,} classes"
+        shape = " x ".join(map(str, self.x.shape[1:]))
+        kind = f"{self.x.dtype}, {self.transform.replace('none', 'as they are')}"
+        return f"Dataset {self.name} ({self.split}): {inputs_text(len(self))} of {shape} ({kind}), {labels}"
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """Labels; and the numbers of a table, but not the pixels of images."""
+        found: dict[str, NDArray[Any]] = {"id": np.arange(len(self))}
+        if self.y is not None:
+            found["label"] = self.y
+        if self.y is not None and self.classes is not None:
+            found["class"] = np.array(self.classes, dtype=object)[self.y]
+        if len(self.x.shape) == 2:
+            numbers = np.asarray(self.x[:])
+            found |= {f"x{i}": numbers[:, i] for i in range(numbers.shape[1])}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as ``json.dumps`` takes it; ``from_dict`` makes the same data set of it. Files are smaller."""
+        return {
+            "kind": "Dataset",
+            "name": self.name,
+            "split": self.split,
+            "dtype": str(self.x.dtype),
+            "x": np.asarray(self.x[:]).tolist(),
+            "y": None if self.y is None else self.y.tolist(),
+            "prepared": self.prepared,
+            "classes": None if self.classes is None else list(self.classes),
+        }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Dataset:
+        """The data set that ``to_dict`` was asked of.
+
+        Raises:
+            InputError: It is no such dict.
+        """
+        read = checked_form(DatasetForm, "Dataset", found)
+        kind = read.pop("dtype")
+        if kind not in {"float32", *map(str, LEVELS)}:
+            raise InputError(f"this is no Dataset: numbers of type {kind!r}, expected uint8, uint16 or float32.")
+        try:
+            read["x"] = np.array(read["x"], dtype=kind)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"this is no Dataset: {error}.") from error
+        return cls(**read)
 
     def __getitem__(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs, float32, and labels, int64 (-1 where there are none: not to be given on as labels)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.memory import rules
 from ddsmoothing.memory.rules import Point
 from ddsmoothing.memory.store import Store
+from ddsmoothing.shown import Form, Stored, inputs_text
 
 LEVEL_MEMORY: Final = "memory"
 
@@ -55,15 +56,36 @@ class Answer:
     sigma: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """Answers to B inputs, level ``memory``: for later queries to the same memory only."""
+class AnswersForm(Form):
+    """What the JSON of answers holds."""
+
+    rows: tuple[Answer, ...]
+    level: Literal["memory"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Answers(Stored):
+    """Answers to B inputs, level ``memory``: for later queries to the same memory only.
+
+    Attributes:
+        rows: one for each input.
+        level: what they hold for.
+    """
 
     rows: tuple[Answer, ...]
     level: str = LEVEL_MEMORY
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    _each: ClassVar = ("rows",)
+    _form: ClassVar = AnswersForm
+    _arrays: ClassVar = {}
+
+    def _line(self) -> str:
+        kinds = ", ".join(f"{self.reason.count(kind):,} {kind}" for kind in dict.fromkeys(self.reason))
+        return f"Answers to {inputs_text(len(self))}: {kinds or 'none'}; level {self.level}"
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        names = ("prediction", "radius", "reason", "by", "region", "certified", "sigma")
+        return {name: np.array([getattr(row, name) for row in self.rows], dtype=object) for name in names}
 
     @cached_property
     def prediction(self) -> NDArray[np.int64]:

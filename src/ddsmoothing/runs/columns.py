@@ -4,27 +4,59 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.bounds import floor_text
 from ddsmoothing.errors import RunError
+from ddsmoothing.shown import Rows, inputs_text
+
+TABLE: Final = ("id", "label", "prediction", "correct", "radius", "sigma", "p_lower", "samples", "seconds", "reason")
 
 
-class Columns:
+class Columns(Rows):
     """Rows by id, seen as arrays; what a ``Run`` and an ``Imported`` have in common.
 
     Attributes:
-        path: the folder they are from.   header: its header.   rows: one for each input, by id.
+        path: the folder they are from.
+        header: its header.
+        rows: one for each input, by id.
     """
 
     path: Path
     header: Any
     rows: tuple[Any, ...]
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    _each: ClassVar = ("rows",)
+
+    def _line(self) -> str:
+        found = [f"{type(self).__name__} {self.name}: {inputs_text(len(self))}{' (partial)' if self.partial else ''}"]
+        found += self._about()
+        found.append(f"{self.header.norm.upper()}, level {self.level}")
+        labelled = len(self) and all(row.label is not None for row in self.rows)
+        if labelled and not self.stops_at_radius:
+            found.append(f"ACR {floor_text(float(np.mean(np.where(self.correct, self.radius, 0.0))), 3)}")
+        return ", ".join(found)
+
+    @property
+    def partial(self) -> bool:
+        """True where inputs are missing."""
+        return False
+
+    @property
+    def stops_at_radius(self) -> bool:
+        """True where sampling stopped at a wanted radius, so that ACR means nothing."""
+        return False
+
+    def _about(self) -> list[str]:
+        """What it was made of, in a few words."""
+        raise NotImplementedError
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        names = [name for name in TABLE if not self.rows or hasattr(self.rows[0], name)]
+        return {name: np.array([getattr(row, name) for row in self.rows], dtype=object) for name in names}
 
     @property
     def name(self) -> str:

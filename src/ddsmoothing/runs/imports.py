@@ -68,21 +68,24 @@ class ImportHeader(BaseModel):
     rounded: Literal[True] = True
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Imported(Columns):
     """Others' results, with the arrays of a ``Run`` that analysis needs; there are no counts and no bounds.
 
     Attributes:
-        path: its folder.   header: where it came from.   rows: by id.
+        path: its folder.
+        header: where it came from.
+        rows: by id.
     """
 
     path: Path
     header: ImportHeader
     rows: tuple[ImportedRow, ...]
 
+    def _about(self) -> list[str]:
+        return [f"from {self.header.source}", "radii as rounded there"]
+
     rounded = True
-    partial = False
-    stops_at_radius = False
 
 
 Results = Run | Imported

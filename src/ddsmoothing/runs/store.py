@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ddsmoothing.counting.kept import PARTIAL
-from ddsmoothing.errors import RunError, first_error
+from ddsmoothing.errors import InputError, RunError, first_error
 from ddsmoothing.files import TEMPORARY, append_durably, drop_torn_line, open_to_append, whole_lines, write_durably
 from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs import schema1
@@ -23,17 +25,30 @@ from ddsmoothing.runs.agreement import disagreements
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.runs.lock import LOCK, Lock
 from ddsmoothing.runs.schema import SCHEMA_VERSION, Header, ResultRow
+from ddsmoothing.shown import Form, checked_form, plain
 
 HEADER, RESULTS, EVENTS = "header.json", "results.jsonl", "events.jsonl"
 IMPORTED = "imported.json"  # marks a folder of others' results
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+class RunForm(Form):
+    """What the JSON of a run holds."""
+
+    path: str
+    header: Header
+    rows: tuple[ResultRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Run(Columns):
     """A finished or partial run, read back.
 
+    An index takes out some of the inputs, ``run[3]`` or ``run[run.radius > 0.5]``: a run that is partial.
+
     Attributes:
-        path: its folder.   header: what was asked.   rows: what was found, by id.
+        path: its folder.
+        header: what was asked.
+        rows: what was found, by id.
     """
 
     path: Path
@@ -51,6 +66,36 @@ class Run(Columns):
         return SAMPLERS[self.header.sampler].adaptive_radius if self.header.sampler in SAMPLERS else False
 
     rounded = False  # imported results are
+
+    def _about(self) -> list[str]:
+        header = self.header
+        sigma = f"fixed sigma {header.sigma:g}" if header.sigma is not None else f"sigma by {header.sigma_policy}"
+        return [f"{header.model.name} on {header.data.name}", sigma, f"{header.vote} vote", f"alpha {header.alpha:g}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Header and rows as the folder's files hold them; ``from_dict`` makes the same run of it."""
+        rows = [json.loads(row.line()) for row in self.rows]
+        return {
+            "kind": "Run",
+            "path": str(self.path),
+            "header": plain(self.header.model_dump(mode="json")),
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Run:
+        """The run that ``to_dict`` was asked of; nothing is read from its folder.
+
+        Raises:
+            InputError: It is no such dict, or its rows do not fit its header.
+        """
+        read = checked_form(RunForm, "Run", found)
+        for row in read["rows"]:
+            for text in disagreements(read["header"], row):
+                raise InputError(f"this is no Run: input {row.id}: {text}.")
+        if sorted({row.id for row in read["rows"]}) != [row.id for row in read["rows"]]:
+            raise InputError("this is no Run: its rows are not in the order of their ids, each once.")
+        return cls(path=Path(read["path"]), header=read["header"], rows=read["rows"])
 
     @cached_property
     def p_lower(self) -> NDArray[np.float64]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import betaincinv
 
 from ddsmoothing.bounds import check_alpha
@@ -23,22 +24,43 @@ from ddsmoothing.errors import InputError, SigmaError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.models import trained_range
 from ddsmoothing.plan import SearchPlan
+from ddsmoothing.progress import Told, telling
+from ddsmoothing.shown import Form, Stored, inputs_text, spread
 from ddsmoothing.sigma.score import certified_scores, events, supports
 from ddsmoothing.streams import Blocks, Stream, checked_seed
 
 SETTLED = 0.001  # how sure the pilot must be that its class has more than half of the answers at sigma0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SigmaSearch:
+class SearchForm(Form):
+    """What the JSON of a search holds."""
+
+    sigma: tuple[Annotated[float, Field(gt=0.0)], ...]
+    anchor: tuple[Annotated[int, Field(ge=0)], ...]
+    at_border: tuple[bool, ...]
+    score: tuple[float, ...]
+    forwards: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    seconds: Annotated[float, Field(ge=0.0)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SigmaSearch(Stored):
     """The sigma chosen for each of B inputs; usable wherever an array of sigmas is.
 
     Attributes:
-        sigma: ``(B,)`` float64.   anchor: ``(B,)`` the class whose radius was made large.
+        sigma: ``(B,)`` float64.
+        anchor: ``(B,)`` the class whose radius was made large.
         at_border: ``(B,)`` True where the best sigma lies at an end of the range: a wider one may be better.
-        score: ``(B,)`` estimated certified radius; an estimate, never a claim.   forwards: samples an input.
+        score: ``(B,)`` estimated certified radius; an estimate, never a claim.
+        forwards: samples an input.
+        seed: of the noise.
         seconds: wall time of the whole batch.
     """
+
+    _each: ClassVar = ("sigma", "anchor", "at_border", "score")
+    _form: ClassVar = SearchForm
+    _arrays: ClassVar = {"sigma": "float64", "anchor": "int64", "at_border": "bool", "score": "float64"}
 
     sigma: NDArray[np.float64]
     anchor: NDArray[np.int64]
@@ -51,8 +73,13 @@ class SigmaSearch:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.sigma, dtype=dtype)
 
-    def __len__(self) -> int:
-        return len(self.sigma)
+    def _line(self) -> str:
+        ends = int(self.at_border.sum())
+        sigma = spread(self.sigma) + (f", {ends:,} at an end of the range" if ends else "")
+        return f"SigmaSearch of {inputs_text(len(self))}: sigma {sigma}; {self.forwards:,} samples an input"
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in self._each}
 
 
 def search_sigma(
@@ -68,7 +95,7 @@ def search_sigma(
     seed: int | None = None,
     ids: Sequence[int] | None = None,
     plan: SearchPlan | None = None,
-    progress: Progress | None = None,
+    progress: Told = None,
 ) -> SigmaSearch:
     """Find for each input the sigma whose certified radius will be largest.
 
@@ -78,43 +105,58 @@ def search_sigma(
     set of sigmas. No label is used and no claim is made.
 
     Args:
-        x: ``(B, ...)`` as for ``certify``.   sigma0: where the class is fixed, such as the training sigma.
-        sigma_min, sigma_max: range, default ``sigma0 / 4`` and ``sigma0 * 4``, but not beyond the sigmas that the model
-            says it was trained for (``sigma_range``).
-        sigma_grid: search this finite set only, in place of a range; the result is one of its members.
-        n, alpha: of the certification to come, since they bound the radius that can be had.
-        seed, ids, progress: as for ``certify``; the noise is of a stream of its own.   plan: how many samples where.
-    Raises: ShapeError, SigmaError, ModelError.
-    References: the objective is that of Alfarra et al. 2022, arXiv:2012.04351, eq. 3, with a confidence bound in place
-        of the mean softmax.
+        smoothed: The classifier whose radius is to be large.
+        x: ``(B, ...)`` as for ``certify``.
+        sigma0: Where the class is fixed, such as the training sigma.
+        sigma_min: Least sigma, default ``sigma0 / 4``, but not below those that the model says it was trained for
+            (``sigma_range``).
+        sigma_max: Largest sigma, default ``sigma0 * 4``, but not above those.
+        sigma_grid: Search this finite set only, in place of a range; the result is one of its members.
+        n: Samples of the certification to come, since they bound the radius that can be had.
+        alpha: Of the certification to come.
+        seed: As for ``certify``; the noise is of a stream of its own.
+        ids: As for ``certify``.
+        plan: How many samples are drawn where.
+        progress: As for ``certify``.
+    Raises:
+        InputError: ShapeError and SigmaError among them.
+        ModelError: The model does not keep its contract.
+    References:
+        The objective is that of Alfarra et al. 2022, arXiv:2012.04351, eq. 3, with a confidence bound in place of the
+        mean softmax.
     """
     plan = plan or SearchPlan()
     check_alpha(alpha)
     seed, start = checked_seed(seed), time.perf_counter()
     batch, certificate = smoothed.prepare(x, ids), smoothed.certificate
     grid = search_grid(smoothed, sigma0, sigma_min, sigma_max, sigma_grid, plan.widths[0])
-    counter, rows = _Counter(smoothed, batch, seed, progress), np.arange(len(batch))[:, None]
-    rule = rule_for(smoothed.vote)
+    forwards = plan.pilot + sum(min(w, len(grid)) * s for w, s in zip(plan.widths, plan.samples, strict=True))
+    rule, rows = rule_for(smoothed.vote), np.arange(len(batch))[:, None]
     broad = rule.pilot_tally(smoothed.num_classes)  # while the class is not fixed
-    pilot = supports(broad.kind, counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0, broad))[:, 0]
-    anchor, drawn = pilot.argmax(1), np.zeros((len(batch), len(grid)))
+    drawn = np.zeros((len(batch), len(grid)))
     hits = np.zeros((len(batch), len(grid), smoothed.num_classes))  # of each event that the anchor's answer rests on
     score = np.zeros_like(drawn)
-    for level, (width, samples) in enumerate(zip(plan.widths, plan.samples, strict=True), start=1):
-        width = min(width, len(grid))
-        first = np.clip(score.argmax(1) - width // 2, 0, len(grid) - width)
-        window = first[:, None] + np.arange(width)
-        drawn[rows, window] += samples
-        if level == 1:
-            counts = counter.count(grid[window], samples, level, broad)
-            all_hits = np.zeros_like(hits)
-            all_hits[rows, window] = supports(broad.kind, counts)
-            careful = certified_scores(certificate, all_hits, drawn, grid, samples, 0.05)  # believes the few samples
-            anchor = _anchor(careful, pilot, plan.pilot, grid <= max(sigma0, grid[0]))
-            hits[rows, window] += events(broad.kind, counts, anchor)
-        else:
-            hits[rows, window] += counter.wins(grid[window], samples, level, rule, anchor)
-        score = certified_scores(certificate, hits.min(2, keepdims=True), drawn, grid, n, alpha)[..., 0]
+    with telling(progress, len(batch) * forwards, "choosing sigma") as told:
+        counter = _Counter(smoothed, batch, seed, told)
+        pilot = supports(broad.kind, counter.count(np.full((len(batch), 1), sigma0), plan.pilot, 0, broad))[:, 0]
+        anchor = pilot.argmax(1)
+        for level, (width, samples) in enumerate(zip(plan.widths, plan.samples, strict=True), start=1):
+            width = min(width, len(grid))
+            first = np.clip(score.argmax(1) - width // 2, 0, len(grid) - width)
+            window = first[:, None] + np.arange(width)
+            drawn[rows, window] += samples
+            if level == 1:
+                counts = counter.count(grid[window], samples, level, broad)
+                all_hits = np.zeros_like(hits)
+                all_hits[rows, window] = supports(broad.kind, counts)
+                careful = certified_scores(
+                    certificate, all_hits, drawn, grid, samples, 0.05
+                )  # believes the few samples
+                anchor = _anchor(careful, pilot, plan.pilot, grid <= max(sigma0, grid[0]))
+                hits[rows, window] += events(broad.kind, counts, anchor)
+            else:
+                hits[rows, window] += counter.wins(grid[window], samples, level, rule, anchor)
+            score = certified_scores(certificate, hits.min(2, keepdims=True), drawn, grid, n, alpha)[..., 0]
     if sigma_grid is None:
         sigma = certificate.noise.snap(_peak(score, drawn, grid, window)).clip(grid[0], grid[-1])
     else:
@@ -124,7 +166,7 @@ def search_sigma(
         anchor=anchor,
         at_border=(sigma == grid[0]) | (sigma == grid[-1]),
         score=score.max(1),
-        forwards=plan.pilot + sum(min(w, len(grid)) * s for w, s in zip(plan.widths, plan.samples, strict=True)),
+        forwards=forwards,
         seed=seed,
         seconds=time.perf_counter() - start,
     )
