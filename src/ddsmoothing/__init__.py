@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddsmoothing.analysis import acr, certified_accuracy
-    from ddsmoothing.campaigns import SigmaPolicy, certify_run
+    from ddsmoothing.campaigns import SigmaPolicy, certify_run, fastest_form
     from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
     from ddsmoothing.claims import ABSTAIN, Certification, Prediction
     from ddsmoothing.classifier import SmoothedClassifier
@@ -58,6 +58,7 @@ _ROOMS = {
     "ascend_sigma": "sigma",
     "certified_accuracy": "analysis",
     "certify_run": "campaigns",
+    "fastest_form": "campaigns",
     "fit_offsets": "stateless",
     "load_data": "data",
     "load_denoiser": "models",
@@ -91,6 +92,7 @@ __all__ = [
     "ascend_sigma",
     "certified_accuracy",
     "certify_run",
+    "fastest_form",
     "fit_offsets",
     "load_data",
     "load_denoiser",

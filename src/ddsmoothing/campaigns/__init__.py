@@ -1,6 +1,10 @@
-"""What is done to many inputs with a model: certify, forecast, draw again, attack. They write and read run folders."""
+"""What is done to many inputs with a model: certify, forecast, find its fastest form, draw again, attack.
+
+They write and read run folders.
+"""
 
 from ddsmoothing.campaigns.certify import certify_run
+from ddsmoothing.campaigns.fastest import fastest_form
 from ddsmoothing.campaigns.policy import SigmaPolicy
 
-__all__ = ["SigmaPolicy", "certify_run"]
+__all__ = ["SigmaPolicy", "certify_run", "fastest_form"]

@@ -90,6 +90,7 @@ Examples:
 @click.option("--shard", help="Only the i-th of n parts, such as 2/8; needs --seed. See merge.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard curves of the progress.")
 @click.option("--forecast", is_flag=True, help="Only print what it would cost, from a few seconds of probing.")
+@click.option("--fast", is_flag=True, help="Take the precision and layout that is fastest here; then part of the run.")
 @click.option("--no-preflight", is_flag=True, help="Skip the check of model and data before a new run.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder: new, or of the same run to continue it.")
 @click.pass_context
@@ -118,6 +119,26 @@ def as_in_papers(context: click.Context, options: dict[str, Any]) -> None:
     options.update(PAPER)
 
 
+def check_fast(context: click.Context, options: dict[str, Any]) -> None:
+    """Refuse --fast beside a form that is named, and for shards, which have to agree on one."""
+    for key in ("precision", "channels_last"):
+        if context.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT:
+            raise InputError(f"--fast chooses the form, got --{key.replace('_', '-')} too; leave one of them out.")
+    if options["shard"] is not None:
+        raise InputError("--fast may choose another form for each shard; give all of them the same --precision.")
+
+
+def fastest(smoothed: SmoothedClassifier, data: Dataset, options: dict[str, Any]) -> SmoothedClassifier:
+    """What --fast stands for: the form that is fastest here, said and put into the options."""
+    from ddsmoothing.campaigns.fastest import fastest_form
+
+    smoothed = fastest_form(smoothed, data[:1][0])
+    options.update(precision=smoothed.precision, channels_last=smoothed.channels_last)
+    form = f"--precision {smoothed.precision}" + (" --channels-last" if smoothed.channels_last else "")
+    click.echo(f"fast: {form} is the fastest form here; it is what is certified and has to be deployed", err=True)
+    return smoothed
+
+
 def advice(out: Path | None) -> str:
     """How to go on after an interruption."""
     from ddsmoothing.runs.store import finished_rows
@@ -130,6 +151,7 @@ def advice(out: Path | None) -> str:
 def _certify(context: click.Context, options: dict[str, Any]) -> None:
     from ddsmoothing.campaigns.policy import check_labels, subset_ids
     from ddsmoothing.plan import sampler_for
+    from ddsmoothing.runs.store import HEADER
 
     if options["out"] is None and not options["forecast"]:
         raise InputError("expected --out, the run folder to write (or --forecast).")
@@ -137,11 +159,16 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
         recall(context, options)
     if options["paper"]:
         as_in_papers(context, options)
+    fast = options["fast"] and not (options["out"] is not None and (options["out"] / HEADER).exists())
+    if fast:  # a run that is continued keeps its form
+        check_fast(context, options)
     radii = wanted_radii(options)
     seconds_of(options["budget"])  # what is wrong with it is said before anything is loaded
     if options["forecast"]:
         click.echo("forecast: the model is asked for a few seconds; nothing is written", err=True)
     smoothed, data = load(options)
+    if fast:
+        smoothed = fastest(smoothed, data, options)
     policy = sigma_policy(options, smoothed, data)
     ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
     smoothed, note = with_offsets(smoothed, data, ids, options)

@@ -1,4 +1,4 @@
-"""How many samples a second a model gives here, and in which form it gives most. The noise is thrown away."""
+"""How many samples a second a model gives here, by passes that grow. The noise is thrown away."""
 
 from __future__ import annotations
 
