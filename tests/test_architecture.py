@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -16,8 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # An import only points to the left; a room may import from itself.
 ROOMS = (
     *("errors", "progress", "labels", "files", "streams", "lattice", "noise", "bounds", "shown", "devices", "modules"),
-    *("kernels", "certificate", "claims", "plan", "inputs", "counting", "conversation", "classifier", "compat2021"),
-    *("smooth", "data", "models"),
+    *("kernels", "certificate", "claims", "plan", "inputs", "counting", "conversation", "smoothing"),
+    *("classifier", "compat2021", "smooth", "data", "models"),
     *("attacks", "sigma", "stateless", "runs", "campaigns", "training", "memory", "verify", "doctor", "analysis"),
     *("tables", "plots"),
     *("report", "cli", "__main__"),
@@ -32,6 +33,7 @@ WITHOUT_FILES = (
     "shown",
     "progress",
     "conversation",
+    "smoothing",
     "plan",
     "lattice",
     "noise",
@@ -85,6 +87,61 @@ def test_public_names() -> None:
         assert name in dir(dds)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dds.nothing  # noqa: B018
+
+
+def test_help_starts_with_the_names_of_the_main_job_in_order() -> None:
+    text = dds.__doc__ or ""
+    names = re.findall(r"^    ([\w.]+)  ", text, re.MULTILINE)
+    assert len(names) == 10
+    for name in names:
+        value = dds
+        for part in name.split("."):
+            value = getattr(value, part)
+    assert names.index("SmoothedClassifier") < names.index("search_sigma") < names.index("certify_run")
+
+
+NAMES = """
+import sys
+import ddsmoothing
+names = dir(ddsmoothing)
+assert names == sorted({*ddsmoothing.__all__, "__version__"}), names
+assert not {"torch", "numpy", "scipy"} & set(sys.modules)
+"""
+
+
+def test_names_are_listed_without_an_import() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def described() -> list[tuple[str, object]]:
+    """Public names, and the methods of public classes that are ours."""
+    found: list[tuple[str, object]] = []
+    for name in sorted(set(dds.__all__) - {"ABSTAIN", "CertifiedMemory"}):
+        value = getattr(dds, name)
+        found.append((name, value))
+        for key, member in inspect.getmembers(value) if inspect.isclass(value) else ():
+            ours = inspect.isroutine(member) and str(getattr(member, "__module__", "")).startswith("ddsmoothing")
+            if ours and not key.startswith("_"):
+                found.append((f"{name}.{key}", member))
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), described(), ids=lambda value: value if isinstance(value, str) else "")
+def test_docstrings_have_one_parameter_a_line(name: str, value: object) -> None:
+    """Two on a line cannot be found by who looks down the left edge, and a missing one not at all."""
+    text = inspect.getdoc(value) or ""
+    assert text, "no docstring"
+    assert not re.findall(r"\S   +`*\w[\w, ]*:", text)
+    block = re.search(r"^( *)(Args|Attributes):\n((?:\1 +.*\n?)+)", text, re.MULTILINE)
+    if block is None:
+        return
+    margin = re.match(" *", block[3])[0]  # type: ignore[index]
+    names = re.findall(rf"^{margin}(\w.*?):", block[3], re.MULTILINE)
+    assert all(re.fullmatch(r"\w+", one) for one in names), names
+    if block[2] == "Args":
+        wanted = [one for one in inspect.signature(value).parameters if one not in ("self", "cls")]  # type: ignore[arg-type]
+        assert [one for one in wanted if one not in names] == []
 
 
 def test_names_of_the_main_job_are_public() -> None:

@@ -1,4 +1,19 @@
-"""ddsmoothing: certified robustness by randomized smoothing with a noise scale chosen for each input.
+"""Certified robustness by randomized smoothing, with a noise scale chosen for each input.
+
+Start here, in order of use::
+
+    load_model           a base classifier by name or from a file; any callable from inputs to logits will do
+    load_data            inputs and labels by name or from a file
+    SmoothedClassifier   the base classifier under noise: SmoothedClassifier(model)
+    search_sigma         a sigma for each input, without labels and gradients
+    SmoothedClassifier.certify    a class and a radius for each input: a Certification
+    certified_accuracy   the share of inputs certified at each radius
+    acr                  the average certified radius
+    SigmaPolicy          where the sigma of each input of a run comes from
+    certify_run          the same for a whole data set, into a folder, continued where it stopped
+    load_run             a run read back: a Run
+
+What a certificate promises, and for which classifier: docs/guarantees.md. The command line: ``ddsmoothing --help``.
 
 Shapes are written with B inputs, K classes, n samples and d numbers in one input. Sigma and radii are in the units of
 the input tensor, pixels in [0, 1] for images. Names are imported when first used, so that the command line starts fast.
@@ -113,4 +128,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "__version__"})

@@ -53,7 +53,8 @@ class Certificate:
         """A radius within which the smoothed class cannot change; errs low; 0 where nothing is certified.
 
         Args:
-            sigma: standard deviation of the noise.   p_lower: lower bound on the top class.
+            sigma: standard deviation of the noise.
+            p_lower: lower bound on the top class.
             p_upper: upper bound on every other class; ``1 - p_lower`` (rounded up) for the one-class bound.
         """
         raise NotImplementedError
@@ -64,7 +65,8 @@ class Certificate:
         It is negative below one half. Errs low; ``-inf`` where nothing is known of the event.
 
         Args:
-            sigma: standard deviation of the noise.   p_lower: lower bound on the event's probability.
+            sigma: standard deviation of the noise.
+            p_lower: lower bound on the event's probability.
         """
         raise NotImplementedError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,23 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import Certificate, checked_certificate
-from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, rule_for, total_variation
-from ddsmoothing.conversation import converse
-from ddsmoothing.counting.contract import BaseClassifier, Executor, Progress, Request, Workers
+from ddsmoothing.claims import Certification, Prediction, Rule, check_offsets, rule_for
+from ddsmoothing.counting.contract import BaseClassifier
 from ddsmoothing.counting.engine import Engine
-from ddsmoothing.counting.function import check_inputs, classes_of
-from ddsmoothing.counting.here import counter_on, default_rows_on, probed_rows
-from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InfeasibleError, InputError
-from ddsmoothing.inputs import Batch, check_levels, check_sigma, prepare
+from ddsmoothing.inputs import Batch, check_levels, check_sigma
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.noise import LEVELS
-from ddsmoothing.plan import N0, Question, Result, Sampler, Talk, Target, asking, sampler_for
+from ddsmoothing.plan import N0, Question, Sampler, Target, asking, sampler_for
 from ddsmoothing.progress import Told, telling
+from ddsmoothing.smoothing import Smoothing
 from ddsmoothing.streams import checked_seed, coin
 
 
-class SmoothedClassifier:
+class SmoothedClassifier(Smoothing):
     """The smoothed classifier: a vote of the base classifier's answers to x plus noise.
 
     With the vote ``pairwise`` its answer is the class that beats every other one on more than half of the samples, and
@@ -86,7 +82,7 @@ class SmoothedClassifier:
         if block_size is not None and block_size < 1:
             raise InputError(f"block_size is {block_size}, expected at least 1.")
         self.model, self.certificate, self.block_size = model, certificate, block_size
-        self._classes = [] if num_classes is None else [num_classes]  # shared by all forms of this classifier
+        self._classes = [] if num_classes is None else [num_classes]
         self.precision, self.channels_last, self.compiled, self.snap = precision, channels_last, compiled, snap
         self.levels, self.vote, self.any_range = check_levels(levels), rule_for(vote).vote, any_range
         self.offsets = None if offsets is None else check_offsets(offsets, num_classes)
@@ -94,21 +90,12 @@ class SmoothedClassifier:
             self._classes.append(len(self.offsets))
         self.rule()  # what does not go together is said here
         self._engine = Engine(model, precision=precision, channels_last=channels_last, compiled=compiled)
-        self._to_check = {True} if check else set()  # shared by all forms of this classifier; empty when done
-        self.executor: Executor | None = None  # None: the workers, or this process
-        self.workers: Workers | None = None  # None: this process
+        self._to_check = {True} if check else set()
 
     def __repr__(self) -> str:
         classes = f"{self._classes[0]} classes" if self._classes else "as many classes as its model has"
         name = getattr(self.model, "__name__", type(self.model).__name__)
         return f"SmoothedClassifier of {name}: {self.certificate.norm.upper()}, {classes}, {self.vote} vote"
-
-    @property
-    def num_classes(self) -> int:
-        """K; InputError where it was not given and no input was seen yet."""
-        if not self._classes:
-            raise InputError("how many classes the model has is known after its first input; give num_classes=K.")
-        return self._classes[0]
 
     def rule(self, bound: str = "one-class") -> Rule:
         """How noisy answers become the smoothed answer, and how a radius is bounded."""
@@ -192,25 +179,6 @@ class SmoothedClassifier:
     def _gap(self, sigma: float) -> Callable[[float], float]:
         return lambda p: float(self.certificate.estimate(np.array(sigma), np.array(p)))
 
-    def converse(
-        self,
-        batch: Batch,
-        sigma: NDArray[np.float64],
-        talks: Sequence[Talk[Result]],
-        seed: int,
-        progress: Progress | None,
-    ) -> list[Result]:
-        """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
-
-        def count(requests: Sequence[Request]) -> list[NDArray[np.int64]]:
-            return self.count(batch, requests, seed, progress)
-
-        return converse(batch, sigma, talks, lambda row, s: self.tv(batch, row, s), count)
-
-    def tv(self, batch: Batch, row: int, sigma: float) -> float:
-        """Bound on the total-variation distance of an input's noise to the theorem's; 0 where it is not known."""
-        return total_variation(self.certificate, sigma, batch.d, batch.levels) if batch.on_grid[row] else 0.0
-
     def predict(
         self,
         x: torch.Tensor,
@@ -223,9 +191,21 @@ class SmoothedClassifier:
         ids: Sequence[int] | None = None,
         progress: Told = None,
     ) -> Prediction:
-        """The smoothed classifier's answer to every input, or ABSTAIN; arguments as for ``certify``.
+        """The smoothed classifier's answer to every input, or ABSTAIN.
 
         With a pairwise vote n0 samples choose the class and n fresh ones test it; with a plurality vote n do both.
+
+        Args:
+            x: ``(B, ...)``, as for ``certify``.
+            sigma: One number or ``(B,)``.
+            n0: Samples that choose the class.
+            n: Samples that test it.
+            alpha: Probability of another answer than the smoothed classifier's, for each input.
+            seed: As for ``certify``.
+            ids: As for ``certify``.
+            progress: As for ``certify``.
+        Raises:
+            InputError: ShapeError, SigmaError and InfeasibleError among them; ModelError.
         """
         check_count(n, "n")
         check_count(n0, "n0")
@@ -245,72 +225,14 @@ class SmoothedClassifier:
             fresh=tuple(one.fresh for one in found),
         )
 
-    def prepare(self, x: torch.Tensor, ids: Sequence[int] | None = None) -> Batch:
-        """Inputs made ready for ``count``; where K was not given, the first ones show it."""
-        norm = self.certificate.norm if self.snap else None
-        batch = prepare(x, ids, device_of(self.model), norm, self.levels, self.any_range)
-        if not self._classes:
-            self._classes.append(classes_of(self.eager_engine(), batch))
-        return batch
-
-    def count(
-        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
-    ) -> list[NDArray[np.int64]]:
-        """What each request asks to be counted, summed over its n samples; see ``Request``."""
-        executor = self.executor or self.counter(batch.d)
-        counts = dict(executor.run(batch, requests, seed, progress))
-        return [counts[i] for i in range(len(requests))]
-
-    @property
-    def engine(self) -> Engine:
-        """The one way to the base classifier, in the form that is certified."""
-        return self._engine
-
-    def eager_engine(self) -> Engine:
-        """The same way, not compiled: for batches of many sizes, each of which torch.compile would compile for."""
-        if not self.compiled:
-            return self._engine
-        return Engine(self.model, precision=self.precision, channels_last=self.channels_last)
-
-    def counter(self, d: int) -> Executor:
-        """Who counts d-dimensional inputs: the workers, where there are any, or this process."""
-        parts = self._engine, self.certificate.noise, self.num_classes, self.block_rows(d)
-        return counter_on(device_of(self.model), *parts) if self.workers is None else self.workers.executor(*parts)
-
-    def with_workers(self, workers: Workers | None) -> SmoothedClassifier:
-        """The same classifier, its forward passes run by these workers; None: by this process."""
-        return self._with(workers=workers)
-
     def with_offsets(self, offsets: Sequence[float] | None) -> SmoothedClassifier:
         """The same base classifier with these class offsets, or with none."""
-        other = self._with(offsets=None if offsets is None else check_offsets(offsets, next(iter(self._classes), None)))
+        known = None if offsets is None else check_offsets(offsets, next(iter(self._classes), None))
+        other = self._with(offsets=known)
         other.rule()
+        if known is not None and not self._classes:
+            self._classes.append(len(known))
         return other
-
-    def with_executor(self, executor: Executor) -> SmoothedClassifier:
-        """The same classifier, its forward passes run by another executor."""
-        return self._with(executor=executor)
-
-    def with_any_range(self) -> SmoothedClassifier:
-        """The same classifier, for inputs outside [0, 1] too: perturbed ones lie there."""
-        return self._with(any_range=True)
-
-    def with_block_size(self, block_size: int) -> SmoothedClassifier:
-        """The same classifier with another number of rows in one forward pass."""
-        return self._with(block_size=block_size)
-
-    def _with(self, **attributes: Any) -> SmoothedClassifier:
-        other = copy.copy(self)
-        vars(other).update(attributes)
-        return other
-
-    def probe_block_size(self, batch: Batch) -> int:
-        """The fastest rows of one forward pass here, found by a short timed probe; the noise it uses is thrown away."""
-        return probed_rows(self._engine, self.certificate.noise, self.num_classes, batch)
-
-    def block_rows(self, d: int) -> int:
-        """Rows of one forward pass for d-dimensional inputs."""
-        return self.block_size or default_rows_on(device_of(self.model), d)
 
     def _prepare(
         self, x: torch.Tensor, sigma: ArrayLike, ids: Sequence[int] | None
@@ -319,15 +241,6 @@ class SmoothedClassifier:
         sigmas = check_sigma(sigma, len(batch))
         self.check_function(batch, float(np.median(sigmas)))
         return batch, sigmas
-
-    def check_function(self, batch: Batch, sigma: float) -> None:
-        """See, once, whether the base classifier is a function of one row, which every certificate takes for granted.
-
-        Raises: ModelError naming the first sign that it is not.
-        """
-        if self._to_check:
-            check_inputs(self.eager_engine(), batch, sigma, self.num_classes, self.block_rows(batch.d))
-            self._to_check.clear()
 
     def _evidence(
         self, batch: Batch, sigma: NDArray[np.float64], rule: Rule, alpha: float, seed: int, start: float

@@ -24,7 +24,8 @@ class Smooth:
     """The smoothed classifier of the 2021 package: one input at a time, its calls and its answers.
 
     Args:
-        base_classifier: ``(B, ...)`` to ``(B, K)``.   num_classes: K.
+        base_classifier: ``(B, ...)`` to ``(B, K)``.
+        num_classes: K.
         sigma: the noise's own parameter, sigma for L2 and the half-width lambda for L1: one number, or a tensor that
             fits one input. A single number with a certificate of ours gets the exact noise of ``SmoothedClassifier``,
             anything else the certificate's own ``sample_noise``.
@@ -45,8 +46,12 @@ class Smooth:
         """``(class, gap)``, the certified radius being ``sigma * gap``; ``(ABSTAIN, 0.0)`` where there is none.
 
         Args:
-            x: one input, without batch dimension.   n0, n, alpha: as for ``SmoothedClassifier.certify``.
-            batch_size: rows of one forward pass.   device: default the model's.
+            x: one input, without batch dimension.
+            n0: samples that choose the class.
+            n: samples that bound its probability.
+            alpha: failure probability.
+            batch_size: rows of one forward pass.
+            device: default the model's.
         """
         check_count(n0, "n0")
         check_feasible(n, alpha)

@@ -99,7 +99,13 @@ def certify_run(
         out: A new or empty folder, or that of the same run, interrupted.
         model_name: How the model was loaded.
         model_id: Names a model that has no hash.
-        n0, n, n_max, radii, alpha, bound, randomized: As for ``SmoothedClassifier.certify``.
+        n0: Samples that choose the class (100).
+        n: Samples that bound its probability (100,000); giving it or n0 selects the sampler ``exact``.
+        n_max: Giving neither selects ``plan``, which takes at most so many (100,000).
+        radii: Select ``target``: only whether these are certified.
+        alpha: Failure probability of each certificate.
+        bound: ``one-class`` or, with a plurality vote, ``two-class``.
+        randomized: Use the randomised bound.
         label_aware: Stop inputs whose pilot class is wrong.
         skip: Take every so many-th input. An input's id is its index.
         maximum: At most so many of them.

@@ -25,7 +25,11 @@ class SigmaPolicy:
 
     Attributes:
         kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order) or ``search``.
-        sigma: the sigma or sigmas of the first two.   sigma0, sigma_min, sigma_max, sigma_grid: of the search.
+        sigma: the sigma or sigmas of the first two.
+        sigma0: where a search starts.
+        sigma_min: least sigma of a search.
+        sigma_max: largest sigma of a search.
+        sigma_grid: the finite set of a search.
         sha256: of the sigmas' file, or of their little-endian float64 numbers.
     """
 
@@ -59,7 +63,14 @@ class SigmaPolicy:
         sigma_max: float | None = None,
         sigma_grid: Sequence[float] | None = None,
     ) -> SigmaPolicy:
-        """The forward-only search from sigma0, over a finite set or a range (default: that of ``search_sigma``)."""
+        """The forward-only search, over a finite set or a range.
+
+        Args:
+            sigma0: Where the class is fixed, such as the training sigma.
+            sigma_min: Least sigma, default that of ``search_sigma``.
+            sigma_max: Largest sigma, default that of ``search_sigma``.
+            sigma_grid: A finite set, in place of a range.
+        """
         if sigma_grid is not None:
             grid = tuple(float(s) for s in check_sigma(np.unique(sigma_grid), len(np.unique(sigma_grid))))
             return cls(kind="search", sigma0=sigma0, sigma_grid=grid)

@@ -20,7 +20,6 @@ from ddsmoothing.inputs import Batch
 from ddsmoothing.modules import state
 
 LOOKED_AT: Final = 4  # inputs
-PROBE_SIGMA: Final = 0.25  # for a model that takes sigma
 ROWS: Final = 16  # of the quick check: about two hundred forward passes of one row
 CALLS: Final = 8
 THREADS: Final = 2
@@ -66,15 +65,6 @@ def check_inputs(engine: Engine, batch: Batch, sigma: float, num_classes: int, r
     """The same of the first inputs of a batch made ready; rows: of one forward pass in the run."""
     x = batch.values[:LOOKED_AT].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
     check_is_function(engine, x, sigma, num_classes=num_classes, rows=min(ROWS, rows))
-
-
-def classes_of(engine: Engine, batch: Batch) -> int:
-    """K, by one forward pass of the first input of a batch made ready; ModelError where K is below 2."""
-    x = batch.values[:1].reshape(-1, *batch.shape).to(device=batch.device, dtype=batch.dtype)
-    found = int(engine.logits(x, PROBE_SIGMA).shape[1])
-    if found < 2:
-        raise ModelError(f"the base classifier gives {found} logit for an input, expected one for each class, K >= 2.")
-    return found
 
 
 def faults_of(

@@ -27,8 +27,11 @@ class Picture:
     """One kind of figure.
 
     Attributes:
-        title: what it shows.   applies: whether these runs have it.   draw: the figure.   text: what it shows in words,
-            for readers who cannot see it.   table: its numbers.
+        title: what it shows.
+        applies: whether these runs have it.
+        draw: the figure.
+        text: what it shows in words, for readers who cannot see it.
+        table: its numbers.
     """
 
     title: str
@@ -43,7 +46,10 @@ class Photo:
     """One kind of figure of a run's images.
 
     Attributes:
-        title: what it shows.   applies: whether this run has it.   draw: the figure.   text: what it shows in words.
+        title: what it shows.
+        applies: whether this run has it.
+        draw: the figure.
+        text: what it shows in words.
         table: its numbers.
     """
 
@@ -115,7 +121,8 @@ def plot_certified_accuracy(runs: Sequence[Results], out: str | Path) -> list[Pa
     """Certified accuracy against radius, one curve a run with its 95 % band.
 
     Args:
-        runs: of one norm, with labels.   out: a folder, made if missing.
+        runs: of one norm, with labels.
+        out: a folder, made if missing.
     Returns: the files written: ``certified_accuracy.svg``, ``.png`` and ``.pdf``.
     Raises: RunError where the norms differ or the folder cannot be written.
     """

@@ -32,7 +32,9 @@ class Ascent:
     """Hyper-parameters of the ascent.
 
     Attributes:
-        step: of plain gradient ascent.   iterations: steps.   samples: noisy copies of each input in each step.
+        step: of plain gradient ascent.
+        iterations: steps.
+        samples: noisy copies of each input in each step.
         clamp: range of the two top probabilities (L2 only; L1 is linear in them), None for the certificate's own.
     """
 
@@ -77,14 +79,22 @@ def ascend_sigma(
     gradients and buffers, and all tensors given, are left as they came.
 
     Args:
-        model: base classifier, ``(B, ...)`` to logits (or probabilities, see outputs).   x: ``(B, ...)`` float.
-        sigma0: where to start, one number or ``(B,)``, standard deviation.   certificate: default ``L2Certificate()``.
-        preset: ``paper`` (the paper's scripts) or ``package-2021``; step, iterations, samples, clamp override it.
-        sigma_min, sigma_max: bounds after every step, default the ends of what the model says it was trained for
-            (``sigma_range``); without them sigma may grow without end or turn negative, which stops the ascent with an
-            error.
-        anchored: keep the class of the first step.   keep_best: return the iterate with the best certified score.
-        outputs: ``logits`` or ``probs``.   max_rows: noisy copies in memory at once.
+        model: base classifier, ``(B, ...)`` to logits (or probabilities, see outputs).
+        x: ``(B, ...)`` float.
+        sigma0: where to start, one number or ``(B,)``, standard deviation.
+        certificate: default ``L2Certificate()``.
+        preset: ``paper`` (the paper's scripts) or ``package-2021``: what the next four are by default.
+        step: of plain gradient ascent.
+        iterations: steps.
+        samples: noisy copies of each input in each step.
+        clamp: of the probabilities.
+        sigma_min: least sigma after every step, default the least that the model says it was trained for
+            (``sigma_range``); without it sigma may turn negative, which stops the ascent with an error.
+        sigma_max: largest sigma, default the largest of these; without it sigma may grow without end.
+        anchored: keep the class of the first step.
+        keep_best: return the iterate with the best certified score.
+        outputs: ``logits`` or ``probs``.
+        max_rows: noisy copies in memory at once.
         seed: of the noise; None takes torch's global generator, as a training loop expects.
     Returns: ``(B,)`` new sigmas, detached, of x's device and type.
     Raises: InputError, ShapeError, SigmaError, ModelError.

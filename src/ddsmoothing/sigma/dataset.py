@@ -49,8 +49,9 @@ def choose_sigmas(
     """Choose a sigma for each of these samples.
 
     Args:
-        method: ``search`` or ``ascent``.   options: keyword arguments of ``search_sigma`` or ``ascend_sigma``; the
-            second's sigma0 among them.   model_id: names a model that has no hash.
+        method: ``search`` or ``ascent``.
+        options: keyword arguments of ``search_sigma`` or ``ascend_sigma``; the second's sigma0 among them.
+        model_id: names a model that has no hash.
         progress: called with samples done.
     Raises: InputError and its kin.
     """
@@ -96,9 +97,13 @@ def optimize_isotropic_dds(
 
     Args:
         model: classifier; rows that are probability vectors are taken as such, anything else as logits.
-        batch: ``(B, ...)``.   certificate: any of ours, or a subclass with ``sample_noise`` and
-            ``compute_radius_estimate``.   learning_rate: step of plain ascent.   sig_0: ``(B,)``, not changed.
-        iterations, samples: steps, and noisy copies in each.   device: default the model's.
+        batch: ``(B, ...)``.
+        certificate: any of ours, or a subclass with ``sample_noise`` and ``compute_radius_estimate``.
+        learning_rate: step of plain ascent.
+        sig_0: ``(B,)``, not changed.
+        iterations: steps.
+        samples: noisy copies in each.
+        device: default the model's.
     Returns: ``(B,)`` new thetas, detached.
     """
     place = device_of(model) or batch.device if device is None else named_device(device)
@@ -142,7 +147,9 @@ class OptimizeIsotropicSmoothingParameters(OptimizeSmoothingParameters):
     """One theta for each input of a loader.
 
     Args:
-        model: trained classifier.   test_loader: yields ``(x, y, index)``.   device: default the model's.
+        model: trained classifier.
+        test_loader: yields ``(x, y, index)``.
+        device: default the model's.
     """
 
     def __init__(self, model: torch.nn.Module, test_loader: Loader, device: str | torch.device | None = None) -> None:
@@ -166,9 +173,13 @@ class OptimizeIsotropicSmoothingParameters(OptimizeSmoothingParameters):
         num_samples: int = ASCENTS["package-2021"].samples,
         filename: str = "./",
     ) -> None:
-        """Optimize and save; arguments as for ``optimize_isotropic_dds``.
+        """Optimize and save.
 
         Args:
+            certificate: as for ``optimize_isotropic_dds``.
+            lr: step of plain ascent.
+            iterations: steps.
+            num_samples: noisy copies in each.
             theta_0: one start for each input of the loader, by index; it is not changed.
             filename: where ``save_theta`` writes.
         Raises: ShapeError if theta_0 does not have one number an input.
