@@ -22,3 +22,12 @@ def test_the_glossary_is_sorted_and_says_each_word_once() -> None:
     plain = [word.lower() for word in words]
     assert len(plain) > 30
     assert plain == sorted(set(plain))
+
+
+def test_tests_that_the_known_limits_name_are_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (DOCS / "limits.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for file, name in named:
+        assert re.search(
+            rf"^ *def {name}\(", (Path(__file__).parent / file).read_text(encoding="utf-8"), re.MULTILINE
+        ), name
