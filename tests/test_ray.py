@@ -457,9 +457,9 @@ def test_a_worker_uses_one_thread_and_keeps_what_it_used_last(
     finally:
         torch.set_num_threads(threads)
         sys.path[:] = path
-    on_ray._check_versions(worker.versions())
+    cluster.check_versions(worker.versions())
     with pytest.raises(RunError, match=r"a worker has torch 0\.1"):
-        on_ray._check_versions(worker.versions() | {"torch": "0.1"})
+        cluster.check_versions(worker.versions() | {"torch": "0.1"})
 
 
 def test_workers_that_cannot_start_end_the_run(pool: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,27 @@ def named_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def named_devices(names: str) -> tuple[torch.device, ...]:
+    """The device of that name, or several: ``cuda:0,cuda:1``, or all CUDA devices for ``all``.
+
+    Raises: InputError naming the devices that exist. Several have to be CUDA devices of one kind, since counts in near
+        ties may differ between kinds.
+    """
+    if names == "all":
+        names = ",".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        if not names:
+            raise InputError("there is no CUDA device here, and --device all means all of them.")
+    devices = tuple(named_device(name.strip()) for name in names.split(","))
+    if len(devices) == 1:
+        return devices
+    if any(device.type != "cuda" or device.index is None for device in devices) or len(set(devices)) < len(devices):
+        raise InputError(f"the devices are {names!r}, expected different CUDA devices such as cuda:0,cuda:1, or all.")
+    kinds = sorted({torch.cuda.get_device_name(device) for device in devices})
+    if len(kinds) > 1:
+        raise InputError(f"devices are of several kinds, whose counts could differ ({', '.join(kinds)}); name some.")
+    return devices
+
+
 def device_of(model: Any) -> torch.device | None:
     """Where a module's first parameter or buffer lives; None for anything else."""
     if isinstance(model, torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: each is a process with one thread (or one GPU) that counts tasks of about a second.
+"""Workers on a Ray cluster: each is a process with one thread, or one GPU, that counts tasks of about a second.
 
 It knows no samplers, no bounds and no files. The model goes to the cluster once, through Ray's object store: Ray
 pickles it between processes of your own cluster, and nothing here unpickles a file. A worker that is lost is replaced,
@@ -12,7 +12,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddsmoothing.counting.cluster import connect, free_resources, ray_module
+from ddsmoothing.counting.cluster import check_versions, connect, free_resources, ray_module, threads_a_gpu, versions
 from ddsmoothing.counting.contract import Executor, Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Engine
 from ddsmoothing.counting.here import Counter, counter_on
@@ -33,27 +32,26 @@ START_SECONDS: Final = 300.0  # without any worker, after which we give up
 MOST_FAILED_STARTS: Final = 3  # in a row
 POLL_SECONDS: Final = 1.0  # how often we look for late tasks while nothing comes back
 KEPT_OBJECTS: Final = 4  # models and batches that a worker keeps
-SAME: Final = ("ddsmoothing", "torch", "numpy")  # packages whose versions must agree, since counts depend on them
 
 Counted = tuple[list[NDArray[np.int64]], float]  # what was asked, and seconds
 Answer = Counted | DdsmoothingError | None  # or what the model did wrong, or nothing where the worker was lost
 
 
 class CountingWorker:
-    """What runs inside a worker's process: one thread, one task at a time.
+    """What runs inside a worker's process, one task at a time: by one thread, or on a GPU with its share of the CPUs.
 
     Args:
-        path: where else to look for the module that a model's class is in.
+        path: where else to look for the module that a model's class is in.   device: type of the device it has.
     """
 
-    def __init__(self, path: list[str]) -> None:
+    def __init__(self, path: list[str], device: str = "cpu") -> None:
         sys.path.extend(folder for folder in path if folder not in sys.path)
-        torch.set_num_threads(1)
+        torch.set_num_threads(1 if device == "cpu" else threads_a_gpu())
         self._kept: dict[str, Any] = {}
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that counts depend on."""
-        return {name: version(name) for name in SAME}
+        return versions()
 
     def count(self, counter: list[Any], batch: list[Any], requests: list[Request], seed: int) -> Counted:
         """Count requests, and time it; counter and batch are references, in lists so that Ray waits."""
@@ -111,14 +109,24 @@ class RayWorkers:
             that (or for ``local``) starts Ray on this machine, to be stopped again.
         workers: how many; None takes one for each CPU of the cluster (for each GPU if device is ``cuda``).
         device: type of the device that models run on.
+        gpus: indices of GPUs of this machine, for which Ray is started here with one worker each; needs ``cuda``.
     Attributes:
         listener: told ``worker lost`` and ``retry``.   size: number of workers.   lost, retries: how often.
     Raises: InputError without the extra ``ray``; RunError where the cluster cannot be reached.
     """
 
-    def __init__(self, address: str | None = None, workers: int | None = None, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        workers: int | None = None,
+        *,
+        device: str = "cpu",
+        gpus: Sequence[int] = (),
+    ) -> None:
         if workers is not None and workers < 1:
             raise InputError(f"the number of workers is {workers}, expected at least 1.")
+        if gpus and (device != "cuda" or workers not in (None, len(gpus))):
+            raise InputError(f"{len(gpus)} GPUs have a worker each, got {workers} workers on {device}.")
         self._device = device
         self.listener: Callable[..., None] | None = None
         self.lost = self.retries = 0
@@ -127,13 +135,16 @@ class RayWorkers:
         self._pending: dict[Any, tuple[_Hand, Task | None]] = {}
         self._hands: list[_Hand] = []
         self._failed, self._started = 0, 0
-        self._connected = connect(address, workers if device == "cpu" else None)
+        self._connected = connect(address, workers if device == "cpu" else None, gpus)
         try:
-            self.size = workers or int(ray_module().cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+            self.size = (
+                workers
+                or len(gpus)
+                or int(ray_module().cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+            )
             if not self.size:
                 raise RunError(f"the cluster has nothing to run on {device} with; give the number of workers.")
-            gpus = 1 if device == "cuda" else 0
-            options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+            options = {"num_cpus": 1, "num_gpus": int(device == "cuda"), "max_restarts": 0, "max_task_retries": 0}
             self._actor = ray_module().remote(CountingWorker).options(**options)
             for _ in range(self.size):
                 self._start()
@@ -229,7 +240,7 @@ class RayWorkers:
             yield from self._lose(hand, task, error)
             return
         if task is None:
-            _check_versions(answer)
+            check_versions(answer)
             hand.ready, self._failed = True, 0
         else:
             hand.tasks.remove(task)
@@ -253,7 +264,8 @@ class RayWorkers:
 
     def _start(self) -> None:
         self._started += 1
-        hand = _Hand(self._actor.remote([str(Path(folder).absolute()) for folder in sys.path]), self._started)
+        path = [str(Path(folder).absolute()) for folder in sys.path]
+        hand = _Hand(self._actor.remote(path, self._device), self._started)
         self._hands.append(hand)
         self._pending[hand.actor.versions.remote()] = (hand, None)
 
@@ -335,12 +347,3 @@ def _own_error(error: Any) -> DdsmoothingError:
         f"the base classifier failed on a worker: {type(cause).__name__}: {text}. Every machine needs the same "
         "packages and your model's module."
     )
-
-
-def _check_versions(there: dict[str, str]) -> None:
-    for name in SAME:
-        if there[name].split("+")[0] != version(name).split("+")[0]:  # builds for CPU and for CUDA may meet
-            raise RunError(
-                f"a worker has {name} {there[name]}, this machine {version(name)}; counts could differ. Install the "
-                "same versions everywhere."
-            )
