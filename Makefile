@@ -26,7 +26,7 @@ help:
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      the site, from docs/ into site/; every link and every tutorial is checked"
 	@echo "make release-check  build, install and try what would be uploaded; uploads nothing"
-	@echo "make assets    remake the shipped images and model from the idx files in DATA ($(DATA))"
+	@echo "make assets    remake the shipped images and models from the idx files in DATA ($(DATA))"
 	@echo "make clean     remove .venv, caches and the demo's output"
 	@echo "Another Python: make PYTHON=python3.12 demo"
 

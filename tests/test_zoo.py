@@ -37,6 +37,7 @@ def parameters(model: nn.Module) -> int:
 # table 6) plus the two 1x1 convolutions and their normalisation that Cohen's networks have instead.
 SIZES = {
     "small-cnn": 35_674,
+    "medium-cnn": 63_874,
     "cifar-resnet18": 11_173_962,
     "cifar-resnet18-7x7": 11_181_642 - 2 * 64,  # torchvision's, without the first batch normalisation
     "cifar-resnet20": 269_722 + 16 * 32 + 64 + 32 * 64 + 128,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ class Layout:
     timestep_scale: float = 1.0
 
 
+SHIPPED: Final = {"fashion-mnist-denoiser": "fashion-mnist-denoiser.safetensors"}
 LAYOUTS: Final[dict[str, Layout]] = {
     "improved-diffusion-cifar10": Layout(  # cifar10_uncond_50M_500K
         shape=UNetShape(width=128, factors=(1, 2, 2, 2), blocks=3, attention=(2, 4)),
@@ -75,10 +77,11 @@ def load_denoiser(
     """A denoiser in eval mode, to be put before a classifier by ``DenoisedClassifier``.
 
     Args:
-        name: ``improved-diffusion-cifar10:FILE`` or ``guided-diffusion-256:FILE``, a published checkpoint;
-            ``diffusers:DIR``, a local folder with a UNet2DModel as safetensors and its scheduler's configuration; FILE,
-            a denoiser that this package trained; or ``package.module:function``, which is imported and run and gives a
-            ``Denoiser``, or any module called ``network(y, sigma)`` with both in [0, 1] units.
+        name: ``fashion-mnist-denoiser``, which is shipped; ``improved-diffusion-cifar10:FILE`` or
+            ``guided-diffusion-256:FILE``, a published checkpoint; ``diffusers:DIR``, a local folder with a UNet2DModel
+            as safetensors and its scheduler's configuration; FILE, a denoiser that this package trained; or
+            ``package.module:function``, which is imported and run and gives a ``Denoiser``, or any module called
+            ``network(y, sigma)`` with both in [0, 1] units.
         rule: how a diffusion model's timestep is found, ``nearest`` or ``ceil``.
         label: the one class that a class-conditional diffusion model is told.
         input_shape: ``(C, H, W)``: try the denoiser on such an image, and refuse one that draws noise of its own.
@@ -91,8 +94,11 @@ def load_denoiser(
         found = _from_folder(Path(place), rule, label)
     elif label is not None or rule != "nearest":
         raise InputError(f"rule and label are of diffusion models given by name or folder, got the denoiser {name!r}.")
+    elif name in SHIPPED:
+        with as_file(files("ddsmoothing") / "assets" / SHIPPED[name]) as path:
+            found = _pixels(str(path))
     elif not is_code(name) and not Path(name).is_file():
-        known = [*(f"{layout}:FILE" for layout in LAYOUTS), f"{DIFFUSERS}:DIR"]
+        known = [*SHIPPED, *(f"{layout}:FILE" for layout in LAYOUTS), f"{DIFFUSERS}:DIR"]
         raise InputError(unknown("denoiser", name, known) + " Or a file of this package, or package.module:function.")
     else:
         found = _pixels(name)

@@ -21,7 +21,10 @@ from ddsmoothing.models.output import picked
 from ddsmoothing.models.spec import ModelSpec, Statistics, normalized, statistics
 from ddsmoothing.models.zoo import ARCHITECTURES, architecture, from_library, in_library, library, published
 
-SHIPPED: Final[dict[str, str]] = {"fashion-mnist-cnn": "fashion-mnist-cnn.safetensors"}
+SHIPPED: Final[dict[str, str]] = {
+    "fashion-mnist-cnn": "fashion-mnist-cnn.safetensors",
+    "fashion-mnist-conditional": "fashion-mnist-conditional.safetensors",
+}
 OTHER_NAMES: Final = {"cifar_resnet20": "cifar-resnet20", "cifar_resnet110": "cifar-resnet110"}  # Cohen, Salman
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".tar", ".ckpt")  # a missing file, not a misspelt name
 LAYER: Final = ("mean", "means"), ("std", "stds", "sds")  # buffers of a normalising layer, as they are called

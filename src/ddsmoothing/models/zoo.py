@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ddsmoothing.errors import InputError, ModelError, unknown
-from ddsmoothing.models.networks import LeNet, ResNet, WideResNet, small_cnn, stride_cnn
+from ddsmoothing.models.networks import LeNet, ResNet, WideResNet, medium_cnn, small_cnn, stride_cnn
 from ddsmoothing.models.unet import SmallUNet
 
 LIBRARIES: Final = ("torchvision", "timm")
@@ -67,6 +67,7 @@ def _resnet(**options: Any) -> Architecture:
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "small-cnn": Architecture(build=small_cnn, shape=(1, 28, 28)),
+    "medium-cnn": Architecture(build=medium_cnn, shape=(1, 28, 28)),
     "stride-cnn": Architecture(build=stride_cnn, shape=(1, 28, 28)),
     "lenet": Architecture(build=LeNet, shape=(1, 28, 28), normalize="none"),
     "small-unet": Architecture(build=lambda _, shape: SmallUNet(shape[0]), shape=(1, 28, 28), classes=0, denoiser=True),
