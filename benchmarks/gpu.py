@@ -55,9 +55,9 @@ TARGETS = {
     "seconds": "at most 1.5 s for n = 100,000 of ResNet-18",
 }
 NETWORKS = {
-    "small CNN": ("small-cnn", (1, 28, 28), 10, (256, 4096, 16384)),
-    "ResNet-18": ("cifar-resnet18", (3, 32, 32), 10, (256, 2048)),
-    "ResNet-50": ("resnet50", (3, 224, 224), 1000, (32, 256)),
+    "small CNN": ("small-cnn", (1, 28, 28), 10, (4096, 16384)),
+    "ResNet-18": ("cifar-resnet18", (3, 32, 32), 10, (2048,)),
+    "ResNet-50": ("resnet50", (3, 224, 224), 1000, (256,)),
 }
 FORMS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -272,7 +272,7 @@ def rates(bench: Bench, more: Callable[[], bool]) -> Iterator[dict[str, Any]]:
                 if not more():
                     return
                 alone = bare(bench, engine, shape, rows)
-                n = 40 if bench.dry else max(64 * rows, int(2 * alone))  # about two seconds
+                n = 40 if bench.dry else max(16 * rows, int(1.2 * alone))  # about a second
                 counter = DeviceCounter(engine, Gaussian(), classes, rows)
                 ask = [Request(row=0, sigma=0.25, stream=Stream.CERTIFY, n=n)]
                 counter.counted(batch, [Request(row=0, sigma=0.25, stream=Stream.PILOT, n=min(n, 2 * rows))], 0)
