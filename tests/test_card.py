@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from importlib.resources import files
@@ -17,7 +19,7 @@ from scipy.stats import binom
 
 import ddsmoothing as dds
 from ddsmoothing.memory.risk import Risk
-from ddsmoothing.report import card_of, card_schema, claims
+from ddsmoothing.report import card_of, card_schema, claims, write_card
 from ddsmoothing.report.claims import down, radii_for, set_risk, share_down, up
 from ddsmoothing.report.render import escape_markdown
 from ddsmoothing.runs import import_file
@@ -245,3 +247,17 @@ def test_a_card_names_the_grid_and_what_it_rounds(run_l2: dds.Run) -> None:
     assert not any("8-bit" in limit for limit in other.limits)
     floating = card_of(altered(run_l2, row={"noise": "float", "tv": 0.0}))
     assert not any("rounds its noisy input" in limit for limit in floating.limits)
+
+
+def test_numbers_have_two_digits_and_no_tails(run_l2: dds.Run, tmp_path: Path) -> None:
+    """1 in 1,000 of 60 is 0.06, not 0.060000000000000005, and nothing is rounded to the better side."""
+    rows = tuple(run_l2.rows[0].model_copy(update={"id": i}) for i in range(60))
+    subset = run_l2.header.subset.model_copy(update={"size": 60})
+    header = run_l2.header.model_copy(update={"alpha": 0.001, "subset": subset})
+    risk = card_of(dataclasses.replace(run_l2, header=header, rows=rows)).risk
+    assert risk.expected_false_at_most == 0.06
+    odd = header.model_copy(update={"subset": subset.model_copy(update={"size": 123})})
+    assert card_of(dataclasses.replace(run_l2, header=odd, rows=rows)).risk.expected_false_at_most == 0.13
+    write_card(run_l2, tmp_path / "card.json", tmp_path / "card.md")
+    text = (tmp_path / "card.json").read_text() + (tmp_path / "card.md").read_text()
+    assert not re.findall(r"\d\.\d{10,}", text)

@@ -177,3 +177,55 @@ class Frame:
 def test_a_table_in_memory_has_to_say_what_its_labels_are() -> None:
     with pytest.raises(InputError, match=r"give \(frame\[inputs\], frame\[label\]\)"):
         as_dataset(Frame())
+
+
+MODEL = """
+import torch
+
+
+def build():
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
+        model.bias.zero_()
+    return model.eval()
+"""
+
+
+def test_units_are_said_everywhere_and_nothing_says_pixels(
+    cli: Callable[..., Any], table: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of columns, from the command line to figures, report and card."""
+    (tmp_path / "sums_of_columns.py").write_text(MODEL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = np.round(np.random.default_rng(0).normal(size=(12, 3)) * 20) / 20
+    lines = [",".join(f"{v:.2f}" for v in row) + f",{int(row.sum() > 0)}" for row in values]
+    data = table("\n".join(["age,weight,dose,label", *lines]))
+    common = "--model", "sums_of_columns:build", "--data", data, "--levels", 20, "--n", 200, "--seed", 0
+    units = "--units", "standard deviations"
+    fixed, chosen, plain = (tmp_path / name for name in ("fixed", "chosen", "plain"))
+    said = [
+        cli("certify", *common, *units, "--sigma", 0.5, "--out", fixed),
+        cli("certify", *common, *units, "--data-dependent", "--sigma0", 0.5, "--out", chosen),
+        cli("certify", "--out", fixed, *common[:4]),  # the units are recalled
+        cli("analyze", fixed, chosen, "--per-class"),
+        cli("analyze", chosen, "--against", fixed),
+        cli("plot", fixed, chosen, "--out", tmp_path / "figures"),
+        cli("report", fixed, chosen, "--out", tmp_path / "report.html"),
+        cli("card", fixed, "--out", tmp_path / "card.json", "--markdown", tmp_path / "card.md"),
+    ]
+    assert [answer.code for answer in said] == [0] * len(said), [answer.err for answer in said]
+    texts = [answer.out + answer.err for answer in said]
+    assert all("standard deviations" in text for text in texts[:5])
+    for path in (*(tmp_path / "figures").glob("*.svg"), *(tmp_path / name for name in ("report.html", "card.md"))):
+        texts.append(path.read_text().replace("pixelated", ""))  # a style of pictures
+        words = all(word in texts[-1] for word in ("standard", "deviations"))  # of an axis maybe in two lines
+        assert words or path.name == "confidence.svg", path
+    assert not [text for text in texts if "pixel" in text.lower()]
+    assert cli("certify", *common, *units, "--sigma", 5, "--out", tmp_path / "large").code == 0
+    refused = cli("certify", *common, "--sigma", 5, "--out", plain)
+    assert refused.code == 2 and "say by --units" in refused.err and "pixel" not in refused.err
+    cli("certify", *common, "--sigma", 0.5, "--out", plain)
+    assert dds.load_run(plain).header.units == "those of the input"
+    other = cli("certify", *common, *units, "--sigma", 0.5, "--out", plain)
+    assert other.code == 1 and "units was those of the input, now standard deviations" in other.err

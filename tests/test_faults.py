@@ -108,7 +108,7 @@ def test_signals_end_a_run_in_order_and_the_command_continues_it(tmp_path: Path)
         _, err = process.communicate(timeout=100)
         assert process.returncode == 75, err
         assert "interrupted: " in err
-        assert f"in {out}; the same command continues it." in err
+        assert f"in {out}; continue with:" in err
         assert "Traceback" not in err
         assert not (out / "lock").exists()
         assert json.loads((out / "events.jsonl").read_text().splitlines()[-1])["why"] == "interrupted"

@@ -131,3 +131,17 @@ def test_names_enter_a_data_set_a_run_and_a_configuration_escaped(
         "a": r"M\xfcller", "b": r"M\xfcller", "c": 3, "d": None
     }  # fmt: skip
     assert file_name(file_name(raw)) == file_name(raw)
+
+
+def test_names_of_classes_come_from_the_data_or_else_from_the_model(
+    model: torch.nn.Module, linear: dds.SmoothedClassifier, data: Dataset, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    settings = {"model_name": "m", "n0": 20, "n": 200}
+    fixed, smoothed = SigmaPolicy.fixed(0.25), dds.SmoothedClassifier(model)
+    run = certify_run(smoothed, data, fixed, tmp_path / "model", skip=500, **settings)
+    assert run.header.config["classes"][9] == "Ankle boot"
+    named = Dataset(name="a", split="test", x=data.x[:2], y=data.y[:2], classes=tuple("abcdefghij"))
+    run = certify_run(smoothed, named, fixed, tmp_path / "data", **settings)
+    assert run.header.config["classes"] == list("abcdefghij")
+    silent = Dataset(name="a", split="test", x=pixels, y=[0] * 12)
+    assert "classes" not in certify_run(linear, silent, fixed, tmp_path / "none", **settings).header.config

@@ -102,14 +102,14 @@ def test_the_command_line_shows_it(cli: Callable, tmp_path: Path) -> None:
     answer = cli("status", out)
     assert "died, 3 of 8 inputs (37 %)" in answer.out
     assert "its writer ended without a word: 'ddsmoothing certify', process 4194305 on here" in answer.out
-    assert f"ddsmoothing certify --out {out} continues it" in answer.out
+    assert "continue with: the same call of certify_run" in answer.out
     assert "worker lost" in answer.out
     assert "\x1b" not in answer.out
     value = json.loads(cli("status", out, "--json").out)
     assert (value["state"], value["done"], value["inputs"], len(value["failures"])) == ("died", 3, 8, 1)
     assert len(json.loads(cli("status", out, out, "--json").out)) == 2
     answer = cli("status", tmp_path)
-    assert (answer.code, "not a run folder" in answer.err) == (1, True)
+    assert (answer.code, f"{tmp_path} is no run but holds 1 run: {out}" in answer.err) == (1, True)
 
 
 def test_events_tell_how_a_run_went(tmp_path: Path) -> None:
@@ -154,16 +154,16 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path: Path) -> None:
 
 
 def test_workers_are_listened_to(tmp_path: Path) -> None:
-    from ddsmoothing.campaigns.certify import _heard
+    from ddsmoothing.campaigns.listening import heard
 
     class Workers:
         listener = None
 
     workers, told = Workers(), []
-    with _heard(workers, lambda event, **details: told.append(event)):  # type: ignore[arg-type]
+    with heard(workers, lambda event, **details: told.append(event)):  # type: ignore[arg-type]
         workers.listener("retry", task=1)
     assert (told, workers.listener) == (["retry"], None)
-    with _heard(None, EventLog(tmp_path)):
+    with heard(None, EventLog(tmp_path)):
         pass
 
 

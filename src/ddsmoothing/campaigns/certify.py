@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from ddsmoothing.bounds import check_alpha
 from ddsmoothing.campaigns.listening import Tell, heard
 from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
-from ddsmoothing.campaigns.rows import rows_of
+from ddsmoothing.campaigns.rows import class_names, rows_of
 from ddsmoothing.claims import POINTWISE
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
@@ -60,6 +60,10 @@ FIRST_GROUP, LARGEST_GROUP = 4, 64  # inputs
 GROUP_NUMBERS = 2**26  # in the inputs of a group made large for many workers, at most
 
 
+class StoppedError(RunError):
+    """A run was stopped in order before its first input was finished; the same call continues it."""
+
+
 class BudgetSpentError(Exception):
     """The time given to a run is over."""
 
@@ -85,6 +89,7 @@ def certify_run(
     shard: tuple[int, int] | None = None,
     seed: int | None = None,
     budget: float | None = None,
+    units: str | None = None,
     offsets: OffsetsNote | None = None,
     command: dict[str, Any] | None = None,
     listeners: Collection[Listener] = (),
@@ -112,6 +117,8 @@ def certify_run(
         shard: ``(i, n)``: only the i-th of n parts of these inputs; give all parts the same seed, then ``merge_runs``.
         seed: Of the noise. One left out is the header's when a run is continued.
         budget: Stop in order after so many seconds; the run is then partial and can be continued.
+        units: Of sigma and radii, as results say them, such as ``standard deviations``; None says pixels in [0, 1] for
+            images of integers, else that they are those of the input.
         offsets: Where the classifier's class offsets come from.
         command: Options to keep in the header, for a command line's use.
         listeners: Told what happens, as ``events.jsonl`` is.
@@ -156,7 +163,7 @@ def certify_run(
         sampler_options=dataclasses.asdict(sampler),
         rule=RuleSpec.model_validate(rule.config()),
         offsets=offsets,
-        units=PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS,
+        units=file_name(units) if units else PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS,
         randomized=randomized,
         label_aware=label_aware,
         alpha=alpha,
@@ -174,7 +181,7 @@ def certify_run(
         block_size=size,
         policy=PolicySpec.model_validate(policy.config()),
         behaviour=behaviour(smoothed, data[:BEHAVIOUR_INPUTS][0]),
-        config=file_names(command or {}) | ({} if data.classes is None else {"classes": list(data.classes)}),
+        config=file_names(command or {}) | class_names(smoothed, data),
     )
     if before is not None:
         header = _continued(before, header, out)
@@ -195,7 +202,7 @@ def certify_run(
         with heard(smoothed.workers, tell), telling(progress, len(ids) * each, "certifying") as told:
             _certify_all(work, writer, kept, tell, None if budget is None else start + budget, told)
     if not writer.done:
-        raise RunError(
+        raise StoppedError(
             "the budget was spent before the first input was finished; "
             + ("give more." if not kept.drawn + kept.found else "its counts are kept, the same command continues.")
         )

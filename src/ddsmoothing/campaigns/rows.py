@@ -1,8 +1,12 @@
-"""A certification as rows of a run folder."""
+"""A certification as rows of a run folder, and the names of their classes."""
 
 from __future__ import annotations
 
 from ddsmoothing.claims import Certification
+from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.data import Dataset
+from ddsmoothing.files import file_name
+from ddsmoothing.models import spec_of
 from ddsmoothing.runs.schema import ResultRow, SigmaChoice
 from ddsmoothing.sigma.search import SigmaSearch
 
@@ -42,3 +46,10 @@ def choice_of(found: SigmaSearch, i: int) -> SigmaChoice:
         at_border=bool(found.at_border[i]),
         samples=found.forwards,
     )
+
+
+def class_names(smoothed: SmoothedClassifier, data: Dataset) -> dict[str, list[str]]:
+    """Names of the classes, where the data set or else the model says them in words."""
+    spec = spec_of(smoothed.model)
+    names = data.classes if data.classes is not None else () if spec is None else spec.classes
+    return {"classes": list(map(file_name, names))} if any(not name.isdigit() for name in names) else {}

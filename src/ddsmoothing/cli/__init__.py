@@ -14,6 +14,7 @@ import click
 from ddsmoothing.cli.certify import certify, predict
 from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
+from ddsmoothing.cli.help import Group
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
 from ddsmoothing.cli.messages import plain_warnings
@@ -27,12 +28,12 @@ from ddsmoothing.cli.train import train
 from ddsmoothing.errors import DdsmoothingError, printable
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="ddsmoothing")
 def app() -> None:
     """Certify neural networks by randomized smoothing, with a noise scale chosen for each input.
 
-    Sigma and radii are in the units of the input: pixels in [0, 1].
+    Sigma and radii are in the units of the input: pixels in [0, 1] for images.
 
     \b
     Start with:      ddsmoothing demo

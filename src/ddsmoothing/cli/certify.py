@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddsmoothing.cli.again import KEY, continuing, given_options
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import add, data_options, load
 from ddsmoothing.cli.parsing import fixed_sigma, seconds_of, shard_of, sigma_policy, wanted_radii
 from ddsmoothing.cli.stateless import offsets_options, with_offsets
-from ddsmoothing.errors import InputError
+from ddsmoothing.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from ddsmoothing.campaigns import SigmaPolicy
@@ -23,7 +24,20 @@ if TYPE_CHECKING:
 
 PAPER = {"n0": 100, "n": 100_000, "vote": "plurality", "bound": "one-class"}
 RUN_OPTIONS = (
-    *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed"),
+    *(
+        "model_id",
+        "n0",
+        "n",
+        "n_max",
+        "alpha",
+        "bound",
+        "randomized",
+        "label_aware",
+        "skip",
+        "maximum",
+        "seed",
+        "units",
+    ),
 )
 RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
     *(
@@ -42,14 +56,14 @@ RECALLED = (  # what a continued run need not be told again; the seed is in the 
     ),
     *("precision", "channels_last", "compiled", "snap", "levels", "allow_large_sigma", "data_dependent", "sigma0"),
     *("sigma_min", "sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound"),
-    *("randomized", "model_id", "shard"),
+    *("randomized", "model_id", "shard", "units"),
 )
 
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that smooths at a given sigma."""
     options = [
-        click.option("--sigma", type=float, help="Standard deviation of the noise, pixels in [0, 1]."),
+        click.option("--sigma", type=float, help="Standard deviation of the noise, in the units of the input."),
         click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma."),
         click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input."),
     ]
@@ -82,6 +96,7 @@ Examples:
 @click.option("--radius", type=float, help="Only ask whether this radius is certified: the fewest samples.")
 @click.option("--radii", help="The same for several, such as 0.25,0.5,1: a certified-accuracy table.")
 @click.option("--paper", is_flag=True, help="As in papers' tables: n0 100, n 100,000, plurality vote, one-class bound.")
+@click.option("--units", help="Of sigma and radii, as results say them; default: pixels in [0, 1], or of the input.")
 @click.option("--label-aware", is_flag=True, help="Stop inputs whose pilot class is wrong.")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
 @click.option("--randomized", is_flag=True, help="Randomised bound: larger by about 1 %, depends on a coin.")
@@ -97,11 +112,13 @@ Examples:
 def certify(context: click.Context, /, **options: Any) -> None:
     """Certify inputs of a data set into a run folder; repeat the command to continue an interrupted run.
 
-    Sigma, lambda and radii are in pixels of [0, 1]. The certificates are of level `pointwise`: each holds for the
-    classifier that uses that input's sigma everywhere.
+    Sigma, lambda and radii are in the units of the input: pixels in [0, 1] for images. The certificates are of level
+    `pointwise`: each holds for the classifier that uses that input's sigma everywhere.
 
     SIGINT and SIGTERM end a run in order, with exit code 75; what was counted is kept.
     """
+    options["words"] = given_options(context)
+    options["allow_large_sigma"] |= options["units"] is not None  # then they are no pixels
     with advising(lambda: advice(options["out"])):
         _certify(context, options)
 
@@ -141,11 +158,11 @@ def fastest(smoothed: SmoothedClassifier, data: Dataset, options: dict[str, Any]
 
 def advice(out: Path | None) -> str:
     """How to go on after an interruption."""
-    from ddsmoothing.runs.store import finished_rows
+    from ddsmoothing.runs.store import HEADER, finished_rows, load_header
 
-    if out is None or not out.exists():
+    if out is None or not (out / HEADER).exists():
         return "nothing was kept; repeat the command."
-    return f"{finished_rows(out)} inputs are finished in {out}; the same command continues it."
+    return f"{finished_rows(out)} inputs are finished in {out}; continue with:\n{continuing(out, load_header(out))}"
 
 
 def _certify(context: click.Context, options: dict[str, Any]) -> None:
@@ -205,6 +222,7 @@ def _run(
         smoothed = stack.enter_context(executing(smoothed, options))
         left = inputs - finished_rows(options["out"])
         progress = stack.enter_context(SampleProgress(max(1, left * each), f"certifying {left} inputs"))
+        stack.enter_context(_saying(options["out"]))
         run = certify_run(
             smoothed,
             data,
@@ -214,7 +232,7 @@ def _run(
             radii=wanted_radii(options),
             budget=seconds_of(options["budget"]),
             shard=shard_of(options["shard"]),
-            command={key: options[key] for key in RECALLED},
+            command={key: options[key] for key in RECALLED} | {KEY: options["words"]},
             offsets=options["note"],
             listeners=listeners,
             progress=progress,
@@ -224,7 +242,22 @@ def _run(
         print_table([run])
     click.echo(f"{len(run)} results in {run.path} (seed {run.header.seed})")
     if run.partial:
-        click.echo(f"partial: {run.header.subset.size - len(run)} inputs left; the same command continues it.")
+        left = run.header.subset.size - len(run)
+        click.echo(f"partial: {left} inputs left; continue with:\n{continuing(run.path, run.header)}")
+
+
+@contextmanager
+def _saying(out: Path) -> Iterator[None]:
+    """Say how to continue a run that was stopped before it had a result."""
+    from ddsmoothing.campaigns.certify import StoppedError
+    from ddsmoothing.runs.store import load_header
+
+    try:
+        yield
+    except StoppedError:
+        with suppress(RunError):  # nothing was kept
+            click.echo(f"continue with:\n{continuing(out, load_header(out))}", err=True)
+        raise
 
 
 def preflight(smoothed: SmoothedClassifier, data: Dataset, ids: list[int], policy: SigmaPolicy) -> None:
@@ -260,7 +293,8 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
         if key in shipped and text not in shipped[key]:
             if options[key] is None:
                 where = f"the {key} of {options['out']} is {text!r}"
-                raise InputError(f"{where}; give it again with --{key}, since names in files are not loaded.")
+                how = continuing(options["out"], header)
+                raise InputError(f"{where}; give it again with --{key}, since names in files are not loaded: {how}")
             continue
         if value is None:
             continue

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddsmoothing.cli.completing import RUN_FOLDER
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, load, model_options, points_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ddsmoothing.verify import Verification
 
 SHOWN = 20  # findings and violations in a text
-RUN = click.argument("run", type=click.Path(path_type=Path))
+RUN = click.argument("run", type=RUN_FOLDER)
 JSON = click.option("--json", "as_json", is_flag=True, help="One object.")
 MARKS = {"ok": "ok  ", "note": "    ", "warn": "WARN", "fail": "FAIL"}
 

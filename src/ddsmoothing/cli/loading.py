@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddsmoothing.cli.completing import DATA_NAME, MODEL_NAME
 from ddsmoothing.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ def vote_option(function: Command) -> Command:
 def data_options(function: Command) -> Command:
     """Options of every command that takes a model and a data set."""
     options = [
-        click.option("--model", help=MODEL),
+        click.option("--model", type=MODEL_NAME, help=MODEL),
         model_options,
-        click.option("--data", help=DATA),
+        click.option("--data", type=DATA_NAME, help=DATA),
         click.option("--split", default="test", show_default=True, help="test or train."),
         click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True),
         click.option("--skip", type=int, default=1, show_default=True, help="Take every so many-th input."),

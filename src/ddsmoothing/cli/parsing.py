@@ -51,8 +51,8 @@ def check_plausible(sigma: float, allowed: bool) -> float:
     """Refuse a sigma that was meant for pixels in 0..255."""
     if sigma > PLAUSIBLE_SIGMA and not allowed:
         raise SigmaError(
-            f"sigma {sigma:g} is very large for pixels in [0, 1]; if it was meant for 0..255, use {sigma / 255:.4g}. "
-            "If not, add --allow-large-sigma."
+            f"sigma {sigma:g} is very large for inputs in [0, 1]; if it was meant for 0..255, use {sigma / 255:.4g}. "
+            "If not, add --allow-large-sigma, or say by --units what they are."
         )
     return sigma
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddsmoothing.cli.completing import RUN_FOLDER
 from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError
 
@@ -26,7 +27,7 @@ Examples:
   ddsmoothing report runs/dds --data test.npz --thumbnails 200 --out report.html
   ddsmoothing report runs/dds --thumbnails none --out report.html"""
 )
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=RUN_FOLDER)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The page to write.")
 @click.option("--data", multiple=True, help="Data set of the runs, for pictures; shipped ones are found by themselves.")
 @click.option("--thumbnails", default=str(THUMBNAILS), show_default=True, help="Inputs that get pictures, or none.")
@@ -70,7 +71,7 @@ def _data(runs: Sequence[Results], given: tuple[str, ...]) -> list[Dataset]:
 Example:
   ddsmoothing card runs/dds --out certificate.json --markdown CERTIFICATE.md"""
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN_FOLDER)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="The same as Markdown, for a model card.")
 @click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ddsmoothing.cli.completing import RUN_FOLDER
 from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError, printable
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 FORMATS: Final = ("text", "md", "latex", "csv", "json", "parquet")
 ONLY: Final = ("accuracy", "acr")
 ROWS: Final = ("csv", "parquet")  # of export, beside the field's own
-RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+RUNS = click.argument("runs", nargs=-1, required=True, type=RUN_FOLDER)
 WIDTH: Final = 110  # of tables where there is no terminal
 
 
@@ -73,7 +74,7 @@ Examples:
     "--radii", default="0,0.25,0.5,0.75,1.0", show_default=True, help="Comma-separated, in the units of the inputs."
 )
 @click.option("--per-class", is_flag=True, help="One line a class.")
-@click.option("--against", type=click.Path(path_type=Path), help="A run: who won and who lost radius against it.")
+@click.option("--against", type=RUN_FOLDER, help="A run: who won and who lost radius against it.")
 @click.option(
     "--format",
     "form",
@@ -282,7 +283,7 @@ Examples:
   ddsmoothing export runs/dds --format dds dds.tsv
   ddsmoothing export runs/dds --format csv rows.csv"""
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN_FOLDER)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--format",

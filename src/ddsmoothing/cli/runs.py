@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddsmoothing.cli.again import continuing
+from ddsmoothing.cli.completing import RUN_FOLDER
 from ddsmoothing.errors import printable
 
 if TYPE_CHECKING:
     from ddsmoothing.runs.status import Status
 
-RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+RUNS = click.argument("runs", nargs=-1, required=True, type=RUN_FOLDER)
 
 
 @click.command(
@@ -30,6 +32,7 @@ def status(runs: tuple[Path, ...], as_json: bool) -> None:
     from dataclasses import asdict
 
     from ddsmoothing.runs.status import status_of
+    from ddsmoothing.runs.store import load_header
 
     found = [status_of(run) for run in runs]
     if as_json:
@@ -38,6 +41,8 @@ def status(runs: tuple[Path, ...], as_json: bool) -> None:
         return
     for one in found:
         click.echo(printable(_line(one)))
+        if one.state in ("stopped", "died"):
+            click.echo(f"  continue with: {continuing(one.path, load_header(one.path))}")
         for event in one.failures[-3:]:
             details = {key: value for key, value in event.items() if key not in ("time", "event")}
             click.echo(printable(f"  {event['time']} {event['event']}: {details}"))
@@ -60,10 +65,6 @@ def _line(status: Status) -> str:
         parts.append(f"{how} {status.owner}")
     elif status.last is not None:
         parts.append(f"last event {status.last}")
-    if status.state in ("stopped", "died"):
-        parts.append(
-            f"ddsmoothing certify --out {status.path} continues it, with --model and --data where they were not shipped"
-        )
     return "; ".join(parts)
 
 
@@ -85,4 +86,5 @@ def merge(runs: tuple[Path, ...], out: Path, partial: bool) -> None:
     run = merge_runs(runs, out, partial=partial)
     click.echo(f"{len(run)} results of {len(runs)} runs in {run.path} (seed {run.header.seed})")
     if run.partial:
-        click.echo(f"partial: {run.header.subset.size - len(run)} inputs left; certify --out {run.path} continues it.")
+        left = run.header.subset.size - len(run)
+        click.echo(f"partial: {left} inputs left; continue with:\n{continuing(run.path, run.header)}")

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,13 +19,14 @@ from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import level_named
 from ddsmoothing.errors import RunError, printable
 from ddsmoothing.files import write_durably
-from ddsmoothing.report.claims import down, limits, radii_for, set_risk, share_down, statement, up
+from ddsmoothing.report.claims import SetRisk, down, limits, radii_for, set_risk, share_down, statement, up
 from ddsmoothing.report.render import render_markdown
 from ddsmoothing.runs import Run
 from ddsmoothing.runs.schema import Count, DataIdentity, Digest, Level, ModelIdentity, Probability, Subset
 from ddsmoothing.runs.store import RESULTS
 from ddsmoothing.tables.comparable import labelled
 from ddsmoothing.tables.facts import certified
+from ddsmoothing.tables.numbers import significant
 from ddsmoothing.verify import Points, verify_run
 
 SCHEMA: Final = "certificate.schema.json"
@@ -201,7 +204,7 @@ def card_of(run: Run, store: Path | None = None, point: Points | None = None) ->
         risk=Risk(
             alpha=risk.alpha,
             certifications=risk.certifications,
-            expected_false_at_most=risk.expected,
+            expected_false_at_most=_short(risk),
             rho=risk.rho,
             false_at_most=risk.false,
         ),
@@ -209,8 +212,8 @@ def card_of(run: Run, store: Path | None = None, point: Points | None = None) ->
             noise=certificate_for(header.norm).noise.name,
             inputs_with_grid_noise=on_grid,
             inputs_with_float_noise=len(rows) - on_grid,
-            tv=max(row.tv for row in rows),
-            moved=max(row.moved for row in rows),
+            tv=float(significant(max(row.tv for row in rows), up=True)),
+            moved=float(significant(max(row.moved for row in rows), 4, up=True)),
             samples_per_input=up(sum(row.samples for row in rows) / len(rows), 1),
             **header.model_dump(
                 include={"levels", "snap", "sampler", "sampler_options", "randomized", "label_aware", "seed"},
@@ -227,6 +230,13 @@ def card_of(run: Run, store: Path | None = None, point: Points | None = None) ->
         results=_results(run, risk.false),
         limits=limits(run),
     )
+
+
+def _short(risk: SetRisk) -> float:
+    """How many are false on average at most, in two digits, rounded up; alpha is the decimal that it was given as."""
+    exact = Decimal(repr(risk.alpha)) * risk.certifications
+    same = math.isclose(float(exact), risk.expected, rel_tol=1e-12)
+    return float(significant(exact if same else risk.expected, up=True))
 
 
 def _check_answers(run: Run, store: Path | None, point: Points | None) -> None:

@@ -68,6 +68,9 @@ def _merged(headers: list[Header]) -> Header:
     whole = range(0, first.data.length, subset.skip)[: subset.max]
     versions = {name: _joined(header.versions.get(name) for header in headers) for name in first.versions}
     config = {key: value for key, value in first.config.items() if key != "shard"}
+    if isinstance(words := config.get("options"), list) and "--shard" in words:  # of the command, for who continues it
+        at = words.index("--shard")
+        config["options"] = words[:at] + words[at + 2 :]
     changed = {
         "created": min(header.created for header in headers),
         "subset": Subset(skip=subset.skip, max=subset.max, size=len(whole)),

@@ -176,12 +176,24 @@ def load_header(folder: Path) -> Header:
         data = json.loads((folder / HEADER).read_bytes())
         return Header.model_validate(schema1.header_of(data) if _is_old(data) else data)
     except OSError as error:
+        inner = runs_in(folder)
+        if inner:
+            found = f"{len(inner)} runs: {folder}/* ({inner[0]}, ..)" if len(inner) > 1 else f"1 run: {inner[0]}"
+            raise RunError(f"{folder} is no run but holds {found}; give one or several of them.") from error
         raise RunError(f"{folder} is not a run folder: {HEADER}: {error.strerror}.") from error
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = first_error(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         raise RunError(
             f"{folder / HEADER} is not a header this version reads (schema {SCHEMA_VERSION}): {why}."
         ) from error
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs, and others' results, that lie in a folder, by name."""
+    try:
+        return sorted(one for one in folder.iterdir() if any((one / name).is_file() for name in (HEADER, IMPORTED)))
+    except OSError:
+        return []
 
 
 def _is_old(data: object) -> bool:
