@@ -92,7 +92,7 @@ def rows() -> list[Row]:
     at = (None, 0.25, 1.0, 0.5, 0.12)
     found = [Row(HELD_OUT, network, sigma) for network in ("conditional", "shipped") for sigma in at]
     found += [Row("test", network, sigma) for network in ("conditional", "shipped", "unconditional") for sigma in at]
-    return [*found, *(Row("few", network, sigma) for network in ("conditional", "denoised", "tuned") for sigma in at)]
+    return [*found, *(Row("few", network, sigma) for network in conditional_tables.NAMES for sigma in at)]
 
 
 @dataclass(frozen=True)

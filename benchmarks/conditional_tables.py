@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 import public_rows
 from ddsmoothing.analysis import certified_accuracy, envelope, held_radius
-from ddsmoothing.bounds import floor_text
 from ddsmoothing.tables import Table, ceil_text, markdown
 from public_rows import RADII, Counts
 
@@ -20,8 +19,8 @@ HELD_OUT, SECONDS = "held-out", "seconds.json"
 COLUMNS = ("id", "label", "prediction", "sigma", "radius", "top", "anchor", "votes", "wins", "samples")
 NAMES = {
     "shipped": "the shipped CNN",
-    "unconditional": "a CNN, not told",
-    "conditional": "the same CNN, told sigma",
+    "unconditional": "CNN, not told",
+    "conditional": "CNN, told sigma",
     "denoised": "denoiser + clean CNN",
     "tuned": "denoiser + fine-tuned CNN",
 }
@@ -124,7 +123,7 @@ def _accuracy(there: dict[Row, Counts], part: Part) -> Table:
         lines += [by_row[row] for row in there if row.network == network]
         fixed = [one for row, one in there.items() if row.network == network and row.sigma is not None]
         if len(fixed) > 1:
-            best = [floor_text(100 * float(value), 1) for value in envelope(fixed, RADII)]
+            best = [public_rows.share_text(float(value), len(fixed[0])) for value in envelope(fixed, RADII)]
             lines.append((f"{NAMES[network]}, envelope of {len(fixed)} fixed", *best, "-", "-", "-", "-"))
     return replace(table, rows=tuple(lines))
 
@@ -134,7 +133,7 @@ def _votes(there: dict[Row, Counts], part: Part) -> Table:
     lines = []
     for row, one in there.items():
         plain = one.one_class()
-        shares = [floor_text(100 * float(np.mean(each.prediction < 0)), 1) for each in (one, plain)]
+        shares = [public_rows.share_text(float(np.mean(each.prediction < 0)), len(each)) for each in (one, plain)]
         lines.append((row.label, public_rows.acr_text(one), public_rows.acr_text(plain), *shares))
     return Table(
         title=f"ACR of the same counts under both votes: {_title(there, part)}",
@@ -150,6 +149,8 @@ def _differences(found: dict[Row, Counts]) -> Table | None:
         (HELD_OUT, "conditional", "shipped", HELD_OUT),
         ("test", "conditional", "shipped", "test"),
         ("test", "conditional", "unconditional", "test"),
+        ("few", "conditional", "shipped", "few"),
+        ("few", "conditional", "unconditional", "few"),
         ("few", "denoised", "conditional", "few"),
         ("few", "tuned", "conditional", "few"),
     ):
@@ -249,6 +250,6 @@ def _two_cnns(pairs: dict[float | None, tuple[Counts, Counts]], ratio: float) ->
 
 def _timed(row: Row, one: Counts, seconds: float) -> tuple[str, ...]:
     """Certified accuracy, ACR under both votes, and processor time, rounded up."""
-    accuracy = [floor_text(100 * float(value), 1) for value in certified_accuracy(one, RADII)]
+    accuracy = [public_rows.share_text(float(value), len(one)) for value in certified_accuracy(one, RADII)]
     averages = [public_rows.acr_text(each) for each in (one, one.one_class())]
     return (row.label, *accuracy, *averages, ceil_text(float(one.samples.mean()) * seconds, 2))

@@ -163,6 +163,11 @@ def acr_text(one: Counts) -> str:
     return floor_text(acr(one), 3)
 
 
+def share_text(share: float, images: int) -> str:
+    """A share of so many images in per cent, rounded down; by whole numbers, since 100 * .29 is below 29 in floats."""
+    return f"{round(share * images) * 1000 // images / 10:.1f}"
+
+
 def strongest(rows: dict[str, Counts]) -> str:
     """The row with the largest average certified radius."""
     return max(rows, key=lambda name: acr(rows[name]))
@@ -177,10 +182,10 @@ def accuracy_table(rows: dict[str, Counts], title: str) -> Table:
         lines.append(
             (
                 name,
-                *(floor_text(100 * float(value), 1) for value in values),
+                *(share_text(value, len(one)) for value in values),
                 acr_text(one),
-                floor_text(100 * float(np.mean(one.prediction < 0)), 1),
-                floor_text(100 * wrong, 1),
+                share_text(float(np.mean(one.prediction < 0)), len(one)),
+                share_text(wrong, len(one)),
                 f"{int(one.samples.mean()):,}",
             )
         )
