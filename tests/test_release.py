@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import tomllib
 from email.message import Message
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import ddsmoothing as dds
+from ddsmoothing.errors import extra
 
 ROOT = Path(__file__).parents[1]
 STATED = ("pyproject.toml", "CHANGELOG.md", "CITATION.cff", "README.md")
@@ -116,3 +118,14 @@ def test_the_workflow_runs_what_a_developer_runs(check: ModuleType) -> None:
     assert f">={versions[0]}" == check.project()["requires-python"]
     for path in re.findall(r"tests/\w+\.py", " ".join(runs["windows"])):
         assert (ROOT / path).exists()
+
+
+def test_messages_say_how_to_install_an_extra_in_a_checkout_too() -> None:
+    """Until the package is published its name alone leads nowhere."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    used = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        used |= set(re.findall(r"\bextra\('(\w+)'\)", path.read_text()))
+    assert used <= set(known)
+    assert {"pandas", "parquet", "onnx", "vision", "tensorboard", "diffusers"} <= used
+    assert extra("onnx") == "pip install 'ddsmoothing[onnx]', or '.[onnx]' in a checkout"

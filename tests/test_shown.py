@@ -244,7 +244,7 @@ def test_a_table_of_columns_has_its_numbers_in_a_data_frame(monkeypatch: pytest.
 
 def test_without_pandas_it_is_said_how_to_get_it(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(InputError, match=r"pip install pandas, or '\.\[pandas\]'"):
+    with pytest.raises(InputError, match=r"pip install 'ddsmoothing\[pandas\]', or '\.\[pandas\]' in a checkout"):
         results["Run"].to_pandas()
 
 

@@ -80,6 +80,11 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}."
 
 
+def extra(name: str) -> str:
+    """How to install what an extra brings, with and without a checkout."""
+    return f"pip install 'ddsmoothing[{name}]', or '.[{name}]' in a checkout"
+
+
 def printable(text: str) -> str:
     """Text from a file or a name, safe to show in one line: control and invisible characters become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

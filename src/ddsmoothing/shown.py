@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ddsmoothing.errors import InputError, first_error, printable
+from ddsmoothing.errors import InputError, extra, first_error, printable
 
 SHOWN: Final = 20  # rows of a table in a notebook
 DIGITS: Final = Decimal("1e-4")  # to which numbers in it are rounded down
@@ -62,9 +62,7 @@ class Shown:
         try:
             import pandas  # type: ignore[import-untyped,import-not-found,unused-ignore]
         except ModuleNotFoundError:
-            raise InputError(
-                "data frames need pandas: pip install pandas, or '.[pandas]' in a checkout of ddsmoothing."
-            ) from None
+            raise InputError(f"data frames need pandas: {extra('pandas')}.") from None
         return pandas.DataFrame({name: list(column) for name, column in self._columns().items()})
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ddsmoothing.counting.engine import Engine
-from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.errors import InputError, ModelError, extra, unknown
 from ddsmoothing.models.checkpoints import load_state, read_checkpoint, split
 from ddsmoothing.models.denoised import Denoiser, DiffusionDenoiser, PixelDenoiser
 from ddsmoothing.models.diffusion_unet import DiffusionUNet, UNetShape
@@ -179,9 +179,7 @@ def _unet(folder: Path) -> nn.Module:
     try:
         library = importlib.import_module("diffusers")
     except ImportError as error:
-        raise ModelError(
-            f"{DIFFUSERS}:DIR needs the package diffusers; pip install 'ddsmoothing[diffusers]'."
-        ) from error
+        raise ModelError(f"{DIFFUSERS}:DIR needs the package diffusers: {extra('diffusers')}.") from error
     try:
         network, found = library.UNet2DModel.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True

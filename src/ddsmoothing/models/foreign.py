@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddsmoothing.errors import InputError, ModelError
+from ddsmoothing.errors import InputError, ModelError, extra
 
 TORCHSCRIPT, ONNX = "torchscript:", "onnx:"
 PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first of them that is there
@@ -73,7 +73,7 @@ class OnnxModel:
         try:
             import onnxruntime  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError:
-            raise InputError("ONNX models need onnxruntime: pip install 'ddsmoothing[onnx]'.") from None
+            raise InputError(f"ONNX models need onnxruntime: {extra('onnx')}.") from None
         there = set(onnxruntime.get_available_providers())
         try:
             data = path.read_bytes()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ddsmoothing.errors import InputError, ModelError, unknown
+from ddsmoothing.errors import InputError, ModelError, extra, unknown
 from ddsmoothing.models.networks import LeNet, ResNet, WideResNet, medium_cnn, small_cnn, stride_cnn
 from ddsmoothing.models.unet import SmallUNet
 
@@ -104,7 +104,7 @@ def library(arch: str) -> tuple[ModuleType, str]:
     try:
         module = importlib.import_module("torchvision.models" if package == "torchvision" else "timm")
     except ImportError as error:
-        raise ModelError(f"{arch} needs the package {package}; pip install 'ddsmoothing[vision]'.") from error
+        raise ModelError(f"{arch} needs the package {package}: {extra('vision')}.") from error
     # a plain name: timm takes "hf-hub:.." and paths too, which would be fetched
     if not re.fullmatch(r"[\w.-]+", name) or name.partition(".")[0] not in module.list_models():
         names = [f"{package}:{known}" for known in module.list_models()]

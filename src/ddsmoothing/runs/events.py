@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from ddsmoothing.errors import InputError
+from ddsmoothing.errors import InputError, extra
 from ddsmoothing.runs.store import EVENTS
 
 
@@ -60,7 +60,7 @@ class Scalars:
             from tensorboard.summary import Writer  # type: ignore[import-untyped, unused-ignore]
         except ImportError:
             raise InputError(
-                "curves for TensorBoard need the extra: pip install 'ddsmoothing[tensorboard]', or leave them out."
+                f"curves for TensorBoard need an extra: {extra('tensorboard')}; or leave them out."
             ) from None
         self._writer = Writer(str(folder))
         self._samples, self._since = 0, time.monotonic()

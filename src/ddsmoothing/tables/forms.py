@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.errors import InputError, RunError, table_cell
+from ddsmoothing.errors import InputError, RunError, extra, table_cell
 from ddsmoothing.files import write_durably
 from ddsmoothing.tables.numbers import ceil_text
 from ddsmoothing.tables.summary import Record
@@ -136,7 +136,7 @@ def write_parquet(records: Sequence[Record], path: Path) -> None:
         import pyarrow as pa  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install 'ddsmoothing[parquet]', or take another format.") from None
+        raise InputError(f"Parquet needs pyarrow: {extra('parquet')}; or take another format.") from None
     try:
         parquet.write_table(pa.Table.from_pylist(list(records)), whole := BytesIO())
         write_durably(path, whole.getvalue())
