@@ -207,6 +207,17 @@ def test_a_model_that_cannot_be_captured_is_called_and_it_is_said(graph: Callabl
     assert made.made == 1
 
 
+@pytest.mark.parametrize("fault", [{"error": RuntimeError("not while capturing")}, {"wrong": True}])
+def test_what_was_refused_once_is_not_tried_again_and_said_once(
+    graph: Callable[..., Graph], fault: dict[str, object], recwarn: pytest.WarningsRecorder
+) -> None:
+    made, engine = graph(**fault), Engine(Net())
+    for _ in range(3):
+        DeviceCounter(engine, Gaussian(), K, 16).count(images(2, (2, 3, 3)), many(), 1)
+    assert made.made == 1
+    assert len([one for one in recwarn if "without a CUDA graph" in str(one.message)]) == ("error" in fault)
+
+
 def test_a_bare_callable_is_never_captured(graph: Callable[..., Graph]) -> None:
     made, net = graph(), Net().eval()
     DeviceCounter(Engine(lambda x: net(x)), Gaussian(), K, 16).count(images(2, (2, 3, 3)), many(), 1)

@@ -51,7 +51,7 @@ class DeviceCounter:
 
     def __init__(self, engine: Engine, noise: Noise, num_classes: int, block_size: int, *, tf32: bool = False) -> None:
         self._engine, self._noise, self._classes, self._rows = engine, noise, num_classes, block_size
-        self._tf32, self._graphs = tf32, isinstance(engine.model, torch.nn.Module)
+        self._tf32 = tf32
 
     def numerics(self, device: torch.device) -> dict[str, bool]:
         """What is in force while samples are counted on a device, for the header of a run."""
@@ -123,7 +123,7 @@ class DeviceCounter:
         )
         forward = Forward(
             lambda: caller.logits(x, sigma, self._classes),
-            passes=-(-total // self._rows) if self._graphs and has_graphs(batch.device) else 0,
+            passes=-(-total // self._rows) if self._engine.captures and has_graphs(batch.device) else 0,
         )
         pace = Pace(batch.device, progress)
         for owner, used in passes.into(x):
@@ -131,8 +131,9 @@ class DeviceCounter:
             tallies.add(forward(), owner)
             pace.passed(used)
         pace.finish()
+        self._engine.captures &= not forward.refused
         if forward.went_wrong():  # a graph that gives other logits is not used again
-            self._graphs = False
+            self._engine.captures = False
             return self._count_group(caller, batch, requests, seed, None)
         return tallies.found()[:-1]
 
@@ -151,15 +152,9 @@ def has_graphs(device: torch.device) -> bool:
 
 def captured(call: Call) -> tuple[Callable[[], None], torch.Tensor]:
     """A forward pass as a CUDA graph: what runs it, and where its logits then are."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # torch.cuda.graph() would wait for the device and give its freed memory back
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            logits = call()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # gives the memory of graphs that are gone back
+        logits = call()
     return graph.replay, logits
 
 
@@ -170,10 +165,12 @@ class Forward:
 
     Args:
         call: the pass.   passes: that are to come, 0 for no graph.
+    Attributes:
+        refused: the pass could not be captured, which was said.
     """
 
     def __init__(self, call: Call, passes: int) -> None:
-        self._call, self._left = call, passes
+        self._call, self._left, self.refused = call, passes, False
         self._replay: Callable[[], None] | None = None
         self._logits: torch.Tensor | None = None
         self._differs: torch.Tensor | None = None
@@ -195,7 +192,7 @@ class Forward:
         except (RuntimeError, ModelError) as error:
             reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
             warnings.warn(f"the model runs without a CUDA graph: {reason}", DdsmoothingWarning, stacklevel=2)
-            self._left = 0
+            self._left, self.refused = 0, True
             return
         self._replay, self._logits, self._differs = replay, found, (found != logits).any()
 

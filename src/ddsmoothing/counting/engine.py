@@ -76,6 +76,8 @@ class Engine:
 
     Args:
         model: a module or callable; only modules can be cast, laid out or compiled.
+    Attributes:
+        captures: a CUDA graph of a pass may be tried: until one was refused or gave other logits.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Engine:
             raise InputError("precision, channels_last and compiled need a torch.nn.Module, got a bare callable.")
         self.form = Form(dtype=dtype, channels_last=channels_last)
         self.model = model
+        self.captures = isinstance(model, torch.nn.Module)
         if changed:
             assert isinstance(model, torch.nn.Module)
             try:
