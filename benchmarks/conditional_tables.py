@@ -104,7 +104,9 @@ def text(rows: list[Row], folder: Path) -> str:
     if path.exists():
         seconds = json.loads(path.read_text())
         made += [_cost(seconds), *_equal_time(found, seconds)]
-    return markdown(made)
+    missing = [row.name for row in rows if row not in found]
+    said = f"Not made yet, {len(missing)} of {len(rows)} rows: {', '.join(missing)}.\n\n" if missing else ""
+    return said + markdown(made)
 
 
 def _title(there: dict[Row, Counts], part: Part) -> str:
