@@ -88,7 +88,10 @@ def _numbers(stage: dict[str, Any]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in stage.items() if name.endswith("seconds")]
 
 
+def text() -> str:
+    """What every card gave whose results are kept."""
+    return "\n".join(of_card(json.loads(file.read_text())) for file in sorted(RESULTS.glob("gpu-*.json")))
+
+
 if __name__ == "__main__":
-    files = sorted(RESULTS.glob("gpu-*.json"))
-    text = "\n".join(of_card(json.loads(file.read_text())) for file in files)
-    paper_table.write_page(PAGE, text, START, END)
+    paper_table.write_page(PAGE, text(), START, END)

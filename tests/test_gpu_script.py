@@ -80,3 +80,15 @@ def test_without_a_gpu_it_says_what_to_do(gpu: ModuleType, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "--dry runs the same code on a CPU" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_the_kept_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    page = importlib.import_module("gpu_page")
+    block = page.PAGE.read_text(encoding="utf-8").split(page.START)[1].split(page.END)[0]
+    assert block == "\n" + page.text() + "\n"
+    for file in page.RESULTS.glob("gpu-*.json"):
+        found = json.loads(file.read_text())
+        assert found["machine"]["fault of noise on the device"] is None
+        assert not any("error" in stage for stage in found.values())
+        assert sum(n for name, n in found["identity"].items() if name.startswith("d=")) == 0
