@@ -270,8 +270,8 @@ def test_naive_certificates_are_violated_and_the_memorys_are_not() -> None:
 def test_an_unbounded_sigma_on_the_class_of_pure_noise_makes_conflicts() -> None:
     """A class that pure noise gets is certified with a huge radius; the memory keeps what was there before."""
     smoothed = dds.SmoothedClassifier(Half([1.0, 0.0], 0.2), dds.L2Certificate(), num_classes=2, any_range=True)
-    small, large = at(0.0, 0.5), at(0.35, 0.5)
-    sigmas = {0.0: 0.05, 0.35: 0.6}
+    small, large = at(0.0, 0.5), at(0.6, 0.5)  # far enough that no noise of an attempt makes it abstain
+    sigmas = {0.0: 0.05, 0.6: 0.6}
     memory = CertifiedMemory(
         Store.create(None, binding(), ALPHA, seed=2),
         Chosen(smoothed, lambda x: [sigmas[float(row[0])] for row in x]),  # type: ignore[arg-type]

@@ -239,7 +239,7 @@ def test_a_wrong_number_of_classes_is_a_model_error(half: Half, pixels: torch.Te
     ("model", "certificate", "options"),
     [
         ("a string", dds.L2Certificate(), {"num_classes": 2}),
-        (torch.nn.Identity(), "l2", {"num_classes": 2}),
+        (torch.nn.Identity(), 3, {"num_classes": 2}),
         (torch.nn.Identity(), dds.L2Certificate(), {"num_classes": 1}),
         (torch.nn.Identity(), dds.L2Certificate(), {"num_classes": 2, "block_size": 0}),
     ],

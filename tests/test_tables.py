@@ -271,7 +271,10 @@ def test_classes_add_up_to_the_whole(four: list[dds.Run]) -> None:
         hits = sum(record["inputs"] * record["certified_accuracy_0.5"] for record in records)
         assert hits / total == pytest.approx(dds.certified_accuracy(run, [0.5])[0])
     (table,) = tables.class_tables(four[:1], [0.0])
-    assert table.rows == (("1", "2", "100.0", "0.400", "0.0", "0.0"), ("2", "2", "50.0", "0.050", "50.0", "0.0"))
+    assert table.rows == (
+        ("1 Trouser", "2", "100.0", "0.400", "0.0", "0.0"),
+        ("2 Pullover", "2", "50.0", "0.050", "50.0", "0.0"),
+    )
 
 
 def test_who_lost_radius(four: list[dds.Run]) -> None:
