@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -222,29 +222,26 @@ def _interval(value: float, low: float, high: float, digits: int) -> str:
 
 def text(mine: dict[str, Counts], others: dict[str, Counts]) -> str:
     """All tables, in Markdown."""
-    one = next(iter(mine.values()))
-    made = [accuracy_table(mine, f"{len(one)} test images, n = {int(one.votes.sum(1).max()):,}")]
+    made = [accuracy_table(mine, f"Rows of this package on {len(next(iter(mine.values())))} test images")]
     if others:
         best = sorted(others, key=lambda name: -acr(others[name]))[:6]
         rows = {f"public {name}": others[name] for name in best}
-        made = [
-            accuracy_table(rows, "The six strongest public rows, on the same images"),
-            *made,
-            gain_table(mine, others),
-        ]
+        told = {name: one for name, one in mine.items() if "conditional" in name}
+        made = [accuracy_table(rows, "The six strongest public rows, on the same images"), *made]
+        made.append(gain_table(told, others))
     return markdown(made)
 
 
-def figure(mine: dict[str, Counts], others: dict[str, Counts], shown: Sequence[str]) -> Figure:
-    """Certified accuracy by radius: the public rows in grey, the named ones of ours in colour."""
+def figure(mine: dict[str, Counts], others: dict[str, Counts], shown: Mapping[str, str]) -> Figure:
+    """Certified accuracy by radius: the public rows in grey, those of ours to be shown in colour, with their labels."""
     radii = np.linspace(0.0, 3.0, 301)
     drawn = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = drawn.add_subplot()
     for i, one in enumerate(others.values()):
         label = f"{len(others)} published rows" if i == 0 else None
         axes.plot(radii, 100 * certified_accuracy(one, radii), color="0.75", linewidth=0.8, label=label)
-    for name in shown:
-        axes.plot(radii, 100 * certified_accuracy(mine[name], radii), linewidth=1.8, label=name)
+    for name, label in shown.items():
+        axes.plot(radii, 100 * certified_accuracy(mine[name], radii), linewidth=1.8, label=label)
     axes.set(xlabel="L2 radius, pixels in [0, 1]", ylabel="certified accuracy (%)", xlim=(0, 3), ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -86,7 +86,7 @@ def test_rows_are_held_against_the_strongest_public_one_at_each_radius(run: dds.
     held = 100 * float(np.mean(mine.correct & (mine.radius >= 2.0)))
     assert at_two <= held - 100 * 2 / 12 <= at_two + 0.1  # only far_1.0 reaches there; rounded down
     assert "2 public rows" in table.title
-    assert public_rows.figure({"mine": mine}, others, ["mine"]).axes[0].get_xlabel().startswith("L2 radius")
+    assert public_rows.figure({"mine": mine}, others, {"mine": "ours"}).axes[0].get_xlabel().startswith("L2 radius")
     with pytest.raises(RunError, match="public logs"):
         public_rows.public(tmp_path / "none", mine.id)
 
