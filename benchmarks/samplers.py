@@ -16,9 +16,11 @@ from scipy.special import ndtri
 
 import ddsmoothing as dds
 from ddsmoothing.bounds import clopper_pearson_lower, randomized_lower, top_two_bounds
+from ddsmoothing.claims import measured, rule_for
 from ddsmoothing.plan import Exact, Plan, Question, Sampler, Target
 
 ALPHA, REPEATS, REFERENCE = 0.001, 3, 20_000
+RULE = rule_for("plurality", "one-class")
 
 
 def gap(p: float) -> float:
@@ -28,20 +30,22 @@ def gap(p: float) -> float:
 
 def talk(sampler: Sampler, p: float, rng: np.random.Generator) -> tuple[float, int]:
     """Gap certified and samples taken in one conversation with Bernoulli counts."""
-    conversation = sampler.converse(Question(ALPHA, "one-class", None, gap, False))
+    conversation = sampler.converse(Question(ALPHA, RULE, 2, None, gap, False))
     samples, wish = 0, next(conversation)
     while True:
         answer = []
-        for _, n in wish:
-            hits = int(rng.binomial(n, p))
-            samples += n
-            answer.append(np.array([hits, n - hits]))
+        for draw in wish:
+            hits = int(rng.binomial(draw.n, p))
+            samples += draw.n
+            counts = np.array([hits, draw.n - hits])
+            answer.append(measured(draw.stream.name.lower(), 1.0, draw.tally, counts))
         try:
             wish = conversation.send(answer)
         except StopIteration as end:
             found = end.value
-            right = int(found.n0_counts.argmax()) == 0
-            lower = max((clopper_pearson_lower(k, n, a) for n, k, a in found.looks), default=0.0)
+            right = int(np.argmax(found.pilot.votes)) == 0
+            looks = () if found.fresh is None else found.fresh.looks
+            lower = max((clopper_pearson_lower(look.counts[0], look.n, look.alpha) for look in looks), default=0.0)
             return (max(0.0, gap(lower)) if right and lower > 0.5 else 0.0), samples
 
 
@@ -95,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     model, data = dds.load_model("fashion-mnist-cnn"), dds.load_data("fashion-mnist-sample")
     x, _ = data[np.linspace(0, len(data) - 1, args.images).astype(int)]
-    smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10, precision="bf16")
+    smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10, vote="plurality", precision="bf16")
     chosen = dds.search_sigma(smoothed, x, sigma0=0.346, seed=5).sigma
     for name, sigma in {"sigma 0.25": 0.25, "sigma 0.5": 0.5, "sigma 1": 1.0, "data-dependent sigma": chosen}.items():
         counts = smoothed.predict(x, sigma, n=REFERENCE, seed=6).counts
