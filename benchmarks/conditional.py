@@ -33,11 +33,10 @@ import public_rows
 from conditional_tables import HELD_OUT, PARTS, Part, Row
 from ddsmoothing import DenoisedClassifier, L2Certificate, SmoothedClassifier, load_denoiser, load_model
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
-from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
+from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
 from ddsmoothing.data import Dataset, load_data
-from ddsmoothing.errors import DdsmoothingError
 from ddsmoothing.training import TrainConfig, train
 from ddsmoothing.training.batches import Batches
 from ddsmoothing.training.distributed import joined
@@ -228,6 +227,7 @@ def keep(made: Path) -> None:
         shutil.copy(path, COUNTS)
 
 
+@paper_table.ending
 def main(argv: list[str] | None = None) -> int:
     """Train and certify, or show what there is, or write the page; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,31 +251,24 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--tables is of the whole form; the small one prints its own tables")
     folder, data = args.out / ("quick" if args.quick else "full"), f"fashion-mnist:{args.data}"
     place = Place(out=folder, data=data, device=args.device, quick=args.quick)
-    try:
-        if args.tables:
-            keep(place.out / "counts")
-            text = conditional_tables.text(rows(), COUNTS)
-            paper_table.write_page(PAGE, text, conditional_tables.START, public_rows.END)
-            return 0
-        for step in left_to_do(place, asked, args.train):
-            print(f"train {step}" if isinstance(step, str) else f"certify {step.name}", flush=True)
-            if args.list:
-                continue
-            if isinstance(step, str):
-                place.train(step)
-            else:
-                with interruptible():
-                    place.certify(step)
-        if not args.list:
-            place.time_all(list(dict.fromkeys(row.network for row in asked)))
-        if args.quick and not args.list and not args.train:
-            print(conditional_tables.text(rows(), place.out / "counts"))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except DdsmoothingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.tables:
+        keep(place.out / "counts")
+        text = conditional_tables.text(rows(), COUNTS)
+        paper_table.write_page(PAGE, text, conditional_tables.START, public_rows.END)
+        return 0
+    for step in left_to_do(place, asked, args.train):
+        print(f"train {step}" if isinstance(step, str) else f"certify {step.name}", flush=True)
+        if args.list:
+            continue
+        if isinstance(step, str):
+            place.train(step)
+        else:
+            with interruptible():
+                place.certify(step)
+    if not args.list:
+        place.time_all(list(dict.fromkeys(row.network for row in asked)))
+    if args.quick and not args.list and not args.train:
+        print(conditional_tables.text(rows(), place.out / "counts"))
     return 0
 
 

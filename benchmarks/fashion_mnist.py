@@ -26,11 +26,11 @@ from typing import Any
 import paper_table
 from ddsmoothing import L2Certificate, SmoothedClassifier
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
-from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
+from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
 from ddsmoothing.data import Dataset, load_data
-from ddsmoothing.errors import DdsmoothingError, RunError
+from ddsmoothing.errors import RunError
 from ddsmoothing.runs.lock import Lock
 from ddsmoothing.runs.store import finished_rows
 from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, train
@@ -211,6 +211,7 @@ def work_on_all(todo: list[Network], out: Path, counts: Path, data: dict[str, Da
             print(f"{network.name}: finished", flush=True)
 
 
+@paper_table.ending
 def main(argv: list[str] | None = None) -> int:
     """Work on the cells, or show what there is; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,25 +225,18 @@ def main(argv: list[str] | None = None) -> int:
     rows, counts = [row for network in todo for row in network.rows], out / "counts"
     if args.tables and args.quick:
         parser.error("--tables is of all cells; the small form prints its own tables when it ends")
-    try:
-        if args.list:
-            show([cell for network in todo for cell in cells_of(network, out)])
-            return 0
-        if args.tables:
-            COUNTS.mkdir(parents=True, exist_ok=True)
-            for path in counts.glob("*.npz"):
-                shutil.copy(path, COUNTS)
-            paper_table.write_page(PAGE, paper_table.tables(rows, COUNTS))
-            return 0
-        data = {split: load_data(f"fashion-mnist:{args.data}", split=split) for split in ("train", "test")}
-        work_on_all(todo, out, counts, data)
-        print(paper_table.tables(rows, counts))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except DdsmoothingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.list:
+        show([cell for network in todo for cell in cells_of(network, out)])
+        return 0
+    if args.tables:
+        COUNTS.mkdir(parents=True, exist_ok=True)
+        for path in counts.glob("*.npz"):
+            shutil.copy(path, COUNTS)
+        paper_table.write_page(PAGE, paper_table.tables(rows, COUNTS))
+        return 0
+    data = {split: load_data(f"fashion-mnist:{args.data}", split=split) for split in ("train", "test")}
+    work_on_all(todo, out, counts, data)
+    print(paper_table.tables(rows, counts))
     return 0
 
 

@@ -7,8 +7,10 @@ counts and the radius that the run claimed; reading it recomputes the radius fro
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from scipy.special import betaincinv, ndtri
 
 from ddsmoothing.analysis import acr, envelope, held_radius
 from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
-from ddsmoothing.errors import RunError
+from ddsmoothing.cli.interrupts import INTERRUPTED
+from ddsmoothing.errors import DdsmoothingError, RunError
 from ddsmoothing.runs import ResultRow, Run
 from ddsmoothing.tables import Table, ceil_text, markdown, percent
 from ddsmoothing.tables.summary import accuracy_cells
@@ -261,3 +264,20 @@ def write_page(page: Path, text: str, start: str = START, end: str = END) -> Non
     if not (mark and last):
         raise RunError(f"{page} lacks the lines {start.strip()!r} and {end.strip()!r}, between which the tables stand.")
     page.write_text(before + start + "\n" + text + "\n" + end + after, encoding="utf-8")
+
+
+def ending(work: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """A script's main whose stop and whose errors become a line and an exit code."""
+
+    @wraps(work)
+    def main(argv: list[str] | None = None) -> int:
+        try:
+            return work(argv)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+        except DdsmoothingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return main

@@ -30,11 +30,10 @@ import paper_table
 import public_rows
 from ddsmoothing import L2Certificate, SmoothedClassifier, fit_offsets, load_model, search_sigma
 from ddsmoothing.campaigns import SigmaPolicy, certify_run
-from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
+from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
 from ddsmoothing.data import Dataset, load_data
-from ddsmoothing.errors import DdsmoothingError
 from ddsmoothing.models.by_sigma import BySigma
 from ddsmoothing.plan import SearchPlan
 from ddsmoothing.training import Catrs, Consistency, Macer, SmoothAdv, TrainConfig, train
@@ -277,6 +276,7 @@ def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> No
         public_rows.figure(mine, others, SHOWN).savefig(PICTURE, dpi=150)
 
 
+@paper_table.ending
 def main(argv: list[str] | None = None) -> int:
     """Train and certify, or show what there is, or write the page; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -305,28 +305,21 @@ def main(argv: list[str] | None = None) -> int:
         quick=args.quick,
     )
     todo = list(left_to_do(place, known, only, not args.rows, not args.train))
-    try:
-        if args.tables:
-            write_page(place, known, args.logs)
-            return 0
-        for network, row in todo:
-            name = f"train {network.name}" if row is None else f"certify {row.name}"
-            print(name, flush=True)
-            if args.list:
-                continue
-            start = time.perf_counter()
-            if row is None:
-                place.train(network)
-            else:
-                with interruptible():
-                    place.certify(row)
-            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except DdsmoothingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.tables:
+        write_page(place, known, args.logs)
+        return 0
+    for network, row in todo:
+        name = f"train {network.name}" if row is None else f"certify {row.name}"
+        print(name, flush=True)
+        if args.list:
+            continue
+        start = time.perf_counter()
+        if row is None:
+            place.train(network)
+        else:
+            with interruptible():
+                place.certify(row)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     return 0
 
 

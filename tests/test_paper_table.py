@@ -176,7 +176,7 @@ def test_an_interrupted_small_table_is_continued_and_printed(small, tmp_path, ca
 
     command = ["--quick", "--out", str(tmp_path)]
     monkeypatch.setattr(fashion_mnist, "certify_run", interrupted)
-    assert fashion_mnist.main(command) == fashion_mnist.INTERRUPTED
+    assert fashion_mnist.main(command) == paper_table.INTERRUPTED
     assert "the same command goes on" in capsys.readouterr().err
     before = (tmp_path / "quick/gaussian-0.5/gaussian-0.5-plain/results.jsonl").read_bytes()
     monkeypatch.setattr(fashion_mnist, "certify_run", certify)

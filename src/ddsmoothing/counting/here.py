@@ -38,9 +38,7 @@ def probed_rows(engine: Engine, noise: Noise, num_classes: int, batch: Batch) ->
     return probe(engine, noise, num_classes, batch)
 
 
-def numerics_on(device: torch.device | None) -> dict[str, bool]:
+def numerics_on(device: torch.device) -> dict[str, bool]:
     """How floats are computed while samples are counted there, for the header of a run; nothing to say on a CPU."""
-    if device is None or not has_loop(device):
-        return {}
     with settled_numerics(device) as record:
         return record
