@@ -32,11 +32,12 @@ import paper_table
 import public_rows
 from conditional_tables import HELD_OUT, PARTS, Part, Row
 from ddsmoothing import DenoisedClassifier, L2Certificate, SmoothedClassifier, load_denoiser, load_model
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
 from ddsmoothing.data import Dataset, load_data
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.training import TrainConfig, train
 from ddsmoothing.training.batches import Batches
 from ddsmoothing.training.distributed import joined
@@ -171,14 +172,9 @@ class Place:
             run = certify_run(
                 self.smoothed(row.network),
                 data,
-                policy,
+                CertifyRequest(policy, n0=N0, n=n, alpha=ALPHA, skip=skip, seed=zlib.crc32(row.name.encode())),
                 self.out / "runs" / row.name,
                 model_name=row.network,
-                n0=N0,
-                n=n,
-                alpha=ALPHA,
-                skip=skip,
-                seed=zlib.crc32(row.name.encode()),  # no noise is used for two rows
                 progress=progress,
             )
         public_rows.save(run, self.out / "counts" / f"{row.name}.npz", policy.forwards)

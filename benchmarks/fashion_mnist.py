@@ -25,7 +25,7 @@ from typing import Any
 
 import paper_table
 from ddsmoothing import L2Certificate, SmoothedClassifier
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
@@ -33,6 +33,7 @@ from ddsmoothing.data import Dataset, load_data
 from ddsmoothing.errors import RunError
 from ddsmoothing.runs.lock import Lock
 from ddsmoothing.runs.store import finished_rows
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, train
 from paper_table import MIXED, Row
 
@@ -177,14 +178,16 @@ def work(network: Network, out: Path, counts: Path, data: dict[str, Dataset], pr
             run = certify_run(
                 smoothed,
                 data["test"],
-                network.policy(row),
+                CertifyRequest(
+                    network.policy(row),
+                    n0=N0,
+                    n=N,
+                    alpha=ALPHA,
+                    skip=len(data["test"]) // (QUICK_IMAGES if network.quick else IMAGES),
+                    seed=zlib.crc32(row.name.encode()),
+                ),
                 folder / row.name,
                 model_name=network.name,
-                n0=N0,
-                n=N,
-                alpha=ALPHA,
-                skip=len(data["test"]) // (QUICK_IMAGES if network.quick else IMAGES),
-                seed=zlib.crc32(row.name.encode()),  # no noise is used for two rows
                 progress=progress,
             )
         paper_table.save_counts(run, trained, counts / f"{row.name}.npz")

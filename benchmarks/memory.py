@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.memory import Binding, Risk, Store
 from ddsmoothing.memory.apply import apply_memory, open_store
 from ddsmoothing.memory.regions import Regions
@@ -73,9 +73,7 @@ def synthetic_run(folder: Path, size: int) -> tuple[Run, dds.Dataset]:
     y[near] = (y[near - 1] + 1) % 10
     data = dds.Dataset(name="synthetic", split="test", x=x, y=y)
     smoothed = dds.SmoothedClassifier(Flat(), dds.L2Certificate(), num_classes=10)
-    made = certify_run(
-        smoothed, data, SigmaPolicy.fixed(0.25), folder, model_name="flat", n0=10, n=100, maximum=1, seed=0
-    )
+    made = certify_run(smoothed, data, CertifyRequest(0.25, n0=10, n=100, maximum=1, seed=0), folder, model_name="flat")
     first, radii = made.rows[0], rng.uniform(0.1, 1.0, size)
     rows = tuple(
         first.model_copy(

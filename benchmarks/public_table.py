@@ -29,13 +29,14 @@ import torch
 import paper_table
 import public_rows
 from ddsmoothing import L2Certificate, SmoothedClassifier, fit_offsets, load_model, search_sigma
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
 from ddsmoothing.data import Dataset, load_data
 from ddsmoothing.models.by_sigma import BySigma
 from ddsmoothing.plan import SearchPlan
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.training import Catrs, Consistency, Macer, SmoothAdv, TrainConfig, train
 
 ROOT = Path(__file__).parents[1]
@@ -213,13 +214,9 @@ class Place:
             run = certify_run(
                 smoothed.with_offsets(offsets),
                 data,
-                policy,
+                CertifyRequest(policy, **samples, alpha=ALPHA, skip=skip, seed=seed),
                 self.out / "runs" / row.name,
                 model_name=row.name,
-                **samples,
-                alpha=ALPHA,
-                skip=skip,
-                seed=seed,
                 progress=progress,
             )
         searched = SEARCH.forwards if row.sigma is None else 0

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.plots import plot_certified_accuracy
+from ddsmoothing.sigma import SigmaPolicy
 
 
 def main(out: Path) -> None:
@@ -29,7 +30,13 @@ def main(out: Path) -> None:
     # Run folders keep the counts behind every radius. Seeds differ, so the two runs share no noise.
     policies = {"fixed": SigmaPolicy.fixed(0.25), "chosen": SigmaPolicy.search(0.25)}
     runs = [
-        certify_run(smoothed, data, policy, out / name, model_name="fashion-mnist-cnn", n=1000, skip=50, seed=seed)
+        certify_run(
+            smoothed,
+            data,
+            CertifyRequest(policy, n=1000, skip=50, seed=seed),
+            out / name,
+            model_name="fashion-mnist-cnn",
+        )
         for seed, (name, policy) in enumerate(policies.items())
     ]
     for run in runs:

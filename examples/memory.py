@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy
+from ddsmoothing.sigma import SigmaPolicy
 
 SIGMAS = (0.05, 0.6)
 

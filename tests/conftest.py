@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.cli import main
+from ddsmoothing.sigma import SigmaPolicy
 from reference import Half
+from run_helpers import certified
 
 THRESHOLD = 100.5 / 255  # between two grid points, so that rounding to the grid does not move the boundary
 
@@ -85,7 +86,7 @@ def make_run(smoothed: dds.SmoothedClassifier, data: dds.Dataset) -> Callable[..
             used = dds.SmoothedClassifier(smoothed.model, certificate, num_classes=10, vote=vote)
         options = {"n0": 20, "n": 200, "skip": 50, "maximum": 12, "seed": 3} | options
         policy = policy or SigmaPolicy.fixed(0.25)
-        return certify_run(used, data, policy, out, model_name="fashion-mnist-cnn", **options)  # type: ignore[arg-type]
+        return certified(used, data, policy, out, model_name="fashion-mnist-cnn", **options)
 
     return make
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
+from ddsmoothing.sigma import SigmaPolicy
 from reference import Half
 
 SIDE, INPUTS, N = 48, 8, 400  # 56 samples in a noise block
@@ -34,10 +36,18 @@ def small_smoothed() -> dds.SmoothedClassifier:
     return dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=3, block_size=64)
 
 
+def certified(smoothed: dds.SmoothedClassifier, data: dds.Dataset, sigma: Any, out: Path, **options: Any) -> dds.Run:
+    """Make a run, or continue it; options of the request and those of ``certify_run`` side by side."""
+    names = {field.name for field in fields(CertifyRequest)}
+    asked = {key: value for key, value in options.items() if key in names}
+    rest = {key: value for key, value in options.items() if key not in names}
+    return certify_run(smoothed, data, CertifyRequest(sigma, **asked), out, **rest)
+
+
 def small_run(out: Path, policy: str = "fixed", **options: Any) -> dds.Run:
     """Make the run, or continue it."""
     settings = {"n0": 20, "n": N, "seed": 5, "model_name": "half"} | options
-    return certify_run(small_smoothed(), small_data(), POLICIES[policy](), out, **settings)
+    return certified(small_smoothed(), small_data(), POLICIES[policy](), out, **settings)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -13,10 +13,11 @@ import torch
 import ddsmoothing as dds
 from conftest import Answer
 from ddsmoothing.attacks import Attack, _project, draw_noise, eot_pgd, first_rounded, smoothed_gradient
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.errors import InputError, ModelError, RunError, ShapeError
 from ddsmoothing.runs import load_run
+from ddsmoothing.sigma import SigmaPolicy
 from reference import Half
 
 CERTIFICATES = {"l2": dds.L2Certificate(), "l1": dds.L1Certificate()}
@@ -216,8 +217,7 @@ def half_run(linear: dds.SmoothedClassifier, pixels: torch.Tensor, tmp_path: Pat
     half: Any = linear.model
     x = pixels.numpy()
     data = dds.Dataset(name="pixels", split="test", x=x, y=half(pixels.float() / 255).argmax(1).numpy())
-    named = {"model_name": "half", "n0": 100, "n": 20_000, "seed": 7}
-    run = certify_run(linear, data, SigmaPolicy.fixed(0.5), tmp_path / "run", **named)
+    run = certify_run(linear, data, CertifyRequest(0.5, n0=100, n=20_000, seed=7), tmp_path / "run", model_name="half")
     return run, data
 
 
@@ -260,7 +260,7 @@ def test_radii_that_are_too_large_are_contradicted(
 def test_l1_runs_are_attacked_too(pixels: torch.Tensor, half: Half, tmp_path: Path) -> None:
     data = dds.Dataset(name="pixels", split="test", x=pixels.numpy(), y=None)
     smoothed = dds.SmoothedClassifier(half, dds.L1Certificate(), num_classes=2)
-    run = certify_run(smoothed, data, SigmaPolicy.fixed(0.5), tmp_path / "run", model_name="half", n0=100, n=20_000)
+    run = certify_run(smoothed, data, CertifyRequest(0.5, n0=100, n=20_000), tmp_path / "run", model_name="half")
     assert attack_run(run, smoothed, data, n=4000, seed=1).inside == ()
     wrong = attack_run(times(run, 1.5, tmp_path / "wrong"), smoothed, data, n=4000, seed=1)
     assert wrong.contradicted
@@ -285,7 +285,9 @@ def test_choosing_sigma_again_breaks_pointwise_certificates(tmp_path: Path) -> N
     data = dds.Dataset(name="island", split="test", x=x, y=None)
     smoothed = dds.SmoothedClassifier(Island(0.74 * 0.4), dds.L2Certificate(), num_classes=2)
     policy = SigmaPolicy.search(0.4, 0.1, 0.8)
-    run = certify_run(smoothed, data, policy, tmp_path / "run", model_name="island", n0=100, n=5000, seed=4)
+    run = certify_run(
+        smoothed, data, CertifyRequest(policy, n0=100, n=5000, seed=4), tmp_path / "run", model_name="island"
+    )
     options: dict[str, Any] = {"factors": (0.9, 0.999, 2.0), "n": 2000, "seed": 2}
     held = attack_run(run, smoothed, data, **options)
     assert held.inputs >= 10

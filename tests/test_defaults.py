@@ -127,12 +127,9 @@ def test_a_run_without_a_number_of_classes(model: torch.nn.Module, data: dds.Dat
     run = dds.certify_run(
         dds.SmoothedClassifier(model),
         data,
-        dds.SigmaPolicy.fixed(0.25),
+        dds.CertifyRequest(0.25, n0=20, n=N, skip=300),
         tmp_path / "run",
         model_name="m",
-        n0=20,
-        n=N,
-        skip=300,
         progress=Bar(),
     )
     assert run.header.num_classes == 10 and len(run) == 4

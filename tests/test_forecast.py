@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, forecast
+from ddsmoothing.campaigns import forecast
 from ddsmoothing.counting.speed import samples_a_second
 from ddsmoothing.plan import Exact, Plan, Sampler, Target
+from ddsmoothing.sigma import SigmaPolicy
 
 
 class Slow(torch.nn.Module):

@@ -13,8 +13,8 @@ import pytest
 
 import ddsmoothing as dds
 from conftest import Answer
-from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.errors import DdsmoothingWarning
+from ddsmoothing.sigma import SigmaPolicy
 
 PAGE = Path(__file__).parents[1] / "docs" / "verification.md"
 Place = tuple[str | int, ...]

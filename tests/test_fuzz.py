@@ -24,9 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.cli import main
 from ddsmoothing.models import ARCHITECTURES, ModelSpec, save_model
+from ddsmoothing.sigma import SigmaPolicy
 from fuzzing import cases, damaged
 from reference import Half
 
@@ -147,8 +148,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "tiny.npz", x=x, y=np.array([0, 1, 1]))
     data = dds.load_data(str(folder / "tiny.npz"))
     smoothed = dds.SmoothedClassifier(Half([1.0, 0, 0], 100.5 / 255), dds.L2Certificate(), num_classes=2)
-    certify_run(smoothed, data, SigmaPolicy.fixed(0.25), folder / "run", model_name="half", n0=10, n=100, seed=1)
-    certify_run(smoothed, data, SigmaPolicy.search(0.25), folder / "searched", model_name="half", n0=10, n=100, seed=1)
+    certify_run(smoothed, data, CertifyRequest(0.25, n0=10, n=100, seed=1), folder / "run", model_name="half")
+    certify_run(
+        smoothed,
+        data,
+        CertifyRequest(SigmaPolicy.search(0.25), n0=10, n=100, seed=1),
+        folder / "searched",
+        model_name="half",
+    )
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 28, 28), dtype=np.uint8)
     np.savez(folder / "images.npz", x=images, y=np.array([0, 1]))
     idx = folder / "idx"

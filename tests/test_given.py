@@ -14,10 +14,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import DdsmoothingWarning, InputError, ShapeError
 from ddsmoothing.labels import checked_labels
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.tables.facts import class_names
 from reference import Half
 
@@ -91,7 +92,7 @@ def test_bad_labels_are_refused_before_anything_is_drawn(
     for y in BAD_LABELS:
         with pytest.raises(InputError, match="label"):
             certify_run(
-                linear, (pixels, y), SigmaPolicy.fixed(0.1), tmp_path / "run", model_name="half", progress=drawn.append
+                linear, (pixels, y), CertifyRequest(0.1), tmp_path / "run", model_name="half", progress=drawn.append
             )
         with pytest.raises(InputError, match="label"):
             linear.certify(pixels, 0.1, n=50, labels=y, seed=0, progress=drawn.append)
@@ -123,15 +124,7 @@ class TestData:
             "columns": (Column(x), Column(y)),
             "Dataset": Dataset(name="arrays", split="test", x=x, y=y),
         }[form]
-        run = certify_run(
-            linear,
-            given,
-            SigmaPolicy.fixed(0.1),
-            tmp_path / "run",
-            model_name="half",
-            n=100,
-            seed=0,  # type: ignore[arg-type]
-        )
+        run = certify_run(linear, given, CertifyRequest(0.1, n=100, seed=0), tmp_path / "run", model_name="half")
         assert [row.label for row in run.rows] == y.tolist()
         assert {row.noise for row in run.rows} == {"grid"}
         assert run.header.data.name == "arrays"
@@ -142,7 +135,7 @@ class TestData:
     ) -> None:
         data = Dataset(name="a", split="test", x=pixels, y=np.arange(12) // 6, classes=("dark", "bright"))
         for _ in range(2):  # the second time it is continued
-            run = certify_run(linear, data, SigmaPolicy.fixed(0.1), tmp_path / "run", model_name="half", n=100, seed=0)
+            run = certify_run(linear, data, CertifyRequest(0.1, n=100, seed=0), tmp_path / "run", model_name="half")
             assert class_names(run) == ("dark", "bright")
 
     @pytest.mark.parametrize(
@@ -174,7 +167,7 @@ class TestData:
         self, given: Any, message: str, linear: dds.SmoothedClassifier, tmp_path: Path
     ) -> None:
         with pytest.raises(InputError, match=message) as error:
-            certify_run(linear, given, SigmaPolicy.fixed(0.1), tmp_path / "run", model_name="half")
+            certify_run(linear, given, CertifyRequest(0.1), tmp_path / "run", model_name="half")
         assert "\n" not in str(error.value)
         assert not (tmp_path / "run").exists()
 
@@ -202,7 +195,7 @@ class TestRange:
             lambda: smoothed.certify(x, 0.25, n=50),
             lambda: smoothed.predict(x, 0.25, n=50),
             lambda: dds.search_sigma(smoothed, x, sigma0=0.25),
-            lambda: certify_run(smoothed, (x, None), SigmaPolicy.fixed(0.25), tmp_path / "run", model_name="half"),
+            lambda: certify_run(smoothed, (x, None), CertifyRequest(0.25), tmp_path / "run", model_name="half"),
         ):
             with pytest.raises(InputError, match=r"the inputs lie in \[.*\], expected \[0, 1\]: divide") as error:
                 call()
@@ -255,10 +248,16 @@ def test_warnings_are_one_line_on_the_command_line(cli: Callable[..., Any], npz:
     ]
 
 
-@pytest.mark.parametrize("policy", [0.25, 1, np.float64(0.5), "search", None])
-def test_a_number_is_no_policy(
-    policy: Any, linear: dds.SmoothedClassifier, pixels: torch.Tensor, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=re.escape(f"the policy is {policy!r}, expected SigmaPolicy.fixed(")) as error:
-        certify_run(linear, (pixels, [0] * 12), policy, tmp_path / "run", model_name="half")
+@pytest.mark.parametrize("sigma", ["search", None, True, [0.25]])
+def test_what_is_no_sigma_is_refused(sigma: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(f"sigma is {sigma!r}, expected a number, SigmaPolicy.")) as error:
+        CertifyRequest(sigma)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("request_", [0.25, "search", SigmaPolicy.fixed(0.25)])
+def test_what_is_no_request_is_refused(
+    request_: Any, linear: dds.SmoothedClassifier, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"the request is .*, expected CertifyRequest\(sigma, \.\.\)"):
+        certify_run(linear, (pixels, [0] * 12), request_, tmp_path / "run", model_name="half")

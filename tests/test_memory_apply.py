@@ -16,7 +16,7 @@ from PIL import Image
 
 import ddsmoothing as dds
 from ddsmoothing.bounds import clopper_pearson_lower, top_two_bounds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.claims import Look
 from ddsmoothing.errors import InputError, RunError, StoreError
 from ddsmoothing.memory import Risk, Store
@@ -26,6 +26,7 @@ from ddsmoothing.memory.inputs import found_at, inputs_of
 from ddsmoothing.memory.study import order_study
 from ddsmoothing.memory.verify import verify_store
 from ddsmoothing.runs import ResultRow, Run, load_run
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.verify import verify_run
 from memory_helpers import balls, check_disjoint
 from reference import Half
@@ -46,7 +47,7 @@ def planted(
     """A run whose classes and radii are given: each row's counts and sigma are such that they follow."""
     data = dds.Dataset(name="planted", split="test", x=x.astype(np.uint8), y=np.array(labels or predictions).clip(0))
     smoothed = dds.SmoothedClassifier(Grid(), dds.L2Certificate(), num_classes=3)
-    made = certify_run(smoothed, data, SigmaPolicy.fixed(0.25), folder, model_name="grid", n0=10, n=100, seed=0)
+    made = certify_run(smoothed, data, CertifyRequest(0.25, n0=10, n=100, seed=0), folder, model_name="grid")
     rows = tuple(with_radius(row, p, r) for row, p, r in zip(made.rows, predictions, radii, strict=True))
     header = made.header.model_copy(update={"sigma": None, "sigma_policy": "file"})
     return Run(path=made.path, header=header, rows=rows), data
@@ -296,7 +297,9 @@ def test_data_dependent_certificates_of_small_images(tmp_path: Path) -> None:
     data = dds.Dataset(name="digits", split="test", x=x, y=y)
     smoothed = dds.SmoothedClassifier(Nearest(shapes), dds.L2Certificate(), num_classes=10)
     policy = SigmaPolicy.search(0.25, sigma_grid=[0.12, 0.25, 0.5, 1.0])
-    run = certify_run(smoothed, data, policy, tmp_path / "run", model_name="nearest", n0=20, n=200, seed=0)
+    run = certify_run(
+        smoothed, data, CertifyRequest(policy, n0=20, n=200, seed=0), tmp_path / "run", model_name="nearest"
+    )
     done = applied(run, data, tmp_path)
     check_disjoint(Store.open(tmp_path / "memory"))
     assert done.kept > 10
@@ -314,7 +317,9 @@ def linear_run(folder: Path) -> tuple[Run, dds.Dataset, dds.SmoothedClassifier]:
     smoothed = dds.SmoothedClassifier(Half([1.0, 0.0, 0.0], 100.5 / 255), dds.L2Certificate(), num_classes=2)
     policy = SigmaPolicy.search(0.1, sigma_grid=[0.05, 0.1, 0.2])
     return (
-        certify_run(smoothed, data, policy, folder, model_name="half", model_id="half", n0=50, n=2000, seed=0),
+        certify_run(
+            smoothed, data, CertifyRequest(policy, n0=50, n=2000, seed=0), folder, model_name="half", model_id="half"
+        ),
         data,
         smoothed,
     )

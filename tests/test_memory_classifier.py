@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import ddsmoothing as dds
 from ddsmoothing import streams
 from ddsmoothing.bounds import clopper_pearson_lower
-from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.errors import InfeasibleError, InputError, ShapeError, StoreError
 from ddsmoothing.memory import CertifiedMemory, Risk, Store
 from ddsmoothing.memory.verify import verify_store
+from ddsmoothing.sigma import SigmaPolicy
 from memory_helpers import ALPHA, Planted, binding, brute_look_up, check_disjoint, memory_of, table
 from reference import Half, violations_allowed
 

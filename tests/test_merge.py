@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns.policy import subset_ids
+from ddsmoothing.campaigns.subset import subset_ids
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs.merge import merge_runs
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.verify import verify_run
-from run_helpers import INPUTS, rows_of, small_data, small_run
+from run_helpers import INPUTS, certified, rows_of, small_data, small_run, small_smoothed
 
 QUICK = {"n": 100, "n0": 10}
 Shards = Callable[..., list[Path]]
@@ -179,17 +180,12 @@ class dds_policy:  # noqa: N801
         self.sigma, self.sha256 = sigma, sha256
 
     def __getitem__(self, part: slice) -> Any:
-        from ddsmoothing.campaigns import SigmaPolicy
-
         return SigmaPolicy.given(self.sigma[part], self.sha256)
 
 
 def certify(out: Path, policy: Any, **options: Any) -> dds.Run:
-    from ddsmoothing.campaigns import certify_run
-    from run_helpers import small_smoothed
-
     settings = {"seed": 5, "model_name": "half"} | QUICK | options
-    return certify_run(small_smoothed(), small_data(), policy, out, **settings)
+    return certified(small_smoothed(), small_data(), policy, out, **settings)
 
 
 BASE = ("certify", "--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--sigma", "0.5", "--max", "5")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.data import Dataset
 from ddsmoothing.files import file_name, file_names
 from ddsmoothing.training.config import TrainConfig
@@ -122,7 +123,7 @@ def test_names_enter_a_data_set_a_run_and_a_configuration_escaped(
     data = Dataset(name=raw, split="test", x=pixels, y=[0] * 12, classes=(raw, "b"))
     assert (data.name, data.classes) == (r"M\xfcller", (r"M\xfcller", "b"))
     command = {"data": raw, "sigma": 0.1}
-    made = certify_run(linear, data, SigmaPolicy.fixed(0.1), tmp_path / "run", model_name=raw, n=50, command=command)
+    made = certify_run(linear, data, CertifyRequest(0.1, n=50), tmp_path / "run", model_name=raw, command=command)
     assert (made.header.model.name, made.header.config["data"]) == (r"M\xfcller", r"M\xfcller")
     config = TrainConfig(data=raw, model="small-cnn", init=raw)
     assert config.data == raw  # which is where the file is
@@ -136,12 +137,12 @@ def test_names_enter_a_data_set_a_run_and_a_configuration_escaped(
 def test_names_of_classes_come_from_the_data_or_else_from_the_model(
     model: torch.nn.Module, linear: dds.SmoothedClassifier, data: Dataset, pixels: torch.Tensor, tmp_path: Path
 ) -> None:
-    settings = {"model_name": "m", "n0": 20, "n": 200}
-    fixed, smoothed = SigmaPolicy.fixed(0.25), dds.SmoothedClassifier(model)
-    run = certify_run(smoothed, data, fixed, tmp_path / "model", skip=500, **settings)
+    asked, smoothed = CertifyRequest(0.25, n0=20, n=200), dds.SmoothedClassifier(model)
+    run = certify_run(smoothed, data, replace(asked, skip=500), tmp_path / "model", model_name="m")
     assert run.header.config["classes"][9] == "Ankle boot"
     named = Dataset(name="a", split="test", x=data.x[:2], y=data.y[:2], classes=tuple("abcdefghij"))
-    run = certify_run(smoothed, named, fixed, tmp_path / "data", **settings)
+    run = certify_run(smoothed, named, asked, tmp_path / "data", model_name="m")
     assert run.header.config["classes"] == list("abcdefghij")
     silent = Dataset(name="a", split="test", x=pixels, y=[0] * 12)
-    assert "classes" not in certify_run(linear, silent, fixed, tmp_path / "none", **settings).header.config
+    run = certify_run(linear, silent, asked, tmp_path / "none", model_name="m")
+    assert "classes" not in run.header.config

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.plots import FIGURES, PHOTOS, curves, images_figure, save, svg_text
 from ddsmoothing.plots.chosen import once
 from ddsmoothing.plots.images import extremes, images_table, images_text, noisy_copies
 from ddsmoothing.runs import Results, import_file
+from ddsmoothing.sigma import SigmaPolicy
 from results_helpers import of_vote, planted, with_header
 
 Cli = Callable[..., object]

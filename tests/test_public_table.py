@@ -6,13 +6,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.claims import rule_for
 from ddsmoothing.data import load_data
 from ddsmoothing.errors import RunError
@@ -35,8 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dds.Run:
     """Twelve images, pairwise, sigma 1: some wrong, some abstained."""
     smoothed = dds.SmoothedClassifier(dds.load_model("fashion-mnist-cnn"), dds.L2Certificate(), num_classes=10)
     out = tmp_path_factory.mktemp("public") / "run"
-    options: dict[str, Any] = {"model_name": "fashion-mnist-cnn", "n0": 50, "n": 300, "maximum": 12, "seed": 3}
-    return certify_run(smoothed, load_data("fashion-mnist-sample"), SigmaPolicy.fixed(1.0), out, **options)
+    asked = CertifyRequest(1.0, n0=50, n=300, maximum=12, seed=3)
+    return certify_run(smoothed, load_data("fashion-mnist-sample"), asked, out, model_name="fashion-mnist-cnn")
 
 
 def test_counts_give_the_run_s_radii_again_and_those_of_a_plurality_vote(run: dds.Run, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.counting import cluster, on_ray
 from ddsmoothing.counting.contract import Request, cut_request
 from ddsmoothing.counting.ledger import IN_HAND, MOST_LOSSES, TASK_SECONDS, Ledger, Pace, Task
 from ddsmoothing.counting.workers import workers_of
 from ddsmoothing.errors import InputError, ModelError, RunError
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.streams import rows_per_block
 
 DEMO = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
@@ -345,15 +346,15 @@ def test_a_run_on_two_workers_has_the_rows_of_a_local_one(
     pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
 ) -> None:
     done = []
-    options = {"model_name": "m", "maximum": 6, "skip": 90, "seed": 5, "radii": [0.25, 0.5]}
+    asked = CertifyRequest(SigmaPolicy.search(0.25), maximum=6, skip=90, seed=5, radii=[0.25, 0.5])
     for name, workers in (("local", None), ("ray", pool)):
         certify_run(
             smoothed.with_workers(workers),
             data,
-            SigmaPolicy.search(0.25),
+            asked,
             tmp_path / name,
+            model_name="m",
             progress=done.append if workers else None,
-            **options,
         )
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
     drawn = sum(row["samples"] + row["choice"]["samples"] for row in rows(tmp_path / "ray"))

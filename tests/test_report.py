@@ -17,11 +17,11 @@ from PIL import Image
 import ddsmoothing as dds
 from ddsmoothing import analysis, tables
 from ddsmoothing.analysis import RADII
-from ddsmoothing.campaigns import SigmaPolicy
 from ddsmoothing.report import page, thumbnails, write_report
 from ddsmoothing.report.headers import common_facts, different_facts
 from ddsmoothing.report.thumbnails import datasets_of, pictures_of
 from ddsmoothing.runs import import_file
+from ddsmoothing.sigma import SigmaPolicy
 from report_helpers import HOSTILE, altered, hostile, written
 from results_helpers import of_vote, planted, with_header
 

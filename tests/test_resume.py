@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.errors import RunError
 from ddsmoothing.runs.store import RunWriter
-from run_helpers import small_run
+from ddsmoothing.sigma import SigmaPolicy
+from run_helpers import certified, small_run
 
 QUICK = ("--n0", "20", "--n", "300", "--max", "12", "--seed", "3", "--block-size", "64")
 BASE = ("certify", "--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
@@ -34,7 +35,7 @@ class StopError(Exception):
 def certify(smoothed: dds.SmoothedClassifier, data: dds.Dataset) -> Callable[..., dds.Run]:
     def run(out: Path, **options: object) -> dds.Run:
         settings = {"n0": 20, "n": 300, "maximum": 20, "seed": 3, "model_name": "m", **options}
-        return certify_run(smoothed.with_block_size(64), data, SigmaPolicy.search(0.3), out, **settings)
+        return certified(smoothed.with_block_size(64), data, SigmaPolicy.search(0.3), out, **settings)
 
     return run
 
@@ -141,11 +142,11 @@ def test_weights_that_moved_are_the_same_model(
     certify(tmp_path / "run", maximum=2)
     assert certify(tmp_path / "run", maximum=2, model_name="elsewhere/m").header.model.name == "m"
     bare = dds.SmoothedClassifier(lambda x: smoothed.model(x), dds.L2Certificate(), num_classes=10, block_size=64)
-    options = {"n0": 20, "n": 300, "maximum": 2, "seed": 3}
-    certify_run(bare, data, SigmaPolicy.fixed(0.3), tmp_path / "bare", model_name="a:b", model_id="v1", **options)
+    asked = CertifyRequest(0.3, n0=20, n=300, maximum=2, seed=3)
+    certify_run(bare, data, asked, tmp_path / "bare", model_name="a:b", model_id="v1")
     for names in ({"model_name": "c:d", "model_id": "v1"}, {"model_name": "a:b", "model_id": "v2"}):
         with pytest.raises(RunError, match="model was"):
-            certify_run(bare, data, SigmaPolicy.fixed(0.3), tmp_path / "bare", **names, **options)
+            certify_run(bare, data, asked, tmp_path / "bare", **names)
 
 
 def test_two_runs_that_start_at_once_in_one_folder(certify: Callable[..., dds.Run], tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from scipy.stats import beta, norm
 
 import ddsmoothing as dds
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.errors import DataError, DdsmoothingError, InputError, ModelError, RunError
 from ddsmoothing.inputs import prepare
 from ddsmoothing.models import model_hash
 from ddsmoothing.runs import ResultRow, export_run
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.sigma.files import load_sigmas
 
 MakeRun = Callable[..., dds.Run]
@@ -249,12 +250,12 @@ def test_a_bad_search_range_leaves_no_folder(make_run: MakeRun, tmp_path: Path, 
 def test_labels_out_of_range(smoothed: dds.SmoothedClassifier, npz: Callable[..., Path], tmp_path: Path) -> None:
     data = dds.load_data(str(npz(x=np.zeros((2, 1, 28, 28), np.uint8), y=np.array([3, 10]))))
     with pytest.raises(InputError, match=r"label 10 is out of range for a model with 10 classes \(0..9\)"):
-        certify_run(smoothed, data, SigmaPolicy.fixed(0.25), tmp_path / "run", model_name="m", n=100)
+        certify_run(smoothed, data, CertifyRequest(0.25, n=100), tmp_path / "run", model_name="m")
 
 
 def test_a_run_without_labels(smoothed: dds.SmoothedClassifier, npz: Callable[..., Path], tmp_path: Path) -> None:
     data = dds.load_data(str(npz(x=np.zeros((2, 1, 28, 28), np.uint8))), labels=False)
-    run = certify_run(smoothed, data, SigmaPolicy.fixed(0.25), tmp_path / "run", model_name="m", n=100)
+    run = certify_run(smoothed, data, CertifyRequest(0.25, n=100), tmp_path / "run", model_name="m")
     assert [(row.label, row.correct) for row in run.rows] == [(None, None)] * 2
     for use in (lambda: run.label, lambda: run.correct, lambda: export_run(run, "dds", tmp_path / "x.tsv")):
         with pytest.raises(RunError, match="without labels"):
@@ -306,7 +307,7 @@ def test_bad_exports(run_l2: dds.Run, tmp_path: Path) -> None:
 def test_nan_logits_end_a_run_with_an_error(data: dds.Dataset, tmp_path: Path) -> None:
     broken = dds.SmoothedClassifier(lambda x: torch.full((len(x), 10), torch.nan), dds.L2Certificate(), num_classes=10)
     with pytest.raises(ModelError, match="NaN"):
-        certify_run(broken, data, SigmaPolicy.fixed(0.25), tmp_path / "run", model_name="m", n=100, maximum=2)
+        certify_run(broken, data, CertifyRequest(0.25, n=100, maximum=2), tmp_path / "run", model_name="m")
     with pytest.raises(DdsmoothingError):
         dds.load_run(tmp_path / "run")
 

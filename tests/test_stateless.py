@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from scipy.special import ndtr
 
 import ddsmoothing as dds
 from ddsmoothing.attacks import Attack
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.certificate import certificate_for
@@ -30,6 +31,7 @@ from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise, P
 from ddsmoothing.errors import InfeasibleError, InputError, RunError
 from ddsmoothing.plan import Exact, Plan, Sampler, Target
 from ddsmoothing.runs import load_run
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.stateless.offsets import ascended
 from ddsmoothing.verify import verify_run
 from reference import is_valid, normal_cdf, violations_allowed
@@ -191,7 +193,7 @@ def run(
     """A run with offsets on the shipped data and model."""
     certificate = L1 if request.param == "l1" else L2
     smoothed = dds.SmoothedClassifier(model, certificate, num_classes=10, offsets=OFFSETS)
-    options: dict[str, dict[str, object]] = {
+    options: dict[str, dict[str, Any]] = {
         "plan": {"n_max": 1500},
         "exact": {"n0": 40, "n": 300, "randomized": True},
         "target": {"radii": [0.1, 0.3]},
@@ -200,12 +202,11 @@ def run(
     made = certify_run(
         smoothed,
         data,
-        SigmaPolicy.search(0.5) if request.param == "exact" else SigmaPolicy.fixed(0.6),
+        CertifyRequest(
+            SigmaPolicy.search(0.5) if request.param == "exact" else 0.6, skip=70, seed=3, **options[request.param]
+        ),
         tmp_path_factory.mktemp("offsets") / "run",
         model_name="fashion-mnist-cnn",
-        skip=70,
-        seed=3,
-        **options[request.param],  # type: ignore[arg-type]
     )
     return made, smoothed, data
 

@@ -27,12 +27,13 @@ from ddsmoothing.bounds import (
     normal_quantile_below,
     randomized_lower,
 )
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.cli import main
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.noise import grid_table
 from ddsmoothing.runs import load_run
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.verify import verify_run
 from ddsmoothing.verify.arithmetic import (
     LARGEST_N,
@@ -198,7 +199,7 @@ def test_float_noise_and_long_inputs(tmp_path: Path, half: Any) -> None:
     x = np.random.default_rng(0).random((5, 3)).astype(np.float32)
     data = dds.Dataset(name="floats", split="test", x=x, y=(x[:, 0] > 0.4).astype(np.int64))
     smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2)
-    certify_run(smoothed, data, SigmaPolicy.fixed(0.3), tmp_path / "run", model_name="half", n=2000)
+    certify_run(smoothed, data, CertifyRequest(0.3, n=2000), tmp_path / "run", model_name="half")
     found = verify_run(tmp_path / "run")
     assert found.ok
     assert found.d is None

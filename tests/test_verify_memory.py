@@ -14,12 +14,13 @@ import pytest
 
 import ddsmoothing as dds
 from conftest import Answer
-from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.errors import StoreError
 from ddsmoothing.memory import Risk
 from ddsmoothing.memory.apply import apply_memory, open_store
 from ddsmoothing.memory.floor import order_proof_floor
 from ddsmoothing.runs import load_run
+from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.verify import memory as beside
 from ddsmoothing.verify import verify_run
 from memory_helpers import edit
@@ -326,8 +327,7 @@ def test_a_card_wants_the_data_set_of_answered_rows(
     floats, y = (x / 255).astype(np.float32), (x[:, 0] > 100).astype(np.int64)
     data = dds.Dataset(name="pixels", split="test", x=floats, y=y)
     smoothed = dds.SmoothedClassifier(half, dds.L2Certificate(), num_classes=2)
-    options = {"model_name": "half", "n0": 20, "n": 200, "seed": 0}
-    run = certify_run(smoothed, data, SigmaPolicy.fixed(0.25), tmp_path / "run", **options)
+    run = certify_run(smoothed, data, CertifyRequest(0.25, n0=20, n=200, seed=0), tmp_path / "run", model_name="half")
     made(tmp_path, run, data)
     assert Made(tmp_path, data).found() == []
     assert any(row.reason == "answered" and row.radius > 0 for row in load_run(tmp_path / "first").rows)
@@ -375,7 +375,7 @@ def floored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Half([1.0, 0.0, 0.0], 100.5 / 255)
     smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=2, vote="plurality")
     policy = SigmaPolicy.search(0.1, sigma_grid=[0.05, 0.1, 0.2])
-    run = certify_run(smoothed, data, policy, root / "run", model_name="half", n0=50, n=2000, seed=0)
+    run = certify_run(smoothed, data, CertifyRequest(policy, n0=50, n=2000, seed=0), root / "run", model_name="half")
     floors = order_proof_floor(run, smoothed, data, n=3000, seed=9)
     made(root, run, data, floors=floors)
     return root / "first"

@@ -9,8 +9,8 @@ Start here, in order of use::
     SmoothedClassifier.certify    a class and a radius for each input: a Certification
     certified_accuracy   the share of inputs certified at each radius
     acr                  the average certified radius
-    SigmaPolicy          where the sigma of each input of a run comes from
-    certify_run          the same for a whole data set, into a folder, continued where it stopped
+    CertifyRequest       which inputs of a data set, at which sigma, with how many samples
+    certify_run          all of them, into a folder, continued where it stopped
     load_run             a run read back: a Run
 
 What a certificate promises, and for which classifier: docs/guarantees.md. The command line: ``ddsmoothing --help``.
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddsmoothing.analysis import acr, certified_accuracy
-    from ddsmoothing.campaigns import SigmaPolicy, certify_run, fastest_form
+    from ddsmoothing.campaigns import CertifyRequest, certify_run, fastest_form
     from ddsmoothing.certificate import Certificate, L1Certificate, L2Certificate
     from ddsmoothing.claims import ABSTAIN, Certification, Prediction
     from ddsmoothing.classifier import SmoothedClassifier
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ddsmoothing.sigma import (
         OptimizeIsotropicSmoothingParameters,
         OptimizeSmoothingParameters,
+        SigmaPolicy,
         SigmaSearch,
         ascend_sigma,
         optimize_isotropic_dds,
@@ -56,6 +57,7 @@ _ROOMS = {
     "Certificate": "certificate",
     "Certification": "claims",
     "CertifiedMemory": "memory",
+    "CertifyRequest": "campaigns",
     "Dataset": "data",
     "DdsmoothingError": "errors",
     "DenoisedClassifier": "models",
@@ -65,7 +67,7 @@ _ROOMS = {
     "OptimizeSmoothingParameters": "sigma",
     "Prediction": "claims",
     "Run": "runs",
-    "SigmaPolicy": "campaigns",
+    "SigmaPolicy": "sigma",
     "SigmaSearch": "sigma",
     "Smooth": "compat2021",
     "SmoothedClassifier": "classifier",
@@ -90,6 +92,7 @@ __all__ = [
     "Certificate",
     "Certification",
     "CertifiedMemory",
+    "CertifyRequest",
     "Dataset",
     "DdsmoothingError",
     "DenoisedClassifier",

@@ -5,6 +5,6 @@ They write and read run folders.
 
 from ddsmoothing.campaigns.certify import certify_run
 from ddsmoothing.campaigns.fastest import fastest_form
-from ddsmoothing.campaigns.policy import SigmaPolicy
+from ddsmoothing.campaigns.request import CertifyRequest
 
-__all__ = ["SigmaPolicy", "certify_run", "fastest_form"]
+__all__ = ["CertifyRequest", "certify_run", "fastest_form"]

@@ -10,19 +10,16 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from numpy.typing import ArrayLike
-
-from ddsmoothing.bounds import check_alpha
 from ddsmoothing.campaigns.listening import Tell, heard
-from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
+from ddsmoothing.campaigns.request import CertifyRequest
 from ddsmoothing.campaigns.rows import class_names, rows_of
+from ddsmoothing.campaigns.subset import check_labels
 from ddsmoothing.claims import POINTWISE
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
@@ -33,10 +30,10 @@ from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset, as_dataset
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.files import file_name, file_names
-from ddsmoothing.inputs import Batch, check_sigma
+from ddsmoothing.inputs import Batch
 from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
-from ddsmoothing.plan import Sampler, sampler_for
+from ddsmoothing.plan import Sampler
 from ddsmoothing.progress import Told, telling
 from ddsmoothing.runs.events import EventLog, Listener
 from ddsmoothing.runs.schema import (
@@ -51,7 +48,7 @@ from ddsmoothing.runs.schema import (
     Subset,
 )
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
-from ddsmoothing.sigma.search import SigmaSearch, search_sigma
+from ddsmoothing.sigma.policy import SigmaPolicy
 from ddsmoothing.streams import checked_seed
 
 PIXELS, UNITS = "pixels in [0, 1]", "those of the input"
@@ -71,25 +68,12 @@ class BudgetSpentError(Exception):
 def certify_run(
     smoothed: SmoothedClassifier,
     data: Dataset,
-    policy: SigmaPolicy,
+    request: CertifyRequest | None,
     out: str | Path,
     *,
     model_name: str,
     model_id: str | None = None,
-    n0: int | None = None,
-    n: int | None = None,
-    n_max: int | None = None,
-    radii: Sequence[float] | None = None,
-    alpha: float = 0.001,
-    bound: str = "one-class",
-    randomized: bool = False,
-    label_aware: bool = False,
-    skip: int = 1,
-    maximum: int | None = None,
-    shard: tuple[int, int] | None = None,
-    seed: int | None = None,
     budget: float | None = None,
-    units: str | None = None,
     offsets: OffsetsNote | None = None,
     command: dict[str, Any] | None = None,
     listeners: Collection[Listener] = (),
@@ -100,25 +84,12 @@ def certify_run(
     Args:
         smoothed: The classifier to certify.
         data: A Dataset, or ``(x, y)`` of arrays or tensors.
-        policy: Where each input's sigma comes from; search noise and certification noise are never shared.
+        request: Which inputs, at which sigma, with how many samples; None continues the run in ``out`` as it was asked
+            for. Search noise and certification noise are never shared.
         out: A new or empty folder, or that of the same run, interrupted.
         model_name: How the model was loaded.
         model_id: Names a model that has no hash.
-        n0: Samples that choose the class (100).
-        n: Samples that bound its probability (100,000); giving it or n0 selects the sampler ``exact``.
-        n_max: Giving neither selects ``plan``, which takes at most so many (100,000).
-        radii: Select ``target``: only whether these are certified.
-        alpha: Failure probability of each certificate.
-        bound: ``one-class`` or, with a plurality vote, ``two-class``.
-        randomized: Use the randomised bound.
-        label_aware: Stop inputs whose pilot class is wrong.
-        skip: Take every so many-th input. An input's id is its index.
-        maximum: At most so many of them.
-        shard: ``(i, n)``: only the i-th of n parts of these inputs; give all parts the same seed, then ``merge_runs``.
-        seed: Of the noise. One left out is the header's when a run is continued.
         budget: Stop in order after so many seconds; the run is then partial and can be continued.
-        units: Of sigma and radii, as results say them, such as ``standard deviations``; None says pixels in [0, 1] for
-            images of integers, else that they are those of the input.
         offsets: Where the classifier's class offsets come from.
         command: Options to keep in the header, for a command line's use.
         listeners: Told what happens, as ``events.jsonl`` is.
@@ -126,48 +97,46 @@ def certify_run(
     Raises:
         InputError: And its kin, before anything is written; ModelError, RunError.
     """
-    start, out = time.monotonic(), Path(out)
-    data, policy = as_dataset(data), checked_policy(policy)
-    sampler = sampler_for(n0, n, n_max, radii)
-    rule = smoothed.rule(bound)
-    sampler.check(check_alpha(alpha), rule.bound)
-    ids = subset_ids(data, skip, maximum, shard)
+    start, out, data = time.monotonic(), Path(out), as_dataset(data)
+    before = load_header(out) if (out / HEADER).exists() else None
+    request = _checked(request, before, out)
+    sampler, alpha = request.sampler, request.alpha
+    rule, ids = smoothed.rule(request.bound), request.ids(data)
     batch = smoothed.prepare(data[ids[:1]][0])
     check_labels(data, ids, smoothed.num_classes)
-    policy = policy.settled(smoothed)
+    policy = request.policy.settled(smoothed)
     policy.check(smoothed, len(ids))
-    if policy.kind == "fixed":
-        rule.check(policy.largest, sampler.largest(), alpha)
-    if label_aware and data.y is None:
+    if policy.one is not None:
+        rule.check(policy.one, sampler.largest(), alpha)
+    if request.label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")
-    before = load_header(out) if (out / HEADER).exists() else None
-    if shard is not None and seed is None and before is None:
+    if request.shard is not None and request.seed is None and before is None:
         raise InputError("the shards of a run share the seed of their noise, expected a seed with the shard.")
     if batch.on_grid[0]:
         check_steps(smoothed.certificate.noise.scale(policy.largest), smoothed.levels)
     smoothed.check_function(batch, policy.largest)
-    size = smoothed.block_size or (_block_size(smoothed, batch, shard) if before is None else before.block_size)
+    size = smoothed.block_size or (_block_size(smoothed, batch, request.shard) if before is None else before.block_size)
     smoothed = smoothed.with_block_size(size)
     header = Header(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("ddsmoothing", "torch", "numpy")}},
         model=ModelIdentity(name=file_name(model_name), sha256=model_hash(smoothed.model), model_id=model_id),
         data=DataIdentity.model_validate(data.fingerprint()),
-        subset=Subset(skip=skip, max=maximum, size=len(ids), shard=shard),
+        subset=Subset(skip=request.skip, max=request.maximum, size=len(ids), shard=request.shard),
         num_classes=smoothed.num_classes,
         norm=smoothed.certificate.norm,
         level=POINTWISE.name,
         sigma_policy=policy.kind,
-        sigma=float(policy.sigma) if isinstance(policy.sigma, (int, float)) else None,
+        sigma=policy.one,
         sampler=sampler.name,
         sampler_options=dataclasses.asdict(sampler),
         rule=RuleSpec.model_validate(rule.config()),
         offsets=offsets,
-        units=file_name(units) if units else PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS,
-        randomized=randomized,
-        label_aware=label_aware,
-        alpha=alpha,
-        seed=before.seed if before is not None and seed is None else checked_seed(seed),
+        units=_units(request, data),
+        randomized=bool(request.randomized),
+        label_aware=bool(request.label_aware),
+        alpha=float(alpha),
+        seed=before.seed if before is not None and request.seed is None else checked_seed(request.seed),
         shape=batch.shape,
         dtype=str(batch.dtype).removeprefix("torch."),
         precision=smoothed.precision,
@@ -196,10 +165,9 @@ def certify_run(
             finished=writer.done,
             durable=lambda: tell("counts", samples=kept.drawn),
         )
-        position = dict(zip(ids, range(len(ids)), strict=True))
-        work = _Work(smoothed.with_executor(kept), data, policy, header, sampler, position)
-        each = policy.forwards + sampler.largest()
-        with heard(smoothed.workers, tell), telling(progress, len(ids) * each, "certifying") as told:
+        place = dict(zip(ids, range(len(ids)), strict=True))
+        work = _Work(smoothed.with_executor(kept), data, policy, header, sampler, place)
+        with heard(smoothed.workers, tell), telling(progress, len(ids) * request.forwards, "certifying") as told:
             _certify_all(work, writer, kept, tell, None if budget is None else start + budget, told)
     if not writer.done:
         raise StoppedError(
@@ -207,6 +175,26 @@ def certify_run(
             + ("give more." if not kept.drawn + kept.found else "its counts are kept, the same command continues.")
         )
     return load_run(out)
+
+
+def _checked(request: CertifyRequest | None, before: Header | None, out: Path) -> CertifyRequest:
+    """The request as it is, or that of the run which is continued."""
+    if isinstance(request, CertifyRequest):
+        return request
+    if request is not None:
+        raise InputError(
+            f"the request is {request!r}, expected CertifyRequest(sigma, ..), such as CertifyRequest(0.25)."
+        )
+    if before is None:
+        raise InputError(f"{out} holds no run that could be continued, expected a CertifyRequest.")
+    return CertifyRequest.of(before)
+
+
+def _units(request: CertifyRequest, data: Dataset) -> str:
+    """Of sigma and radii, as results say them."""
+    if request.units:
+        return request.units
+    return PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS
 
 
 def _block_size(smoothed: SmoothedClassifier, batch: Batch, shard: tuple[int, int] | None) -> int:
@@ -231,52 +219,34 @@ def _continued(before: Header, now: Header, out: Path) -> Header:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is needed to certify any group of inputs; position: of each id in the run."""
+    """What is needed to certify any group of inputs; place: of each id in the run."""
 
     smoothed: SmoothedClassifier
     data: Dataset
     policy: SigmaPolicy
     header: Header
     sampler: Sampler
-    position: dict[int, int]
+    place: dict[int, int]
 
     def rows(self, group: list[int], progress: Progress | None) -> list[ResultRow]:
         """Choose sigma for these ids, certify them, and make their rows."""
         x, y = self.data[group]
-        header, found = self.header, None
-        if self.policy.kind == "search":
-            found = self._search(x, group, progress)
+        header = self.header
+        asked: dict[str, Any] = {"alpha": header.alpha, "seed": header.seed, "ids": group}
+        places, n = [self.place[i] for i in group], self.sampler.largest()
+        sigma, found = self.policy.choose(self.smoothed, x, places, n=n, progress=progress, **asked)
         labels = None if self.data.y is None else y.tolist()
         result = self.smoothed.certify(
             x,
-            self._sigma(group) if found is None else found.sigma,
+            sigma,
             sampler=self.sampler,
-            alpha=header.alpha,
             bound=header.bound,
             randomized=header.randomized,
             labels=labels if header.label_aware else None,
-            seed=header.seed,
-            ids=group,
             progress=progress,
+            **asked,
         )
         return rows_of(result, labels, found)
-
-    def _search(self, x: torch.Tensor, group: list[int], progress: Progress | None) -> SigmaSearch:
-        assert self.policy.sigma0 is not None
-        return search_sigma(
-            self.smoothed,
-            x,
-            **{**self.policy.config(), "sigma0": self.policy.sigma0},
-            n=self.sampler.largest(),
-            alpha=self.header.alpha,
-            seed=self.header.seed,
-            ids=group,
-            progress=progress,
-        )
-
-    def _sigma(self, group: list[int]) -> ArrayLike:
-        assert self.policy.sigma is not None
-        return check_sigma(self.policy.sigma, len(self.position))[[self.position[i] for i in group]]
 
 
 def _certify_all(
@@ -296,9 +266,9 @@ def _certify_all(
         if progress is not None:
             progress(samples)
 
-    left = [i for i in work.position if i not in writer.done]
+    left = [i for i in work.place if i not in writer.done]
     if left:
-        inputs = len(work.position)
+        inputs = len(work.place)
         tell("start", inputs=inputs, done=inputs - len(left), kept=kept.found, seed=work.header.seed)
     try:
         with kept:  # on whatever way out, what was counted is on disk before the end is told

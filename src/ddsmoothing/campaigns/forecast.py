@@ -8,15 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.claims import Measurement, Rule, measured
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.counting.speed import samples_a_second
 from ddsmoothing.data import Dataset
-from ddsmoothing.inputs import check_sigma
 from ddsmoothing.plan import PLAN_PILOT, Plan, Sampler, Target, planned_samples
-from ddsmoothing.sigma.search import search_sigma
+from ddsmoothing.sigma.policy import SigmaPolicy
 from ddsmoothing.streams import Stream, checked_seed
 
 PROBE_SECONDS: Final = 2.0  # for the speed, and again for the inputs
@@ -77,7 +75,7 @@ def forecast(
     rates = [samples_a_second(*parts, batch, rows, PROBE_SECONDS, growing=growing)]
     share = rates[0] * MOST_TIMES * PROBE_SECONDS / LEAST_INPUTS  # samples there is time for, an input
     n, note = max(1, min(PLAN_PILOT, int(share))), ""
-    planned, search = isinstance(sampler, Plan) and n >= FEWEST_SAMPLES, policy.kind == "search"
+    planned, search = isinstance(sampler, Plan) and n >= FEWEST_SAMPLES, policy.forwards > 0
     if isinstance(sampler, Plan) and not planned:
         note = "the model is too slow to see in a probe what the planner will take: at most this"
     elif planned and search and policy.forwards + n > share:
@@ -115,16 +113,15 @@ class _Asked:
     rule: Rule
 
     def sigma(self, i: int, *, search: bool) -> float:
-        """That of one input; sigma0 in place of one that is not searched."""
-        policy, x = self.policy, self.data[[i]][0]
-        if policy.kind != "search":
-            assert policy.sigma is not None
-            return float(check_sigma(policy.sigma, len(self.ids))[self.ids.index(i)])
-        assert policy.sigma0 is not None
+        """That of one input; a guess in place of one that is not searched."""
+        place = self.ids.index(i)
         if not search:
-            return policy.sigma0
-        options = {**policy.config(), "sigma0": policy.sigma0, "n": self.sampler.largest(), "alpha": self.alpha}
-        return float(search_sigma(self.smoothed, x, **options, ids=[i]).sigma[0])
+            return self.policy.guess(place)
+        x, n = self.data[[i]][0], self.sampler.largest()
+        sigma, _ = self.policy.choose(
+            self.smoothed, x, [place], ids=[i], n=n, alpha=self.alpha, seed=checked_seed(None)
+        )
+        return float(sigma[0])
 
     def pilot(self, i: int, sigma: float, n: int) -> Measurement:
         """So many samples of one input, counted as a run's pilot counts."""

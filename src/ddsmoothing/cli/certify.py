@@ -18,27 +18,12 @@ from ddsmoothing.cli.stateless import offsets_options, with_offsets
 from ddsmoothing.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from ddsmoothing.campaigns import SigmaPolicy
+    from ddsmoothing.campaigns import CertifyRequest
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
+    from ddsmoothing.sigma import SigmaPolicy
 
 PAPER = {"n0": 100, "n": 100_000, "vote": "plurality", "bound": "one-class"}
-RUN_OPTIONS = (
-    *(
-        "model_id",
-        "n0",
-        "n",
-        "n_max",
-        "alpha",
-        "bound",
-        "randomized",
-        "label_aware",
-        "skip",
-        "maximum",
-        "seed",
-        "units",
-    ),
-)
 RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
     *(
         "model",
@@ -166,8 +151,7 @@ def advice(out: Path | None) -> str:
 
 
 def _certify(context: click.Context, options: dict[str, Any]) -> None:
-    from ddsmoothing.campaigns.policy import check_labels, subset_ids
-    from ddsmoothing.plan import sampler_for
+    from ddsmoothing.campaigns.subset import check_labels
     from ddsmoothing.runs.store import HEADER
 
     if options["out"] is None and not options["forecast"]:
@@ -186,29 +170,36 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
     smoothed, data = load(options)
     if fast:
         smoothed = fastest(smoothed, data, options)
-    policy = sigma_policy(options, smoothed, data)
-    ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
+    request = request_of(options, radii, sigma_policy(options, smoothed, data))
+    policy, ids = request.policy, request.ids(data)
     smoothed, note = with_offsets(smoothed, data, ids, options)
-    sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
-    rule = smoothed.rule(options["bound"])
+    rule = smoothed.rule(request.bound)
     if options["forecast"]:
         from ddsmoothing.campaigns.forecast import forecast
 
-        click.echo(forecast(smoothed, data, ids, policy, sampler, options["alpha"], rule).text())
+        click.echo(forecast(smoothed, data, ids, policy, request.sampler, request.alpha, rule).text())
         return
     policy.check(smoothed, len(ids))
-    sampler.check(options["alpha"], rule.bound)
     check_labels(data, ids, smoothed.num_classes)
     if not options["no_preflight"] and not options["out"].exists():
         preflight(smoothed, data, ids, policy)
     options["note"] = note
-    _run(smoothed, data, policy, options, len(ids), policy.forwards + sampler.largest())
+    _run(smoothed, data, request, options, len(ids))
+
+
+def request_of(options: dict[str, Any], radii: list[float] | None, policy: SigmaPolicy) -> CertifyRequest:
+    """The run that options ask for."""
+    from ddsmoothing.campaigns import CertifyRequest
+
+    named = ("n0", "n", "n_max", "alpha", "bound", "randomized", "label_aware", "skip", "maximum", "seed", "units")
+    plain = {key: options[key] for key in named}
+    return CertifyRequest(policy, radii=radii, shard=shard_of(options["shard"]), **plain)
 
 
 def _run(
-    smoothed: SmoothedClassifier, data: Dataset, policy: SigmaPolicy, options: dict[str, Any], inputs: int, each: int
+    smoothed: SmoothedClassifier, data: Dataset, request: CertifyRequest, options: dict[str, Any], inputs: int
 ) -> None:
-    """Certify so many inputs, of at most so many samples each, and show what came out."""
+    """Certify so many inputs and show what came out."""
     from ddsmoothing.campaigns import certify_run
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.cli.results import print_table
@@ -221,22 +212,21 @@ def _run(
             listeners.append(stack.enter_context(closing(Scalars(options["tensorboard"]))))
         smoothed = stack.enter_context(executing(smoothed, options))
         left = inputs - finished_rows(options["out"])
-        progress = stack.enter_context(SampleProgress(max(1, left * each), f"certifying {left} inputs"))
+        total = max(1, left * request.forwards)
+        progress = stack.enter_context(SampleProgress(total, f"certifying {left} inputs"))
         stack.enter_context(_saying(options["out"]))
         run = certify_run(
             smoothed,
             data,
-            policy,
+            request,
             options["out"],
             model_name=options["model"],
-            radii=wanted_radii(options),
+            model_id=options["model_id"],
             budget=seconds_of(options["budget"]),
-            shard=shard_of(options["shard"]),
             command={key: options[key] for key in RECALLED} | {KEY: options["words"]},
             offsets=options["note"],
             listeners=listeners,
             progress=progress,
-            **{key: options[key] for key in RUN_OPTIONS},
         )
     if data.y is not None:
         print_table([run])
@@ -262,12 +252,9 @@ def _saying(out: Path) -> Iterator[None]:
 
 def preflight(smoothed: SmoothedClassifier, data: Dataset, ids: list[int], policy: SigmaPolicy) -> None:
     """Stop on what would waste hours, and say what looks odd."""
-    import numpy as np
-
     from ddsmoothing.doctor import WARN, quick_check, stop_on_failure
 
-    sigma = policy.sigma0 if policy.kind == "search" else float(np.median(np.asarray(policy.sigma, dtype=float)))
-    checks = quick_check(smoothed, data, ids, sigma)
+    checks = quick_check(smoothed, data, ids, policy.guess())
     for check in checks:
         if check.status == WARN:
             click.echo(f"{WARN}: {check.name}: {check.message}", err=True)
@@ -319,7 +306,7 @@ def predict(**options: Any) -> None:
     """Answers of the smoothed classifier (-1: abstained). Nothing is said about robustness."""
     import json
 
-    from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.campaigns.subset import check_labels, subset_ids
     from ddsmoothing.cli.progress import SampleProgress
 
     smoothed, data = load(options)

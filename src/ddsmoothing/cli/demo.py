@@ -28,7 +28,7 @@ Example:
 def demo(out: Path, seed: int) -> None:
     """Certify 200 real images at fixed sigmas and at a sigma chosen for each: table, plot, report and run folders."""
     from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
-    from ddsmoothing.campaigns import SigmaPolicy, certify_run
+    from ddsmoothing.campaigns import CertifyRequest, certify_run
     from ddsmoothing.certificate import L2Certificate
     from ddsmoothing.claims import Plurality
     from ddsmoothing.classifier import SmoothedClassifier
@@ -39,13 +39,14 @@ def demo(out: Path, seed: int) -> None:
     from ddsmoothing.plots import plot_certified_accuracy
     from ddsmoothing.report import write_report
     from ddsmoothing.runs import rejudged
+    from ddsmoothing.sigma import SigmaPolicy
 
     start, out = time.monotonic(), _free(out)
     model, data = load_model(MODEL), load_data(DATA)
     spec = spec_of(model)
     assert spec is not None and spec.sigma0 is not None
     smoothed = SmoothedClassifier(model, L2Certificate(), num_classes=10, block_size=256)
-    policies = {f"fixed-{sigma:g}": SigmaPolicy.fixed(sigma) for sigma in FIXED}
+    policies: dict[str, SigmaPolicy] = {f"fixed-{sigma:g}": SigmaPolicy.fixed(sigma) for sigma in FIXED}
     policies["data-dependent"] = SigmaPolicy.search(spec.sigma0)
     inputs = len(range(0, len(data), SKIP))
     cap = normal_quantile_below(largest_lower_bound(N, ALPHA))
@@ -58,14 +59,9 @@ def demo(out: Path, seed: int) -> None:
             run = certify_run(
                 smoothed,
                 data,
-                policy,
+                CertifyRequest(policy, n0=N0, n=N, alpha=ALPHA, skip=SKIP, seed=seed + offset),
                 out / name,
                 model_name=MODEL,
-                n0=N0,
-                n=N,
-                alpha=ALPHA,
-                skip=SKIP,
-                seed=seed + offset,
                 progress=progress,
             )
             runs.append(run)

@@ -15,9 +15,9 @@ from ddsmoothing.errors import InputError, StoreError, printable
 if TYPE_CHECKING:
     import torch
 
-    from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.memory import CertifiedMemory, Risk
+    from ddsmoothing.sigma import SigmaPolicy
 
 STORE = click.option("--store", required=True, type=click.Path(path_type=Path), help="The memory's file.")
 FILE = click.argument("store", type=click.Path(path_type=Path))
@@ -196,8 +196,8 @@ def _inputs(path: Path) -> torch.Tensor:
 
 
 def _policy(options: dict[str, Any], smoothed: SmoothedClassifier) -> SigmaPolicy:
-    from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.cli.parsing import check_plausible, parse_grid, start_sigma
+    from ddsmoothing.sigma import SigmaPolicy
 
     if options["sigma"] is not None:
         if any(options[key] is not None for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")):

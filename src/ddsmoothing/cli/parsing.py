@@ -9,9 +9,9 @@ from ddsmoothing.cli.loading import PLAUSIBLE_SIGMA
 from ddsmoothing.errors import InputError, SigmaError
 
 if TYPE_CHECKING:
-    from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
+    from ddsmoothing.sigma import SigmaPolicy
 
 
 def wanted_radii(options: dict[str, Any]) -> list[float] | None:
@@ -71,9 +71,9 @@ def fixed_sigma(options: dict[str, Any]) -> float:
 
 def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Dataset) -> SigmaPolicy:
     """Where the options say that sigma comes from."""
-    from ddsmoothing.campaigns import SigmaPolicy
-    from ddsmoothing.campaigns.policy import subset_ids
+    from ddsmoothing.campaigns.subset import subset_ids
     from ddsmoothing.models import model_identity
+    from ddsmoothing.sigma import SigmaPolicy
     from ddsmoothing.sigma.files import load_sigmas
 
     fixed = options["sigma"] is not None or options["lambda_"] is not None

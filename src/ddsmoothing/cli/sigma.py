@@ -45,7 +45,7 @@ def optimize(**options: Any) -> None:
 
     `search` needs forward passes only; `ascent` is the paper's gradient ascent. No label is used.
     """
-    from ddsmoothing.campaigns.policy import subset_ids
+    from ddsmoothing.campaigns.subset import subset_ids
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.errors import DataError, InputError
     from ddsmoothing.plan import SearchPlan
@@ -110,7 +110,7 @@ def import_(old: Path, **options: Any) -> None:
 
     With --norm l1 its numbers are half-widths lambda, as in 2021; the file holds standard deviations.
     """
-    from ddsmoothing.campaigns.policy import subset_ids
+    from ddsmoothing.campaigns.subset import subset_ids
     from ddsmoothing.files import file_name
     from ddsmoothing.models import model_identity
     from ddsmoothing.sigma import SigmaFile, save_sigmas

@@ -126,7 +126,7 @@ def fitted(
     Args:
         chosen: what this fit alone is given.
     """
-    from ddsmoothing.campaigns.policy import check_labels, subset_ids
+    from ddsmoothing.campaigns.subset import check_labels, subset_ids
     from ddsmoothing.cli.progress import SampleProgress
     from ddsmoothing.models import model_identity
     from ddsmoothing.stateless import save_fit

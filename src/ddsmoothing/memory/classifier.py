@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.errors import InputError, ShapeError
@@ -26,6 +25,7 @@ from ddsmoothing.memory.rules import Point
 from ddsmoothing.memory.smoothing import SmoothedCertifier, binding_of
 from ddsmoothing.memory.store import Store
 from ddsmoothing.plan import sampler_for
+from ddsmoothing.sigma.policy import SigmaPolicy
 
 
 class Certifier(Protocol):
@@ -60,7 +60,7 @@ class CertifiedMemory:
         cls,
         path: str | Path | None,
         smoothed: SmoothedClassifier,
-        policy: SigmaPolicy,
+        policy: SigmaPolicy | float,
         *,
         shape: Sequence[int],
         alpha: float | None = None,
@@ -77,7 +77,7 @@ class CertifiedMemory:
         """Start a memory in a new file (None: in this process only).
 
         Args:
-            policy: where each input's sigma comes from, ``SigmaPolicy.search(..)`` or ``.fixed(..)``.
+            policy: where each input's sigma comes from, ``SigmaPolicy.search(..)`` or a number.
             shape, dtype: of one input.   alpha: failure probability of each certification (default 0.001), or delta:
                 of the whole memory, all attempts together.
             n0, n, n_max, bound: as for ``SmoothedClassifier.certify``.   transform: how stored numbers became inputs.
@@ -94,7 +94,7 @@ class CertifiedMemory:
         cls,
         path: str | Path,
         smoothed: SmoothedClassifier,
-        policy: SigmaPolicy,
+        policy: SigmaPolicy | float,
         *,
         n0: int | None = None,
         n: int | None = None,

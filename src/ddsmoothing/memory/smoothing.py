@@ -10,17 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.bounds import check_bound
-from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.fingerprint import behaviour
 from ddsmoothing.errors import InputError
-from ddsmoothing.inputs import check_sigma
 from ddsmoothing.memory.records import Binding, run_mode
 from ddsmoothing.memory.regions import Found
 from ddsmoothing.models import model_identity
 from ddsmoothing.noise import LEVELS
 from ddsmoothing.plan import Sampler
-from ddsmoothing.sigma.search import search_sigma
+from ddsmoothing.sigma.policy import SigmaPolicy, as_policy
 
 PREDICT_SAMPLES, PREDICT_ALPHA = 1000, 0.001
 
@@ -32,9 +30,9 @@ class SmoothedCertifier:
     random number is ever used twice.
     """
 
-    def __init__(self, smoothed: SmoothedClassifier, policy: SigmaPolicy, sampler: Sampler, bound: str) -> None:
-        policy.check(smoothed, 1)
-        self._smoothed, self._policy = smoothed, policy
+    def __init__(self, smoothed: SmoothedClassifier, policy: SigmaPolicy | float, sampler: Sampler, bound: str) -> None:
+        self._smoothed, self._policy = smoothed, as_policy(policy)
+        self._policy.check(smoothed, 1)
         self._sampler, self._bound = sampler, check_bound(bound)
 
     def check(self, alpha: float) -> None:
@@ -61,24 +59,9 @@ class SmoothedCertifier:
         return int(answer.prediction[0])
 
     def _sigma(self, x: torch.Tensor, alpha: float, seed: int, noise_id: int) -> float:
-        policy = self._policy
-        if policy.kind != "search":
-            assert policy.sigma is not None
-            return float(check_sigma(np.asarray(policy.sigma), 1)[0])
-        assert policy.sigma0 is not None
-        found = search_sigma(
-            self._smoothed,
-            x,
-            sigma0=policy.sigma0,
-            sigma_min=policy.sigma_min,
-            sigma_max=policy.sigma_max,
-            sigma_grid=policy.sigma_grid,
-            n=self._sampler.largest(),
-            alpha=alpha,
-            seed=seed,
-            ids=[noise_id],
-        )
-        return float(found.sigma[0])
+        n = self._sampler.largest()
+        sigma, _ = self._policy.choose(self._smoothed, x, [0], ids=[noise_id], n=n, alpha=alpha, seed=seed)
+        return float(sigma[0])
 
 
 def binding_of(

@@ -8,6 +8,7 @@ from ddsmoothing.sigma.dataset import (
     optimize_isotropic_dds,
 )
 from ddsmoothing.sigma.files import SigmaFile, load_sigmas, save_sigmas
+from ddsmoothing.sigma.policy import SigmaPolicy
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "OptimizeIsotropicSmoothingParameters",
     "OptimizeSmoothingParameters",
     "SigmaFile",
+    "SigmaPolicy",
     "SigmaSearch",
     "ascend_sigma",
     "choose_sigmas",

@@ -1,0 +1,247 @@
+"""Where the sigma of each input of a run comes from: one for all, one for each, or a search.
+
+It knows the smoothed classifier; no data sets, no files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddsmoothing.classifier import SmoothedClassifier
+from ddsmoothing.counting.contract import Progress
+from ddsmoothing.errors import InputError
+from ddsmoothing.inputs import check_sigma
+from ddsmoothing.plan import SearchPlan
+from ddsmoothing.sigma.search import SigmaSearch, search_grid, search_range, search_sigma
+
+Chosen = tuple[NDArray[np.float64], SigmaSearch | None]
+
+
+class SigmaPolicy(ABC):
+    """Where each input's sigma comes from: ``fixed``, ``given`` or ``search``."""
+
+    kind: ClassVar[str]
+    forwards: ClassVar[int] = 0  # samples an input that choosing costs
+
+    @staticmethod
+    def fixed(sigma: float) -> FixedSigma:
+        """The same sigma everywhere.
+
+        Args:
+            sigma: In the units of the input.
+        Raises:
+            SigmaError: It is not positive and finite.
+        """
+        return FixedSigma(sigma=float(check_sigma(sigma, 1)[0]))
+
+    @staticmethod
+    def given(sigma: NDArray[np.float64], sha256: str | None = None) -> GivenSigmas:
+        """One sigma for each input of the run, in its order.
+
+        Args:
+            sigma: ``(B,)``.
+            sha256: Of the file they are from, for the header; default: of the numbers.
+        Raises:
+            SigmaError: One of them is not positive and finite.
+        """
+        values = check_sigma(sigma, len(sigma))
+        return GivenSigmas(sigma=values, sha256=sha256 or hashlib.sha256(values.astype("<f8").tobytes()).hexdigest())
+
+    @staticmethod
+    def search(
+        sigma0: float,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_grid: Sequence[float] | None = None,
+    ) -> SearchedSigma:
+        """The forward-only search, over a finite set or a range.
+
+        Args:
+            sigma0: Where the class is fixed, such as the training sigma.
+            sigma_min: Least sigma, default that of ``search_sigma``.
+            sigma_max: Largest sigma, default that of ``search_sigma``.
+            sigma_grid: A finite set, in place of a range.
+        """
+        if sigma_grid is not None:
+            values = np.unique(sigma_grid)
+            return SearchedSigma(sigma0=sigma0, sigma_grid=tuple(check_sigma(values, len(values)).tolist()))
+        return SearchedSigma(sigma0=sigma0, sigma_min=sigma_min, sigma_max=sigma_max)
+
+    @property
+    def one(self) -> float | None:
+        """The sigma of every input, None where they differ."""
+        return None
+
+    @property
+    @abstractmethod
+    def largest(self) -> float:
+        """The largest sigma that an input may get."""
+
+    def settled(self, smoothed: SmoothedClassifier) -> SigmaPolicy:
+        """The same policy for this model, with what is taken by default, for a run's header."""
+        return self
+
+    @abstractmethod
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        """Raise SigmaError or its kin if it could not serve ``size`` inputs."""
+
+    @abstractmethod
+    def guess(self, place: int | None = None) -> float:
+        """A sigma without a forward pass: of the input at a place of the run, or one that stands for all."""
+
+    @abstractmethod
+    def choose(
+        self,
+        smoothed: SmoothedClassifier,
+        x: torch.Tensor,
+        places: Sequence[int],
+        *,
+        ids: Sequence[int],
+        n: int,
+        alpha: float,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Chosen:
+        """The sigmas ``(B,)`` of inputs, and the search that found them, if there was one.
+
+        Args:
+            smoothed: Whose radius is to be large.
+            x: ``(B, ...)``.
+            places: Of each input in the run.
+            ids: Noise keys of the inputs.
+            n: Samples of the certification to come.
+            alpha: Of the certification to come.
+            seed: Of the noise; choosing has a stream of its own.
+            progress: Called with samples done.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """As a header keeps it, without the one sigma of all, which stands beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSigma(SigmaPolicy):
+    """The same sigma everywhere.
+
+    Attributes:
+        sigma: In the units of the input.
+    """
+
+    kind: ClassVar = "fixed"
+
+    sigma: float
+
+    @property
+    def one(self) -> float:
+        return self.sigma
+
+    @property
+    def largest(self) -> float:
+        return self.sigma
+
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        check_sigma(self.sigma, size)
+
+    def guess(self, place: int | None = None) -> float:
+        return self.sigma
+
+    def choose(self, smoothed: SmoothedClassifier, x: torch.Tensor, places: Sequence[int], **asked: Any) -> Chosen:
+        return check_sigma(self.sigma, len(x)), None
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GivenSigmas(SigmaPolicy):
+    """One sigma for each input of the run, in its order.
+
+    Attributes:
+        sigma: ``(B,)``.
+        sha256: Of the sigmas' file, or of their little-endian float64 numbers.
+    """
+
+    kind: ClassVar = "file"
+
+    sigma: NDArray[np.float64]
+    sha256: str
+
+    @property
+    def largest(self) -> float:
+        return float(self.sigma.max())
+
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        check_sigma(self.sigma, size)
+
+    def guess(self, place: int | None = None) -> float:
+        return float(np.median(self.sigma) if place is None else self.sigma[place])
+
+    def choose(self, smoothed: SmoothedClassifier, x: torch.Tensor, places: Sequence[int], **asked: Any) -> Chosen:
+        return self.sigma[list(places)], None
+
+    def config(self) -> dict[str, Any]:
+        return {"sha256": self.sha256}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedSigma(SigmaPolicy):
+    """The forward-only search; see ``search_sigma``.
+
+    Attributes:
+        sigma0: Where the class is fixed.
+        sigma_min: Least sigma.
+        sigma_max: Largest sigma.
+        sigma_grid: A finite set, in place of a range.
+    """
+
+    kind: ClassVar = "search"
+    forwards: ClassVar = SearchPlan().forwards
+
+    sigma0: float
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigma_grid: tuple[float, ...] | None = None
+
+    @property
+    def largest(self) -> float:
+        return self.sigma_grid[-1] if self.sigma_grid else float(self.sigma_max or 0.0)
+
+    def settled(self, smoothed: SmoothedClassifier) -> SearchedSigma:
+        """With the range that the search takes by default."""
+        if self.sigma_grid is not None:
+            return self
+        low, high = search_range(smoothed.model, self.sigma0, self.sigma_min, self.sigma_max)
+        return replace(self, sigma_min=low, sigma_max=high)
+
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        search_grid(smoothed, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
+
+    def guess(self, place: int | None = None) -> float:
+        return self.sigma0
+
+    def choose(self, smoothed: SmoothedClassifier, x: torch.Tensor, places: Sequence[int], **asked: Any) -> Chosen:
+        found = search_sigma(smoothed, x, **self.config(), **asked)
+        return found.sigma, found
+
+    def config(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
+
+
+def as_policy(given: object) -> SigmaPolicy:
+    """A policy as it is, or that of one number; InputError for anything else."""
+    if isinstance(given, SigmaPolicy):
+        return given
+    if isinstance(given, (int, float, np.floating)) and not isinstance(given, bool):
+        return SigmaPolicy.fixed(float(given))
+    raise InputError(
+        f"sigma is {given!r}, expected a number, SigmaPolicy.search(sigma0), or SigmaPolicy.given(sigmas)."
+    )
