@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,21 @@ def load(path: Path) -> Counts:
     return counts
 
 
+def joined(parts: list[Counts]) -> Counts:
+    """Counts of one row on several sets of images, in the order of the images."""
+    order = np.argsort(np.concatenate([part.id for part in parts]))
+    columns = [each.name for each in fields(Counts) if each.name != "about"]
+    return replace(parts[0], **{name: np.concatenate([getattr(p, name) for p in parts])[order] for name in columns})
+
+
+def by_images(rows: dict[str, Counts]) -> dict[tuple[int, ...], dict[str, Counts]]:
+    """Rows in groups of the same images, the most images first: only within a group are figures to be compared."""
+    groups: dict[tuple[int, ...], dict[str, Counts]] = {}
+    for name, one in rows.items():
+        groups.setdefault(tuple(one.id.tolist()), {})[name] = one
+    return dict(sorted(groups.items(), key=lambda group: -len(group[0])))
+
+
 def public(folder: Path, ids: NDArray[np.int64]) -> dict[str, Counts]:
     """The public rows on these images, by ``METHOD_SIGMA``, from their tab-separated files."""
     found = {}
@@ -222,12 +237,15 @@ def _interval(value: float, low: float, high: float, digits: int) -> str:
 
 def text(mine: dict[str, Counts], others: dict[str, Counts]) -> str:
     """All tables, in Markdown."""
-    made = [accuracy_table(mine, f"Rows of this package on {len(next(iter(mine.values())))} test images")]
+    made = [accuracy_table(mine, f"Rows of this package on the same {len(next(iter(mine.values()))):,} test images")]
     if others:
         best = sorted(others, key=lambda name: -acr(others[name]))[:6]
         rows = {f"public {name}": others[name] for name in best}
         told = {name: one for name, one in mine.items() if "conditional" in name}
-        made = [accuracy_table(rows, "The six strongest public rows, on the same images"), *made]
+        made = [
+            accuracy_table(rows, f"The six strongest public rows on {len(next(iter(mine.values()))):,} test images"),
+            *made,
+        ]
         made.append(gain_table(told, others))
     return markdown(made)
 

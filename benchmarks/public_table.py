@@ -5,9 +5,10 @@
     python benchmarks/public_table.py --only catrs-1 --rows  only what is named; --train, --rows: only that part
     python benchmarks/public_table.py --tables --logs DIR    write docs/public-table.md and its figure from the counts
 
-Networks of 357,000 parameters, by ``train``; all options were chosen on held-out training images. Rows: the test
-images 0, 20, 40, .., two of them with at most 100,000 planned samples an image, the others with 10,000; each a run
-folder, whose counts are kept beside this script in a small file. Ctrl-C stops in order, and the same command goes on.
+Networks of 357,000 parameters, by ``train``; all options were chosen on held-out training images. Rows: 1,000 test
+images in two halves, 0, 20, 40, .. and 10, 30, 50, .., with 10,000 samples, or as many as the published rows have, or
+at most so many, planned for each image. Each half is a run folder, whose counts are kept beside this script in a small
+file. Ctrl-C stops in order, and the same command goes on.
 ``--logs``: a folder with the public logs, tab-separated, named METHOD_SIGMA.tsv, to compare with image by image.
 """
 
@@ -30,6 +31,7 @@ import paper_table
 import public_rows
 from ddsmoothing import L2Certificate, SmoothedClassifier, fit_offsets, load_model, search_sigma
 from ddsmoothing.campaigns import CertifyRequest, certify_run
+from ddsmoothing.campaigns.subset import subset_ids
 from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.cli.train import asked_to_stop
@@ -46,7 +48,8 @@ SHOWN = {  # in the figure
     "catrs-conditional-dds-mixed-100k": "ours: a sigma for each image, pairwise",
     "catrs-conditional-at-1.2": "ours: one sigma, pairwise",
 }
-N0, N, ALPHA, SKIP = 100, 10_000, 0.001, 20
+N0, N, ALPHA = 100, 10_000, 0.001
+HALVES: dict[str, dict[str, Any]] = {"": {"skip": 20}, "-second": {"skip": 10, "shard": (2, 2)}}  # of 1,000 images
 N_MAX = 100_000  # of rows whose numbers of samples are planned
 SIGMAS = (0.25, 0.5, 1.0)
 LOW, HIGH = 0.2, 1.3  # of conditional networks
@@ -199,9 +202,10 @@ class Place:
             own = BySigma([(SPLIT, below), (float("inf"), own)], sigma_range=(LOW, HIGH))
         return own.to(self.device)
 
-    def certify(self, row: Row) -> None:
-        """Certify the row's images, as far as that is not done, and keep the counts."""
-        n, skip = (1000, 2000) if self.quick else (N_MAX if row.planned or row.full else N, SKIP)
+    def certify(self, row: Row, half: str) -> None:
+        """Certify half of the row's images, as far as that is not done, and keep the counts."""
+        n = 1000 if self.quick else N_MAX if row.planned or row.full else N
+        images = {"skip": 2000} if self.quick else HALVES[half]
         samples = {"n_max": n} if row.planned else {"n0": N0, "n": n}
         rows = 16_384 if self.device.type == "cuda" else 512
         smoothed = SmoothedClassifier(
@@ -209,24 +213,26 @@ class Place:
         )
         offsets = self.offsets(row, smoothed) if row.offsets else None
         data, seed = self.split("test"), zlib.crc32(row.name.encode())  # no noise is used for two rows
-        policy = self.policy(row, smoothed, data, skip, seed)
-        with SampleProgress((N0 + n) * len(range(0, len(data), skip)), row.name) as progress:
+        name, ids = row.name + half, subset_ids(data, **{"maximum": None, **images})
+        policy = self.policy(row, smoothed, data, self.out / "sigma" / f"{name}.npy", ids, seed)
+        with SampleProgress((N0 + n) * len(ids), name) as progress:
             run = certify_run(
                 smoothed.with_offsets(offsets),
                 data,
-                CertifyRequest(policy, **samples, alpha=ALPHA, skip=skip, seed=seed),
-                self.out / "runs" / row.name,
+                CertifyRequest(policy, **samples, alpha=ALPHA, **images, seed=seed),
+                self.out / "runs" / name,
                 model_name=row.name,
                 progress=progress,
             )
         searched = SEARCH.forwards if row.sigma is None else 0
-        public_rows.save(run, self.out / "counts" / f"{row.name}.npz", searched)
+        public_rows.save(run, self.out / "counts" / f"{name}.npz", searched)
 
-    def policy(self, row: Row, smoothed: SmoothedClassifier, data: Dataset, skip: int, seed: int) -> SigmaPolicy:
+    def policy(
+        self, row: Row, smoothed: SmoothedClassifier, data: Dataset, path: Path, ids: list[int], seed: int
+    ) -> SigmaPolicy:
         """One sigma, or one for each image: searched for by more samples than the default, kept in a file."""
         if row.sigma is not None:
             return SigmaPolicy.fixed(row.sigma)
-        path, ids = self.out / "sigma" / f"{row.name}.npy", list(range(0, len(data), skip))
         if not path.exists():
             found = []
             for start in range(0, len(ids), 200):
@@ -246,15 +252,16 @@ class Place:
 
 def left_to_do(
     place: Place, known: dict[str, Network], only: set[str], train_them: bool, certify_them: bool
-) -> Iterator[tuple[Network, Row | None]]:
-    """Trainings and rows that are asked for and not done, in order; a network's name stands for its rows too."""
+) -> Iterator[tuple[Network, Row | None, str]]:
+    """Trainings and halves of rows that are asked for and not done; a network's name stands for its rows too."""
     for network in known.values():
         asked = network.name in only
         if asked and train_them and not (place.out / network.name / "model.safetensors").exists():
-            yield network, None
+            yield network, None, ""
         for row in network.rows if certify_them else ():
-            if (asked or row.name in only) and not (place.out / "counts" / f"{row.name}.npz").exists():
-                yield network, row
+            for half in list(HALVES)[:1] if place.quick else HALVES:
+                if (asked or row.name in only) and not (place.out / "counts" / f"{row.name}{half}.npz").exists():
+                    yield network, row, half
 
 
 def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> None:
@@ -262,15 +269,26 @@ def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> No
     COUNTS.mkdir(parents=True, exist_ok=True)
     for path in (place.out / "counts").glob("*.npz"):
         shutil.copy(path, COUNTS)
-    rows = [row for network in known.values() for row in network.rows if (COUNTS / f"{row.name}.npz").exists()]
-    found = {row.name: public_rows.load(COUNTS / f"{row.name}.npz") for row in rows}
-    mine = {}
-    for name, one in found.items():
-        mine |= {f"{name}, one-class": one.one_class().capped(), name: one.capped()}
-    others = {} if logs is None else public_rows.public(logs, next(iter(found.values())).id)
-    paper_table.write_page(PAGE, public_rows.text(mine, others), public_rows.START, public_rows.END)
-    if others:
-        public_rows.figure(mine, others, SHOWN).savefig(PICTURE, dpi=150)
+    texts, whole = [], public_rows.by_images(kept_rows(known))
+    for ids, found in whole.items():
+        mine = {}
+        for name, one in found.items():
+            mine |= {f"{name}, one-class": one.one_class().capped(), name: one.capped()}
+        others = {} if logs is None else public_rows.public(logs, np.array(ids))
+        texts.append(public_rows.text(mine, others))
+        if others and found.keys() >= SHOWN.keys():
+            public_rows.figure(mine, others, SHOWN).savefig(PICTURE, dpi=150)
+    paper_table.write_page(PAGE, "\n".join(texts), public_rows.START, public_rows.END)
+
+
+def kept_rows(known: dict[str, Network]) -> dict[str, public_rows.Counts]:
+    """The rows whose counts are kept, whole or of the first half of the images."""
+    found = {}
+    for row in (row for network in known.values() for row in network.rows):
+        paths = [COUNTS / f"{row.name}{half}.npz" for half in HALVES]
+        if paths[0].exists():
+            found[row.name] = public_rows.joined([public_rows.load(path) for path in paths if path.exists()])
+    return found
 
 
 @paper_table.ending
@@ -305,8 +323,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.tables:
         write_page(place, known, args.logs)
         return 0
-    for network, row in todo:
-        name = f"train {network.name}" if row is None else f"certify {row.name}"
+    for network, row, half in todo:
+        name = f"train {network.name}" if row is None else f"certify {row.name}{half}"
         print(name, flush=True)
         if args.list:
             continue
@@ -315,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
             place.train(network)
         else:
             with interruptible():
-                place.certify(row)
+                place.certify(row, half)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     return 0
 

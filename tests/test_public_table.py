@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +110,15 @@ def test_networks_are_small_and_their_options_valid(tmp_path: Path) -> None:
 
 def test_what_is_left_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert public_table.main(["--list", "--out", str(tmp_path), "--only", "catrs-1"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["train catrs-1", "certify catrs-1-at-1"]
+    assert capsys.readouterr().out.splitlines() == [
+        "train catrs-1",
+        "certify catrs-1-at-1",
+        "certify catrs-1-at-1-second",
+    ]
     (tmp_path / "full" / "catrs-1").mkdir(parents=True)
     (tmp_path / "full" / "catrs-1" / "model.safetensors").touch()
     assert public_table.main(["--list", "--out", str(tmp_path), "--only", "catrs-1"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["certify catrs-1-at-1"]
+    assert capsys.readouterr().out.splitlines() == ["certify catrs-1-at-1", "certify catrs-1-at-1-second"]
     with pytest.raises(SystemExit):
         public_table.main(["--only", "nothing"])
 
@@ -122,9 +127,28 @@ def test_what_is_left_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_kept_counts_are_rows_of_the_table_and_the_page_shows_them() -> None:
     text = public_table.PAGE.read_text(encoding="utf-8")
     block = text.split(public_rows.START)[1].split(public_rows.END)[0]
-    assert {path.stem for path in FILES} <= ROWS.keys()
+    assert {path.stem for path in FILES} <= {name + half for name in ROWS for half in public_table.HALVES}
     for path in FILES:
-        one = public_rows.load(path)
-        assert one.id.tolist() == list(range(0, 10_000, public_table.SKIP))
-        assert re.search(rf"^\| {re.escape(path.stem)} .* {public_rows.acr_text(one.capped())} ", block, re.MULTILINE)
+        first = 10 if path.stem.endswith("-second") else 0
+        assert public_rows.load(path).id.tolist() == list(range(first, 10_000, 20))
+    for name, one in public_table.kept_rows(public_table.networks()).items():
+        assert len(one) in (500, 1000)
+        assert re.search(rf"^\| {re.escape(name)} .* {public_rows.acr_text(one.capped())} ", block, re.MULTILINE)
         assert json.loads(json.dumps(one.about))["alpha"] == public_table.ALPHA
+
+
+def part_of(whole: public_rows.Counts, rows: np.ndarray) -> public_rows.Counts:
+    columns = [each.name for each in fields(public_rows.Counts) if each.name != "about"]
+    return replace(whole, **{name: getattr(whole, name)[rows] for name in columns})
+
+
+def test_halves_are_joined_in_the_order_of_the_images(run: dds.Run, tmp_path: Path) -> None:
+    public_rows.save(run, tmp_path / "row.npz", 0)
+    whole = public_rows.load(tmp_path / "row.npz")
+    parts = [part_of(whole, np.arange(12) % 2 == rest) for rest in (1, 0)]
+    again = public_rows.joined(parts)
+    for name in ("id", "radius", "wins", "prediction"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    assert list(public_rows.by_images({"a": parts[0], "b": whole, "c": parts[0]}).values()) == [
+        {"b": whole}, {"a": parts[0], "c": parts[0]}
+    ]  # fmt: skip
