@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # An import only points to the left; a room may import from itself.
 ROOMS = (
     *("errors", "progress", "labels", "files", "streams", "lattice", "noise", "bounds", "shown", "devices", "modules"),
-    *("kernels", "certificate", "claims", "plan", "inputs", "counting", "conversation", "smoothing"),
+    *("kernels", "surrogate", "certificate", "claims", "plan", "inputs", "counting", "conversation", "smoothing"),
     *("classifier", "compat2021", "smooth", "data", "models"),
     *("attacks", "sigma", "stateless", "runs", "campaigns", "training", "memory", "verify", "doctor", "analysis"),
     *("tables", "plots"),
@@ -37,6 +37,7 @@ WITHOUT_FILES = (
     "plan",
     "lattice",
     "noise",
+    "surrogate",
     "certificate",
     "claims",
     "streams",

@@ -1,14 +1,12 @@
 """Certificates: a noise and the theorem that turns bounds on class probabilities into a radius.
 
-It knows neither models nor samples, and imports torch only where gradients are wanted. One class a norm serves
-certification, the gradient ascent on sigma, and code written for the 2021 package, whose method names
-(``sample_noise``, ``compute_*``) are kept.
+It knows neither models nor samples. What a gradient climbs is in ``surrogate``; one class a norm has both, as in 2021.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,34 +15,18 @@ from scipy.special import ndtri
 from ddsmoothing.bounds import normal_quantile_above, normal_quantile_below
 from ddsmoothing.errors import InputError, unknown
 from ddsmoothing.noise import Gaussian, Noise, Uniform
-
-if TYPE_CHECKING:
-    import torch
-
-CLAMP_2021: Final = (0.001, 0.999)
+from ddsmoothing.surrogate import GaussianSurrogate, Surrogate, UniformSurrogate
 
 
-class Certificate:
+class Certificate(Surrogate):
     """A norm, the noise that certifies it, and the radius theorem. All balls are open.
 
-    A subclass for the ascent alone needs ``sample_noise`` and ``compute_radius_estimate`` only, as in 2021.
-
-    Args:
-        batch_size: taken and not needed, as in 2021; a device may stand here.
-        device: checked; noise always follows the device of the batch.
+    It is not abstract: a subclass for the ascent alone needs ``sample_noise`` and ``compute_radius_estimate`` only, as
+    in 2021.
     """
 
     norm: ClassVar[str]
     noise: ClassVar[Noise]
-
-    def __init__(
-        self, batch_size: int | str | torch.device | None = None, device: str | torch.device | None = None
-    ) -> None:
-        for place in (batch_size, device):
-            if place is not None and not isinstance(place, int):
-                from ddsmoothing.devices import named_device
-
-                named_device(place)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -74,28 +56,8 @@ class Certificate:
         """The one-class radius (float64, no claim) if the top class had probability p; negative below one half."""
         raise NotImplementedError
 
-    def sample_noise(
-        self, batch: torch.Tensor, repeated_theta: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Differentiable float noise of the batch's shape; theta is sigma for L2 and lambda for L1, broadcastable."""
-        raise NotImplementedError
 
-    def compute_gap(self, p_lower: float) -> float:
-        """Radius in units of theta at a lower bound on the top class: ``R = theta * gap``; errs low."""
-        raise NotImplementedError
-
-    def compute_proxy_gap(self, probs: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021) -> torch.Tensor:
-        """Differentiable gap ``(B,)`` of the two top probabilities ``(B, 2)``."""
-        raise NotImplementedError
-
-    def compute_radius_estimate(
-        self, probs: torch.Tensor, theta: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021
-    ) -> torch.Tensor:
-        """Differentiable radius ``(B,)`` (no claim) of the two top probabilities ``(B, 2)`` at theta ``(B,)``."""
-        raise NotImplementedError
-
-
-class L2Certificate(Certificate):
+class L2Certificate(GaussianSurrogate, Certificate):
     """L2 balls from Gaussian noise: ``R = sigma/2 * (Phi^-1(pA) - Phi^-1(pB))``.
 
     References: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, Theorem 1.
@@ -114,27 +76,8 @@ class L2Certificate(Certificate):
     def estimate(self, sigma: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(sigma * ndtri(p))
 
-    def sample_noise(
-        self, batch: torch.Tensor, repeated_theta: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return batch.new_empty(batch.shape).normal_(generator=generator) * repeated_theta
 
-    def compute_gap(self, p_lower: float) -> float:
-        return normal_quantile_below(p_lower)
-
-    def compute_proxy_gap(self, probs: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021) -> torch.Tensor:
-        from torch.special import ndtri as differentiable_ndtri
-
-        z: torch.Tensor = differentiable_ndtri(probs.clamp(*clamp))
-        return z[:, 0] - z[:, 1]
-
-    def compute_radius_estimate(
-        self, probs: torch.Tensor, theta: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021
-    ) -> torch.Tensor:
-        return theta / 2 * self.compute_proxy_gap(probs, clamp)
-
-
-class L1Certificate(Certificate):
+class L1Certificate(UniformSurrogate, Certificate):
     """L1 balls from uniform noise on ``[-lambda, lambda]``: ``R = lambda * (pA - pB)``, lambda = sqrt(3) sigma.
 
     References: Yang et al. 2020 (RS4A), arXiv:2002.08118. The 2021 scripts used ``lambda = sigma / sqrt(3)`` instead.
@@ -153,23 +96,6 @@ class L1Certificate(Certificate):
 
     def estimate(self, sigma: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(2.0 * math.sqrt(3.0) * sigma * (p - 0.5))
-
-    def sample_noise(
-        self, batch: torch.Tensor, repeated_theta: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return (2 * batch.new_empty(batch.shape).uniform_(generator=generator) - 1) * repeated_theta
-
-    def compute_gap(self, p_lower: float) -> float:
-        return math.nextafter(2.0 * (p_lower - 0.5), -math.inf)
-
-    def compute_proxy_gap(self, probs: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021) -> torch.Tensor:
-        """Linear in the probabilities, so nothing has to be clamped."""
-        return probs[:, 0] - probs[:, 1]
-
-    def compute_radius_estimate(
-        self, probs: torch.Tensor, theta: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021
-    ) -> torch.Tensor:
-        return theta * self.compute_proxy_gap(probs, clamp)
 
 
 CERTIFICATES: Final[dict[str, type[Certificate]]] = {"l2": L2Certificate, "l1": L1Certificate}
