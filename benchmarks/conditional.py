@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 import conditional_tables
+import kept_counts
 import paper_table
 import public_rows
 from conditional_tables import HELD_OUT, PARTS, Part, Row
@@ -177,7 +178,7 @@ class Place:
                 model_name=row.network,
                 progress=progress,
             )
-        public_rows.save(run, self.out / "counts" / f"{row.name}.npz", policy.forwards)
+        kept_counts.save(run, self.out / "counts" / f"{row.name}.npz", policy.forwards)
 
     def seconds(self, name: str) -> float:
         """Processor seconds a sample, noise and all, with one thread."""

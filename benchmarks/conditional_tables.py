@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import kept_counts
 import public_rows
 from ddsmoothing.analysis import certified_accuracy, envelope, held_radius
 from ddsmoothing.tables import Table, ceil_text, markdown
-from public_rows import RADII, Counts
+from kept_counts import Counts
+from public_rows import RADII
 
 START = "<!-- python benchmarks/conditional.py --tables -->\n"
 HELD_OUT, SECONDS = "held-out", "seconds.json"
@@ -81,7 +83,7 @@ class Row:
 def load_all(rows: list[Row], folder: Path) -> dict[Row, Counts]:
     """The rows that are there."""
     paths = {row: folder / f"{row.name}.npz" for row in rows}
-    found = {row: public_rows.load(path) for row, path in paths.items() if path.exists()}
+    found = {row: kept_counts.load(path) for row, path in paths.items() if path.exists()}
     return {row: found[row] for row in sorted(found, key=_place)}
 
 

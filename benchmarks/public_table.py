@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import kept_counts
 import paper_table
 import public_rows
 from ddsmoothing import L2Certificate, SmoothedClassifier, fit_offsets, load_model, search_sigma
@@ -225,7 +226,7 @@ class Place:
                 progress=progress,
             )
         searched = SEARCH.forwards if row.sigma is None else 0
-        public_rows.save(run, self.out / "counts" / f"{name}.npz", searched)
+        kept_counts.save(run, self.out / "counts" / f"{name}.npz", searched)
 
     def policy(
         self, row: Row, smoothed: SmoothedClassifier, data: Dataset, path: Path, ids: list[int], seed: int
@@ -269,7 +270,7 @@ def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> No
     COUNTS.mkdir(parents=True, exist_ok=True)
     for path in (place.out / "counts").glob("*.npz"):
         shutil.copy(path, COUNTS)
-    texts, whole = [], public_rows.by_images(kept_rows(known))
+    texts, whole = [], kept_counts.by_images(kept_rows(known))
     for ids, found in whole.items():
         mine = {}
         for name, one in found.items():
@@ -281,13 +282,13 @@ def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> No
     paper_table.write_page(PAGE, "\n".join(texts), public_rows.START, public_rows.END)
 
 
-def kept_rows(known: dict[str, Network]) -> dict[str, public_rows.Counts]:
+def kept_rows(known: dict[str, Network]) -> dict[str, kept_counts.Counts]:
     """The rows whose counts are kept, whole or of the first half of the images."""
     found = {}
     for row in (row for network in known.values() for row in network.rows):
         paths = [COUNTS / f"{row.name}{half}.npz" for half in HALVES]
         if paths[0].exists():
-            found[row.name] = public_rows.joined([public_rows.load(path) for path in paths if path.exists()])
+            found[row.name] = kept_counts.joined([kept_counts.load(path) for path in paths if path.exists()])
     return found
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(BENCHMARKS.parent / "tools"))
 
 import conditional  # noqa: E402
 import conditional_tables  # noqa: E402
+import kept_counts  # noqa: E402
 import make_assets  # noqa: E402
 import public_rows  # noqa: E402
 
@@ -36,7 +37,7 @@ def test_some_counts_are_kept_and_each_is_a_row() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_kept_counts_reproduce_their_radii(path: Path) -> None:
-    one, row = public_rows.load(path), ROWS[path.stem]
+    one, row = kept_counts.load(path), ROWS[path.stem]
     answered = one.prediction >= 0
     np.testing.assert_allclose(one.radius[answered], one.recomputed[answered], atol=1e-6)
     assert one.about["alpha"] == conditional.ALPHA
@@ -49,7 +50,7 @@ def test_kept_counts_reproduce_their_radii(path: Path) -> None:
 
 def test_rows_of_one_part_are_of_the_same_images() -> None:
     for part in conditional_tables.PARTS:
-        same = {tuple(public_rows.load(path).id) for path in FILES if ROWS[path.stem].part == part}
+        same = {tuple(kept_counts.load(path).id) for path in FILES if ROWS[path.stem].part == part}
         assert len(same) <= 1
 
 

@@ -23,6 +23,7 @@ if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not in a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 
+import kept_counts  # noqa: E402
 import public_rows  # noqa: E402
 import public_table  # noqa: E402
 
@@ -40,8 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dds.Run:
 
 
 def test_counts_give_the_run_s_radii_again_and_those_of_a_plurality_vote(run: dds.Run, tmp_path: Path) -> None:
-    public_rows.save(run, tmp_path / "row.npz", 40)
-    kept = public_rows.load(tmp_path / "row.npz")
+    kept_counts.save(run, tmp_path / "row.npz", 40)
+    kept = kept_counts.load(tmp_path / "row.npz")
     np.testing.assert_array_equal(kept.radius, run.radius)
     np.testing.assert_allclose(kept.recomputed, kept.radius, atol=1e-9)
     assert kept.samples.tolist() == [row.samples + 40 for row in run.rows]
@@ -56,24 +57,24 @@ def test_counts_give_the_run_s_radii_again_and_those_of_a_plurality_vote(run: dd
 
 def test_a_radius_that_counts_do_not_give_is_refused(run: dds.Run, tmp_path: Path) -> None:
     path = tmp_path / "row.npz"
-    public_rows.save(run, path, 0)
+    kept_counts.save(run, path, 0)
     with np.load(path) as file:
         columns = dict(file)
     columns["radius"] = columns["radius"] + 1e-9 * (columns["radius"] > 0.0)
     np.savez_compressed(path, **columns)
     with pytest.raises(RunError, match="the radius of input 0 is not what its counts give"):
-        public_rows.load(path)
+        kept_counts.load(path)
 
 
 def test_an_unfinished_run_is_not_kept(run: dds.Run, tmp_path: Path) -> None:
     part = type(run)(path=run.path, header=run.header, rows=run.rows[:-1])
     with pytest.raises(RunError, match="not finished"):
-        public_rows.save(part, tmp_path / "row.npz", 0)
+        kept_counts.save(part, tmp_path / "row.npz", 0)
 
 
 def test_rows_are_held_against_the_strongest_public_one_at_each_radius(run: dds.Run, tmp_path: Path) -> None:
-    public_rows.save(run, tmp_path / "row.npz", 0)
-    mine = public_rows.load(tmp_path / "row.npz")
+    kept_counts.save(run, tmp_path / "row.npz", 0)
+    mine = kept_counts.load(tmp_path / "row.npz")
     near, far = np.where(mine.radius > 0, 0.3, 0.0), np.where(np.arange(12) < 2, 3.0, 0.0)
     for name, radii in (("near_0.25", near), ("far_1.0", far)):
         lines = ["idx\tlabel\tpredict\tradius\tcorrect"]
@@ -92,10 +93,10 @@ def test_rows_are_held_against_the_strongest_public_one_at_each_radius(run: dds.
 
 
 def test_a_capped_radius_swells_no_mean(run: dds.Run, tmp_path: Path) -> None:
-    public_rows.save(run, tmp_path / "row.npz", 0)
-    mine = public_rows.load(tmp_path / "row.npz")
-    swollen = public_rows.replace(mine, radius=mine.radius * 100)
-    assert swollen.capped().radius.max() == public_rows.CAP
+    kept_counts.save(run, tmp_path / "row.npz", 0)
+    mine = kept_counts.load(tmp_path / "row.npz")
+    swollen = kept_counts.replace(mine, radius=mine.radius * 100)
+    assert swollen.capped().radius.max() == kept_counts.CAP
 
 
 def test_networks_are_small_and_their_options_valid(tmp_path: Path) -> None:
@@ -130,25 +131,25 @@ def test_kept_counts_are_rows_of_the_table_and_the_page_shows_them() -> None:
     assert {path.stem for path in FILES} <= {name + half for name in ROWS for half in public_table.HALVES}
     for path in FILES:
         first = 10 if path.stem.endswith("-second") else 0
-        assert public_rows.load(path).id.tolist() == list(range(first, 10_000, 20))
+        assert kept_counts.load(path).id.tolist() == list(range(first, 10_000, 20))
     for name, one in public_table.kept_rows(public_table.networks()).items():
         assert len(one) in (500, 1000)
         assert re.search(rf"^\| {re.escape(name)} .* {public_rows.acr_text(one.capped())} ", block, re.MULTILINE)
         assert json.loads(json.dumps(one.about))["alpha"] == public_table.ALPHA
 
 
-def part_of(whole: public_rows.Counts, rows: np.ndarray) -> public_rows.Counts:
-    columns = [each.name for each in fields(public_rows.Counts) if each.name != "about"]
+def part_of(whole: kept_counts.Counts, rows: np.ndarray) -> kept_counts.Counts:
+    columns = [each.name for each in fields(kept_counts.Counts) if each.name != "about"]
     return replace(whole, **{name: getattr(whole, name)[rows] for name in columns})
 
 
 def test_halves_are_joined_in_the_order_of_the_images(run: dds.Run, tmp_path: Path) -> None:
-    public_rows.save(run, tmp_path / "row.npz", 0)
-    whole = public_rows.load(tmp_path / "row.npz")
+    kept_counts.save(run, tmp_path / "row.npz", 0)
+    whole = kept_counts.load(tmp_path / "row.npz")
     parts = [part_of(whole, np.arange(12) % 2 == rest) for rest in (1, 0)]
-    again = public_rows.joined(parts)
+    again = kept_counts.joined(parts)
     for name in ("id", "radius", "wins", "prediction"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
-    assert list(public_rows.by_images({"a": parts[0], "b": whole, "c": parts[0]}).values()) == [
+    assert list(kept_counts.by_images({"a": parts[0], "b": whole, "c": parts[0]}).values()) == [
         {"b": whole}, {"a": parts[0], "c": parts[0]}
     ]  # fmt: skip
