@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddsmoothing.cli.completing import RUN_FOLDER
+from ddsmoothing.cli.completing import DATA_NAME, MODEL_NAME, RUN_FOLDER
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
-from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, load, model_options, points_of
+from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, device_option, load, model_options, points_of
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ MARKS = {"ok": "ok  ", "note": "    ", "warn": "WARN", "fail": "FAIL"}
 def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Where the model and the data of a run are now."""
     for option in (
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
-        click.option("--data", help="The run's data set; needed unless it is a shipped one."),
+        device_option,
+        click.option("--data", type=DATA_NAME, help="The run's data set; needed unless it is a shipped one."),
         model_options,
-        click.option("--model", help="The run's model; needed unless it is a shipped one."),
+        click.option("--model", type=MODEL_NAME, help="The run's model; needed unless it is a shipped one."),
     ):
         function = option(function)
     return function
@@ -156,9 +156,9 @@ Examples:
   ddsmoothing doctor --model checkpoint.pth.tar --normalize center --data cifar10:DIR --sigma 0.25
   ddsmoothing doctor --model timm:resnet50 --download --data imagenet:DIR --sigma 0.25"""
 )
-@click.option("--model", help=MODEL)
+@click.option("--model", type=MODEL_NAME, help=MODEL)
 @model_options
-@click.option("--data", required=True, help=DATA)
+@click.option("--data", required=True, type=DATA_NAME, help=DATA)
 @click.option("--split", default="test", show_default=True, help="test or train.")
 @click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True)
 @click.option("--sigma", type=float, help="Default: the model's training sigma, if it says.")
