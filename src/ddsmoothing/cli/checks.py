@@ -243,7 +243,10 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
     ):
         rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
         report = attack_run(loaded, placed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest)
-    (_attack_json if options["as_json"] else _attack_text)(report)
+    if options["as_json"]:
+        _attack_json(report)
+    else:
+        _attack_text(report, loaded)
     return 1 if report.contradicted and report.level != "stateless" else 0
 
 
@@ -267,8 +270,9 @@ def _attack_json(report: AttackReport) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _attack_text(report: AttackReport) -> None:
+def _attack_text(report: AttackReport, run: Run) -> None:
     from ddsmoothing.bounds import floor_text
+    from ddsmoothing.tables.facts import class_text
 
     click.echo(f"{report.inputs} certified inputs, {report.norm.upper()}, level {report.level}, seed {report.seed}")
     click.echo("radius x  violations  abstained")
@@ -276,8 +280,9 @@ def _attack_text(report: AttackReport) -> None:
         click.echo(f"{factor:<8g}  {len(report.at(factor)):>10}  {report.abstained[factor]:>9}")
     for violation in report.inside[:SHOWN]:
         click.echo(
-            f"input {violation.id}: class {violation.certified} becomes {violation.answered} at distance "
-            f"{violation.distance:.6g}, inside its radius {floor_text(violation.radius)} (sigma {violation.sigma:g})"
+            f"input {violation.id}: class {class_text(run, violation.certified)} becomes "
+            f"{class_text(run, violation.answered)} at distance {violation.distance:.6g}, inside its radius "
+            f"{floor_text(violation.radius)} (sigma {violation.sigma:g})"
         )
     if (smallest := report.smallest) is not None:
         share = smallest.distance / smallest.radius
