@@ -25,7 +25,7 @@ from ddsmoothing.counting import cluster, on_ray
 from ddsmoothing.counting.contract import Request, cut_request
 from ddsmoothing.counting.ledger import IN_HAND, MOST_LOSSES, TASK_SECONDS, Ledger, Pace, Task
 from ddsmoothing.counting.workers import workers_of
-from ddsmoothing.errors import InputError, ModelError, RunError
+from ddsmoothing.errors import InputError, ModelError, RunError, extra
 from ddsmoothing.streams import rows_per_block
 
 DEMO = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
@@ -177,7 +177,7 @@ def test_a_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch, cli: Callabl
     monkeypatch.setitem(sys.modules, "ray", None)
     answer = cli("certify", *DEMO, *FEW, "--executor", "ray", "--out", tmp_path / "run")
     assert answer.code == 2
-    assert 'pip install "ddsmoothing[ray]"' in answer.err
+    assert extra("ray") in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
