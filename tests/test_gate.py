@@ -539,7 +539,9 @@ NOT_LOGITS: dict[str, tuple[Any, str]] = {
     "overflow": (lambda x: answer(x).double() * 1e308 * 10, "NaN or infinite logits"),
     "half overflow": (lambda x: (answer(x) * 1e6).half(), "NaN or infinite logits"),
     "list": (lambda x: answer(x).tolist(), "returned list for 8 inputs, expected logits"),
-    "dictionary": (lambda x: {"logits": answer(x)}, "returned dict"),
+    "dictionary": (lambda x: {"loss": 0, "logits": answer(x)}, r"returned dict .* picked\(model, 'logits'\)"),
+    "other dictionary": (lambda x: {"scores": answer(x)}, r"returned dict .* picked\(model, 'scores'\)"),
+    "tuple": (lambda x: (answer(x), 0), r"returned tuple .* picked\(model, '0'\)"),
     "lazy": (nn.LazyLinear(2), "weight has no shape yet"),
     "meta": (nn.Linear(6, 2, device="meta"), "weight is on the device meta"),
 }

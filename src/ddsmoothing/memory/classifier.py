@@ -17,7 +17,7 @@ import torch
 from ddsmoothing.campaigns.policy import SigmaPolicy
 from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
-from ddsmoothing.errors import InputError, ShapeError
+from ddsmoothing.errors import InputError, ShapeError, StoreError, printable
 from ddsmoothing.inputs import Batch, prepare
 from ddsmoothing.memory.records import Binding
 from ddsmoothing.memory.regions import Answer, Answers, Found, Regions
@@ -136,6 +136,18 @@ class CertifiedMemory:
     def __len__(self) -> int:
         with self.store.reading():
             return len(self.store)
+
+    def __repr__(self) -> str:
+        store = self.store
+        try:
+            with store.reading():
+                held = (
+                    f"{len(store):,} regions of {store.attempts:,} attempts{'' if store.sealed is None else ', sealed'}"
+                )
+        except StoreError:
+            held = "closed"
+        where = "" if store.path is None else f" in {printable(store.name)}"
+        return f"CertifiedMemory{where}: {held}; {store.binding.norm.upper()}, level memory"
 
     def query(self, x: torch.Tensor, *, grow: bool = False) -> Answers:
         """Answer inputs ``(B, ...)`` one after another, in their order.
