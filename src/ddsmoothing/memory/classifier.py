@@ -141,9 +141,8 @@ class CertifiedMemory:
         store = self.store
         try:
             with store.reading():
-                held = (
-                    f"{len(store):,} regions of {store.attempts:,} attempts{'' if store.sealed is None else ', sealed'}"
-                )
+                sealed = "" if store.sealed is None else ", sealed"
+                held = f"{len(store):,} regions of {store.attempts:,} attempts{sealed}"
         except StoreError:
             held = "closed"
         where = "" if store.path is None else f" in {printable(store.name)}"
