@@ -176,6 +176,7 @@ def test_a_folder_of_runs_is_told_from_a_run(cli: Cli, tmp_path: Path, command: 
     answer = cli(command, tmp_path / "runs", *out)
     assert answer.code == 1
     assert f"{tmp_path}/runs is no run but holds 2 runs: {tmp_path}/runs/*" in answer.err
+    assert "is no run but holds 2 runs" in cli("certify", "--out", tmp_path / "runs").err
     with pytest.raises(dds.DdsmoothingError, match="holds 2 runs"):
         dds.load_run(tmp_path / "runs")
     with pytest.raises(dds.DdsmoothingError, match="is not a run folder"):
