@@ -1,4 +1,5 @@
-# ddsmoothing: `make help` lists the targets. Python >= 3.11 and make are all that is needed.
+# ddsmoothing: `make help` lists the targets. Needed: Python >= 3.11, make and, for the first call, a network, from which
+# pip takes the packages, PyTorch among them (README says how large that is).
 # pip's own settings (PIP_INDEX_URL, PIP_CACHE_DIR, ..) are honoured. With CI=true the versions of constraints-ci.txt
 # are installed; users are not pinned.
 

@@ -22,6 +22,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ class Place:
         assert data.y is not None
         return Dataset(name=f"{data.name}, held out", split="train", x=data.x[ids], y=data.y[ids])
 
+    @interruptible()
     def certify(self, row: Row) -> None:
         """Certify the row's images, as far as that is not done, and keep the counts."""
         part = PARTS[row.part]
@@ -253,18 +255,17 @@ def main(argv: list[str] | None = None) -> int:
         text = conditional_tables.text(rows(), COUNTS)
         paper_table.write_page(PAGE, text, conditional_tables.START, public_rows.END)
         return 0
-    for step in left_to_do(place, asked, args.train):
-        print(f"train {step}" if isinstance(step, str) else f"certify {step.name}", flush=True)
-        if args.list:
-            continue
-        if isinstance(step, str):
-            place.train(step)
-        else:
-            with interruptible():
-                place.certify(step)
-    if not args.list:
-        place.time_all(list(dict.fromkeys(row.network for row in asked)))
-    if args.quick and not args.list and not args.train:
+    steps = (
+        (f"train {step}", partial(place.train, step))
+        if isinstance(step, str)
+        else (f"certify {step.name}", partial(place.certify, step))
+        for step in left_to_do(place, asked, args.train)
+    )
+    paper_table.work_off(steps, listed=args.list)
+    if args.list:
+        return 0
+    place.time_all(list(dict.fromkeys(row.network for row in asked)))
+    if args.quick and not args.train:
         print(conditional_tables.text(rows(), place.out / "counts"))
     return 0
 

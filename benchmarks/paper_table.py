@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial, wraps
 from pathlib import Path
@@ -264,6 +265,16 @@ def write_page(page: Path, text: str, start: str = START, end: str = END) -> Non
     if not (mark and last):
         raise RunError(f"{page} lacks the lines {start.strip()!r} and {end.strip()!r}, between which the tables stand.")
     page.write_text(before + start + "\n" + text + "\n" + end + after, encoding="utf-8")
+
+
+def work_off(steps: Iterable[tuple[str, Callable[[], object]]], *, listed: bool) -> None:
+    """Name each step, do it, and say how long it took; where they are only to be listed, name them."""
+    for name, work in steps:
+        print(name, flush=True)
+        if not listed:
+            start = time.perf_counter()
+            work()
+            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def ending(work: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:

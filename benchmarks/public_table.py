@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,7 @@ class Place:
             own = BySigma([(SPLIT, below), (float("inf"), own)], sigma_range=(LOW, HIGH))
         return own.to(self.device)
 
+    @interruptible()
     def certify(self, row: Row, half: str) -> None:
         """Certify half of the row's images, as far as that is not done, and keep the counts."""
         n = 1000 if self.quick else N_MAX if row.planned or row.full else N
@@ -320,22 +321,16 @@ def main(argv: list[str] | None = None) -> int:
         device=torch.device(args.device),
         quick=args.quick,
     )
-    todo = list(left_to_do(place, known, only, not args.rows, not args.train))
     if args.tables:
         write_page(place, known, args.logs)
         return 0
-    for network, row, half in todo:
-        name = f"train {network.name}" if row is None else f"certify {row.name}{half}"
-        print(name, flush=True)
-        if args.list:
-            continue
-        start = time.perf_counter()
-        if row is None:
-            place.train(network)
-        else:
-            with interruptible():
-                place.certify(row, half)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    steps = (
+        (f"train {network.name}", partial(place.train, network))
+        if row is None
+        else (f"certify {row.name}{half}", partial(place.certify, row, half))
+        for network, row, half in left_to_do(place, known, only, not args.rows, not args.train)
+    )
+    paper_table.work_off(steps, listed=args.list)
     return 0
 
 

@@ -26,7 +26,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         DeviceSource, "draw", lambda self, out, blocks: (drawn.append(len(out)), draw(self, out, blocks))
     )
-    ahead._drawer.cache_clear()
+    ahead.drawer.cache_clear()
     return drawn
 
 

@@ -104,10 +104,10 @@ def test_tables_are_added_and_forgotten_and_launches_cut(noise: DeviceNoise, mon
     monkeypatch.setattr(device_noise, "LARGEST_TABLES", 3)
     monkeypatch.setattr(device_noise, "LARGEST_LAUNCH", 3 * 16 * 2048)
     put = []
-    keep = device_noise.Tables._put
-    monkeypatch.setattr(device_noise.Tables, "_put", lambda self, table: (put.append(table), keep(self, table))[1])
+    keep = device_noise.Tables.put
+    monkeypatch.setattr(device_noise.Tables, "put", lambda self, table: (put.append(table), keep(self, table))[1])
     tables = [grid_table("gaussian", sigma) for sigma in (0.1, 0.2, 0.3, 0.4, 0.1, 4.0, 0.2, 0.3)]
-    launches = device_noise._launches(parts_of(tables, [30, 30, 31, 5, 20, 9, 7, 5000], 3), 5)
+    launches = device_noise.launches_of(parts_of(tables, [30, 30, 31, 5, 20, 9, 7, 5000], 3), 5)
     assert [len(launch) for launch in launches] == [3, 3, 1, 1]  # three scales or programs; the last part has two
     check(noise, parts_of(tables, [30, 30, 31, 5, 20, 9, 7, 8], 3), 5)
     assert put == [tables[i] for i in (0, 1, 2, 3, 4, 5, 6, 7)]  # three launches, and no room for more scales

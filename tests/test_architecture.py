@@ -81,7 +81,6 @@ def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
 def test_public_names() -> None:
     assert dds.__all__ == sorted(dds.__all__)
     assert len(set(dds.__all__)) == len(dds.__all__)
-    assert set(dds.__all__) == set(dds._ROOMS)
     for name in dds.__all__:
         value = getattr(dds, name)
         assert name == "ABSTAIN" or value.__name__ == name
@@ -115,10 +114,13 @@ def test_names_are_listed_without_an_import() -> None:
     assert done.returncode == 0, done.stderr
 
 
+FEW = 2  # parameters that one sentence explains
+
+
 def described() -> list[tuple[str, object]]:
     """Public names, and the methods of public classes that are ours."""
     found: list[tuple[str, object]] = []
-    for name in sorted(set(dds.__all__) - {"ABSTAIN", "CertifiedMemory"}):
+    for name in sorted(set(dds.__all__) - {"ABSTAIN"}):
         value = getattr(dds, name)
         found.append((name, value))
         for key, member in inspect.getmembers(value) if inspect.isclass(value) else ():
@@ -136,6 +138,8 @@ def test_docstrings_have_one_parameter_a_line(name: str, value: object) -> None:
     assert not re.findall(r"\S   +`*\w[\w, ]*:", text)
     block = re.search(r"^( *)(Args|Attributes):\n((?:\1 +.*\n?)+)", text, re.MULTILINE)
     if block is None:
+        asked = inspect.signature(value).parameters if inspect.isroutine(value) else ()  # type: ignore[arg-type]
+        assert len([one for one in asked if one not in ("self", "cls")]) <= FEW, "no Args"
         return
     margin = re.match(" *", block[3])[0]  # type: ignore[index]
     names = re.findall(rf"^{margin}(\w.*?):", block[3], re.MULTILINE)

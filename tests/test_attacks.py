@@ -12,7 +12,7 @@ import torch
 
 import ddsmoothing as dds
 from conftest import Answer
-from ddsmoothing.attacks import Attack, _project, draw_noise, eot_pgd, first_rounded, smoothed_gradient
+from ddsmoothing.attacks import Attack, draw_noise, eot_pgd, first_rounded, project, smoothed_gradient
 from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.errors import InputError, ModelError, RunError, ShapeError
@@ -88,7 +88,7 @@ def test_projection_is_the_nearest_point(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)
     delta = torch.randn(50, 6, generator=generator, dtype=torch.float64)
     radius = torch.rand(50, generator=generator, dtype=torch.float64) * 3
-    inside = _project(delta, radius, norm)
+    inside = project(delta, radius, norm)
     length = distance(inside, torch.zeros_like(inside), norm)
     assert (length <= radius * (1 + 1e-12)).all()
     free = distance(delta, torch.zeros_like(delta), norm) <= radius

@@ -24,7 +24,7 @@ from ddsmoothing.report.claims import down, radii_for, set_risk, share_down, up
 from ddsmoothing.report.render import escape_markdown
 from ddsmoothing.runs import import_file
 from ddsmoothing.runs.schema import MemoryNote
-from report_helpers import HOSTILE, altered, hostile, many
+from report_helpers import HOSTILE, altered, hostile, many, written
 
 Cli = Callable[..., object]
 SHIPPED = json.loads((files("ddsmoothing.report") / "certificate.schema.json").read_text())
@@ -71,6 +71,20 @@ def test_cards_keep_the_schema_and_wrong_ones_do_not(run_l2: dds.Run, run_l1: dd
     ):
         assert list(validator.iter_errors(good | wrong))
     assert list(validator.iter_errors({key: value for key, value in good.items() if key != "limits"}))
+
+
+def test_classes_are_named_where_the_run_knows_them(run_l2: dds.Run, tmp_path: Path) -> None:
+    names, validator = [f"c|{k}" for k in range(10)], jsonschema.Draft202012Validator(SHIPPED)
+    run = written(altered(run_l2, {"config": {"classes": names}}), tmp_path / "run")
+    card = write_card(run, tmp_path / "card.json", tmp_path / "card.md")
+    assert card.model.classes == tuple(names)
+    assert r"10 classes (c\|0, c\|1, " in (tmp_path / "card.md").read_text()
+    found = json.loads((tmp_path / "card.json").read_text())
+    assert not list(validator.iter_errors(found))
+    del found["model"]["classes"]  # as cards were before
+    assert not list(validator.iter_errors(found))
+    bare = card_of(written(altered(run_l2, {"config": {}}), tmp_path / "bare"))
+    assert bare.model.classes is None
 
 
 def test_figures_are_those_of_analysis_on_the_safe_side(run_l2: dds.Run) -> None:

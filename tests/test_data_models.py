@@ -103,6 +103,8 @@ class TestData:
 
     def test_idx_folder(self, folder: Path) -> None:
         test, train = (dds.load_data(f"fashion-mnist:{folder}", split=split) for split in ("test", "train"))
+        assert test.classes == spec_of(dds.load_model("fashion-mnist-cnn")).classes  # type: ignore[union-attr]
+        assert dds.load_data(f"mnist:{folder}").classes is None
         assert (len(test), len(train)) == (4, 2)
         assert test[:][1].tolist() == [3, 1, 4, 1]
         assert train[:][1].tolist() == [5, 9]

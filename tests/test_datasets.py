@@ -113,6 +113,7 @@ CIFAR_WRITERS: dict[str, Callable[[Path], Path]] = {
 def test_cifar10(writer: str, tmp_path: Path) -> None:
     folder = CIFAR_WRITERS[writer](tmp_path / "data")
     test, train = (dds.load_data(f"cifar10:{folder}", split=split) for split in ("test", "train"))
+    assert test.classes is not None and (test.classes[3], test.classes[9], len(test.classes)) == ("cat", "truck", 10)
     assert torch.equal(test[:][0], torch.from_numpy(PIXELS[10:]).float() / 255)
     assert torch.equal(train[:][0], torch.from_numpy(PIXELS[:10]).float() / 255)
     assert (test[:][1].tolist(), train[:][1].tolist()) == ([0, 1], list(range(10)))

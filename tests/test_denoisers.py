@@ -180,7 +180,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path, flat: bool, unet,
 
 
 def test_the_schedule_of_a_folder(tmp_path: Path) -> None:
-    read = denoisers._schedule
+    read = denoisers.schedule_of
     assert read(SCHEDULER, tmp_path) == (alphas_bar("linear", 100, 1e-4, 0.02), "epsilon")
     cosine = {**SCHEDULER, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
     assert read(cosine, tmp_path) == (alphas_bar("cosine", 100), "v")

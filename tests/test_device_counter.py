@@ -286,17 +286,16 @@ def test_progress_is_told_when_a_pass_is_done_and_the_loop_does_not_run_far_ahea
 def test_pinned_buffers_take_turns_and_are_not_written_before_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = Queue()
     monkeypatch.setattr(ahead, "Moment", queue.moment)
-    batch = images(1, (4,))
-    source = HostSource(batch, Gaussian(), on_grid=True)
-    buffers = []
+    turns, buffers = ahead.Turns(), []
     for size in (8, 8, 8, 6, 8, 9):
-        buffer = source._buffer(torch.empty(size, 4, dtype=torch.int16))
+        buffer = turns.take(torch.empty(size, 4, dtype=torch.int16))
+        assert buffer.shape == (size, 4)
         buffers.append(buffer.untyped_storage().data_ptr())
-        source._buffers.append((buffer, queue.moment(CPU)))
+        turns.copying(buffer, CPU)
     assert buffers[2] == buffers[0]
     assert buffers[3] == buffers[1]
     assert queue.waited == [1, 2, 3, 4]
-    assert len(source._buffers) == 2
+    assert len(turns) == 2
 
 
 def test_where_triton_fails_the_cpu_draws_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,14 +311,6 @@ def test_where_triton_fails_the_cpu_draws_and_it_is_said(monkeypatch: pytest.Mon
         assert isinstance(source_for(batch, Gaussian(), asked[1:]), HostSource)
         wide = [replace(asked[0], sigma=12.0)]
         assert isinstance(source_for(images(1, (4,), levels=1000), Uniform(), wide), HostSource)
-
-
-def test_numerics_are_told_for_the_header() -> None:
-    counter = DeviceCounter(Engine(Net()), Gaussian(), K, 8, tf32=True)
-    assert counter.numerics(CPU) == {}
-    told = counter.numerics(torch.device("cuda"))
-    assert told["tf32"] is True
-    assert told["cudnn_benchmark"] is False
 
 
 # how many rows

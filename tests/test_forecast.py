@@ -70,7 +70,7 @@ def test_the_planner_of_the_run_is_asked(vote: str, model: torch.nn.Module, data
     smoothed = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=10, vote=vote)
     result = smoothed.certify(data[:12][0], 0.5, n_max=4_000, seed=0)
     plan, policy = Plan(n_max=4_000), SigmaPolicy.fixed(0.5)
-    asked = forecast._Asked(smoothed, data, list(range(12)), policy, plan, 0.001, smoothed.rule())
+    asked = forecast.Asked(smoothed, data, list(range(12)), policy, plan, 0.001, smoothed.rule())
     assert [asked.planned(pilot) for pilot in result.pilots] == result.samples.tolist()
     assert len(set(result.samples.tolist())) > 2
 
@@ -78,7 +78,7 @@ def test_the_planner_of_the_run_is_asked(vote: str, model: torch.nn.Module, data
 def test_pilots_of_a_forecast_count_pairs_where_the_vote_is_pairwise(
     smoothed: dds.SmoothedClassifier, data: dds.Dataset
 ) -> None:
-    asked = forecast._Asked(smoothed, data, [0, 1], SigmaPolicy.fixed(0.5), Plan(), 0.001, smoothed.rule())
+    asked = forecast.Asked(smoothed, data, [0, 1], SigmaPolicy.fixed(0.5), Plan(), 0.001, smoothed.rule())
     pilot = asked.pilot(1, asked.sigma(1, search=False), 64)
     assert pilot.n == 64
     assert pilot.least is not None

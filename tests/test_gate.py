@@ -19,12 +19,10 @@ from torch import nn
 import ddsmoothing as dds
 from ddsmoothing.counting.contract import Request
 from ddsmoothing.counting.engine import Engine, no_grad_logits
-from ddsmoothing.counting.local import ClassCounter
 from ddsmoothing.counting.replicas import Replicas
 from ddsmoothing.devices import torch_threads, untouched
 from ddsmoothing.errors import ModelError
 from ddsmoothing.models import probe_classes
-from ddsmoothing.noise import Gaussian
 from ddsmoothing.smooth import Smooth
 
 SOURCE = Path(dds.__file__).parent
@@ -541,7 +539,9 @@ NOT_LOGITS: dict[str, tuple[Any, str]] = {
     "overflow": (lambda x: answer(x).double() * 1e308 * 10, "NaN or infinite logits"),
     "half overflow": (lambda x: (answer(x) * 1e6).half(), "NaN or infinite logits"),
     "list": (lambda x: answer(x).tolist(), "returned list for 8 inputs, expected logits"),
-    "dictionary": (lambda x: {"logits": answer(x)}, "returned dict"),
+    "dictionary": (lambda x: {"loss": 0, "logits": answer(x)}, r"returned dict .* picked\(model, 'logits'\)"),
+    "other dictionary": (lambda x: {"scores": answer(x)}, r"returned dict .* picked\(model, 'scores'\)"),
+    "tuple": (lambda x: (answer(x), 0), r"returned tuple .* picked\(model, '0'\)"),
     "lazy": (nn.LazyLinear(2), "weight has no shape yet"),
     "meta": (nn.Linear(6, 2, device="meta"), "weight is on the device meta"),
 }
@@ -726,5 +726,4 @@ def test_nobody_calls_a_model_without_gradients_but_the_gate() -> None:
 def test_copies_of_the_shipped_network_are_made() -> None:
     """So that it runs in several threads, as before."""
     assert Replicas(dds.load_model("fashion-mnist-cnn"), 2).alone is None
-    counter = ClassCounter(Engine(dds.load_model("fashion-mnist-cnn")), Gaussian(), 10, 16)
-    assert counter._engine.alone is None
+    assert Engine(dds.load_model("fashion-mnist-cnn")).alone is None

@@ -19,7 +19,9 @@ from ddsmoothing.errors import StoreError
 from ddsmoothing.memory import Store
 from ddsmoothing.report import card_of, card_schema
 from ddsmoothing.runs import load_results
+from ddsmoothing.runs.schema import SCHEMA_VERSION
 from ddsmoothing.sigma import load_sigmas
+from ddsmoothing.stateless import load_offsets, load_pairs
 from ddsmoothing.training.checkpoint import load_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,10 +53,9 @@ def memory(tmp_path: Path) -> Callable[[Path], Path]:
 
 
 def test_there_are_files_and_they_are_small() -> None:
-    assert SCHEMAS
-    assert SCHEMAS[0].name == "schema1"
+    assert [folder.name for folder in SCHEMAS] == [f"schema{i + 1}" for i in range(SCHEMA_VERSION)]
     for folder in SCHEMAS:
-        assert {"fixed", "chosen", "two-class", "randomized", "target", "memory"} == said(folder)["runs"].keys()
+        assert {"fixed", "chosen", "two-class", "randomized", "target", "memory"} <= said(folder)["runs"].keys()
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 200_000
 
 
@@ -106,6 +107,22 @@ def test_the_memory_is_verified(folder: Path, memory: Callable[[Path], Path]) ->
         return
     assert main(["memory", "info", str(path)]) == 0
     assert main(["memory", "verify", str(path)]) == 0
+
+
+@pytest.mark.parametrize("folder", SCHEMAS[1:], ids=lambda folder: folder.name)
+def test_what_was_fitted(folder: Path) -> None:
+    """Class offsets, a run with them, and a pair table; schema 1 has none."""
+    (offsets, _), (pairs, _), then = (
+        load_offsets(folder / "offsets.json"),
+        load_pairs(folder / "pairs.json"),
+        said(folder),
+    )
+    assert list(offsets.offsets) == then["offsets"]
+    assert list(dds.load_run(folder / "offsets").header.rule.offsets) == then["offsets"]
+    assert any(then["offsets"])
+    assert [list(pairs.sigmas), [list(row) for row in pairs.slots]] == [then["pairs"]["sigmas"], then["pairs"]["slots"]]
+    assert (pairs.pays, [one.sigma for one in pairs.fixed]) == (then["pairs"]["pays"], then["pairs"]["fixed"])
+    assert len({slot for row in then["pairs"]["slots"] for slot in row}) == 2  # both sigmas are used
 
 
 @of_each_schema

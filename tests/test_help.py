@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,22 @@ from conftest import Answer
 from ddsmoothing import data, models
 from ddsmoothing.cli import app, main
 from ddsmoothing.cli.again import continuing
-from ddsmoothing.cli.completing import DATA_SETS, KINDS_OF_DATA, MODELS
+from ddsmoothing.cli.completing import (
+    ARCHITECTURES,
+    DATA_SETS,
+    KINDS_OF_DATA,
+    LIBRARIES,
+    MODELS,
+    OF_TRAINING,
+    PRESETS,
+    Names,
+    RunFolder,
+)
 from ddsmoothing.cli.help import LARGE, OTHER, SECTION_OF, SECTIONS
 from ddsmoothing.data.load import FOLDERS
+from ddsmoothing.models import zoo
+from ddsmoothing.training import PRESETS as KNOWN_PRESETS
+from ddsmoothing.training import Catrs, TrainConfig
 from run_helpers import small_run
 
 Cli = Callable[..., Answer]
@@ -83,6 +98,13 @@ def test_the_module_is_the_program() -> None:
     assert done.returncode == 0 and dds.__version__ in done.stdout
 
 
+@pytest.mark.parametrize("name", commands(), ids=" ".join)
+def test_where_several_gpus_are_taken_it_is_said(name: tuple[str, ...]) -> None:
+    options = {one.name: one for one in commands()[name].params if isinstance(one, click.Option)}
+    if "executor" in options:
+        assert "cuda:0,cuda:1 or all" in str(options["device"].help)
+
+
 # completion
 
 
@@ -106,6 +128,27 @@ def test_what_is_completed_is_known() -> None:
     assert set(MODELS) == set(models.SHIPPED)
     assert set(DATA_SETS) == set(data.SHIPPED)
     assert {kind.rstrip(":") for kind in KINDS_OF_DATA} == set(FOLDERS)
+    assert set(ARCHITECTURES) == set(zoo.ARCHITECTURES)
+    assert {library.rstrip(":") for library in LIBRARIES} == set(zoo.LIBRARIES)
+    assert set(PRESETS) == set(KNOWN_PRESETS)
+
+
+@pytest.mark.parametrize("option", OF_TRAINING)
+def test_what_is_completed_of_training_is_what_its_configuration_takes(option: str) -> None:
+    of = Catrs if option == "confidence" else TrainConfig
+    text = str(typing.get_type_hints(of)[option])
+    assert set(OF_TRAINING[option]) == set(re.findall(r"'(\w+)'", text))
+    assert completed("train", f"--{option}", "") == {("plain", value) for value in OF_TRAINING[option]}
+
+
+@pytest.mark.parametrize("name", commands(), ids=" ".join)
+def test_models_data_and_runs_are_completed_in_every_command(name: tuple[str, ...]) -> None:
+    kinds = {"model": Names, "data": Names, "run": RunFolder, "runs": RunFolder, "against": RunFolder}
+    for one in commands()[name].params:
+        if one.name in kinds:
+            assert isinstance(one.type, kinds[one.name]), one.name
+    assert ("plain", "cifar10-macer-dds") in completed("train", "--preset", "cifar10-m")
+    assert ("plain", "cifar-resnet20") in completed("train", "--model", "cifar-resnet2")
 
 
 def test_run_folders_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +176,7 @@ def test_a_folder_of_runs_is_told_from_a_run(cli: Cli, tmp_path: Path, command: 
     answer = cli(command, tmp_path / "runs", *out)
     assert answer.code == 1
     assert f"{tmp_path}/runs is no run but holds 2 runs: {tmp_path}/runs/*" in answer.err
+    assert "is no run but holds 2 runs" in cli("certify", "--out", tmp_path / "runs").err
     with pytest.raises(dds.DdsmoothingError, match="holds 2 runs"):
         dds.load_run(tmp_path / "runs")
     with pytest.raises(dds.DdsmoothingError, match="is not a run folder"):
@@ -155,13 +199,13 @@ def test_an_interrupted_command_says_how_to_go_on(cli: Cli, tmp_path: Path, monk
 
     def interrupted(self: Any, samples: int) -> None:
         calls.append(samples)
-        if len(calls) > 1:
+        if sum(calls) > 200:  # the first request's 100 are counted, however fast the machine
             raise KeyboardInterrupt
 
     out = tmp_path / "a run"
     with monkeypatch.context() as patch:
         patch.setattr("ddsmoothing.progress.SampleProgress.__call__", interrupted)
-        answer = cli("certify", *DEMO, "--model-id", "it's mine", "--out", out)
+        answer = cli("certify", *DEMO, "--block-size", 64, "--model-id", "it's mine", "--out", out)
     assert answer.code == 75
     words = continued(answer.err)
     assert words == continued(cli("status", out).out)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import ddsmoothing as dds
 from ddsmoothing.errors import InputError, RunError
@@ -195,8 +196,10 @@ def test_no_title_is_cut(name: str, run_l2: dds.Run, tmp_path: Path) -> None:
     figure = FIGURES[name].draw(some)
     svg_text(figure)  # lays it out
     width = figure.bbox.width
-    titles = [axes.title for axes in figure.axes] + [axes._left_title for axes in figure.axes]
-    titles += [figure._suptitle] if figure._suptitle is not None else []
+    said = {axes.get_title(loc=place) for axes in figure.axes for place in ("left", "center", "right")}
+    said = (said | {figure.get_suptitle()}) - {""}
+    titles = [one for one in figure.findobj(Text) if one.get_text() in said]
+    assert {one.get_text() for one in titles} == said
     for title in titles:
         box = title.get_window_extent()
         assert -1.0 <= box.x0 <= box.x1 <= width + 1.0, title.get_text()

@@ -25,7 +25,7 @@ from ddsmoothing.counting import cluster, on_ray
 from ddsmoothing.counting.contract import Request, cut_request
 from ddsmoothing.counting.ledger import IN_HAND, MOST_LOSSES, TASK_SECONDS, Ledger, Pace, Task
 from ddsmoothing.counting.workers import workers_of
-from ddsmoothing.errors import InputError, ModelError, RunError
+from ddsmoothing.errors import InputError, ModelError, RunError, extra
 from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.streams import rows_per_block
 
@@ -178,7 +178,7 @@ def test_a_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch, cli: Callabl
     monkeypatch.setitem(sys.modules, "ray", None)
     answer = cli("certify", *DEMO, *FEW, "--executor", "ray", "--out", tmp_path / "run")
     assert answer.code == 2
-    assert 'pip install "ddsmoothing[ray]"' in answer.err
+    assert extra("ray") in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -261,6 +261,28 @@ def classifier(model: torch.nn.Module, **options: object) -> dds.SmoothedClassif
 
 
 # Each of these starts its own Ray. They stand before the tests that share one: its workers hold all its CPUs.
+
+
+class Deadly:
+    """A worker that ends its process as it starts."""
+
+    def __init__(self, *args: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def versions(self) -> None:
+        raise AssertionError("it had started")
+
+
+def test_workers_that_cannot_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "CountingWorker", Deadly)
+    told: list[str] = []
+    with workers_of("ray", address="local", workers=1) as workers:
+        workers.listener = lambda event, **details: told.append(event)
+        with pytest.raises(RunError, match="3 workers in a row could not start"):
+            for _ in range(1000):
+                assert list(workers.wait()) == []
+        assert workers.ready == 0
+    assert told == ["worker lost"] * 2  # each was replaced, until the third
 
 
 @pytest.mark.slow
@@ -447,39 +469,17 @@ def test_a_worker_uses_one_thread_and_keeps_what_it_used_last(
         assert torch.get_num_threads() == 1
         assert sys.path == [*path, "/not/there"]
         smoothed.with_workers(pool).count(smoothed.prepare(data[:1][0]), requests, 0)
-        model = smoothed.with_workers(pool).counter(D)._counter
+        model = pool.ship(smoothed.engine, smoothed.certificate.noise, smoothed.num_classes, 64)
         for i in range(6):
             batch = smoothed.prepare(data[i : i + 1][0])
             counts, seconds = worker.count([model], [pool.place(batch)], requests, 0)
             np.testing.assert_array_equal(counts, smoothed.count(batch, requests, 0))
             assert seconds > 0
-        assert len(worker._kept) == on_ray.KEPT_OBJECTS
-        assert model.hex() in worker._kept
+        assert len(worker.kept) == on_ray.KEPT_OBJECTS
+        assert model.hex() in worker.kept
     finally:
         torch.set_num_threads(threads)
         sys.path[:] = path
     cluster.check_versions(worker.versions())
     with pytest.raises(RunError, match=r"a worker has torch 0\.1"):
         cluster.check_versions(worker.versions() | {"torch": "0.1"})
-
-
-def test_workers_that_cannot_start_end_the_run(pool: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dead:
-        def remote(self, *args: object) -> object:
-            return ray.remote(Deadly).remote()
-
-    monkeypatch.setattr(pool, "_actor", Dead())
-    before = list(pool._hands)
-    pool._start()
-    with pytest.raises(RunError, match="3 workers in a row could not start"):
-        for _ in range(1000):
-            list(pool.wait())
-    assert [hand for hand in pool._hands if hand in before] == before
-    for hand in set(pool._hands) - set(before):
-        pool._hands.remove(hand)
-    pool._failed = 0
-
-
-class Deadly:
-    def versions(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)

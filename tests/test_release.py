@@ -127,5 +127,11 @@ def test_messages_say_how_to_install_an_extra_in_a_checkout_too() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         used |= set(re.findall(r"\bextra\('(\w+)'\)", path.read_text()))
     assert used <= set(known)
-    assert {"pandas", "parquet", "onnx", "vision", "tensorboard", "diffusers"} <= used
+    assert used == set(known) - {"all"}
+    for path in (ROOT / "src").rglob("*.py"):
+        assert path.name == "errors.py" or "ddsmoothing[" not in path.read_text(), path
+    for path in (*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.*"), ROOT / "README.md"):
+        for line in path.read_text().splitlines():
+            for name in re.findall(r"ddsmoothing\[(\w+)\]", line):
+                assert f".[{name}]" in line and "published" in line, f"{path}: {line}"
     assert extra("onnx") == "pip install 'ddsmoothing[onnx]', or '.[onnx]' in a checkout"

@@ -277,19 +277,19 @@ def test_pictures_are_the_inputs_and_noisy_copies_at_their_own_sigma(
 
 
 def test_large_and_many_pictures_stay_within_the_page(
-    run_l2: dds.Run, data: dds.Dataset, monkeypatch: pytest.MonkeyPatch
+    run_l2: dds.Run, data: dds.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    wide = thumbnails._png(rng.random((3, 200, 130)))
+    wide = thumbnails.png_of(rng.random((3, 200, 130)))
     assert Image.open(io.BytesIO(wide)).size == (33, 50)
     for shape in ((1, 28, 28), (3, 32, 32), (3, 224, 224)):
-        text = base64.b64encode(thumbnails._png(rng.random(shape)))
-        assert len(text) <= thumbnails._largest_text(shape)
+        text = base64.b64encode(thumbnails.png_of(rng.random(shape)))
+        assert len(text) <= thumbnails.largest_text(shape)
     monkeypatch.setattr(thumbnails, "LARGEST_TEXT", 12_000)
     pictures = pictures_of([run_l2], [data], 500)
     assert 1 <= pictures.chosen < pictures.wanted == len(run_l2)
     assert sum(map(len, pictures.png)) <= 12_000
-    assert f"of {len(run_l2)} wanted" in page._pictures_note(pictures)
+    assert f"of {len(run_l2)} wanted" in write_report([run_l2], tmp_path / "r.html", [data]).read_text()
 
 
 def test_a_page_that_would_be_too_large_is_not_written(

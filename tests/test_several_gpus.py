@@ -195,7 +195,7 @@ def test_a_worker_on_a_gpu_counts_by_the_loop_of_a_device(monkeypatch: pytest.Mo
     moved, model = [], torch.nn.Linear(4, 2)
     monkeypatch.setattr(torch.nn.Linear, "to", lambda self, device: moved.append(device))
     engine = dds.SmoothedClassifier(model, dds.L2Certificate(), num_classes=2).engine
-    counter = on_ray._Shipped(engine, Gaussian(), 2, 16, "cuda").counter()
+    counter = on_ray.Shipped(engine, Gaussian(), 2, 16, "cuda").counter()
     assert isinstance(counter, DeviceCounter)
     assert moved == [torch.device("cuda")]
 
@@ -211,7 +211,7 @@ def test_workers_of_a_real_ray_see_one_of_the_named_gpus_each(monkeypatch: pytes
         assert workers is not None
         while workers.ready < 2:  # type: ignore[attr-defined]
             list(workers.wait())  # type: ignore[attr-defined]
-        actors = [hand.actor for hand in workers._hands]  # type: ignore[attr-defined]
+        actors = [hand.actor for hand in workers.hands]  # type: ignore[attr-defined]
         seen = ray.get([one.__ray_call__.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"]) for one in actors])
         assert sorted(seen) == ["5", "7"]
         threads = ray.get([one.__ray_call__.remote(lambda _: torch.get_num_threads()) for one in actors])

@@ -257,4 +257,8 @@ def test_what_is_no_result_has_no_address_either(smoothed: dds.SmoothedClassifie
     for one in (smoothed, dds.L2Certificate(), dds.L1Certificate(), dds.SigmaPolicy.fixed(0.25)):
         assert "0x" not in repr(one)
     assert repr(dds.L2Certificate()) == "L2Certificate()"
+    memory = dds.CertifiedMemory.create(None, smoothed, dds.SigmaPolicy.fixed(0.25), shape=(1, 28, 28), n0=10, n=100)
+    assert repr(memory) == "CertifiedMemory: 0 regions of 0 attempts; L2, level memory"
+    memory.close()
+    assert repr(memory) == "CertifiedMemory: closed; L2, level memory"
     assert "10 classes" in repr(smoothed) and "pairwise" in repr(smoothed)

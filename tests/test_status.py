@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import ddsmoothing as dds
 from ddsmoothing.counting import kept as partial
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs import lock
@@ -188,6 +190,31 @@ def test_tensorboard_is_asked_for_where_it_is_missing(monkeypatch: pytest.Monkey
 
 
 # the lock
+
+WITHOUT = """
+import sys
+sys.modules["fcntl"] = None
+from ddsmoothing.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_locks_of_posix_runs_are_read_and_not_written(run_l2: dds.Run, tmp_path: Path) -> None:
+    """As on Windows: what needs them says so in a line, and nothing else fails."""
+
+    def done(*args: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-c", WITHOUT, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    read = done("status", run_l2.path)
+    assert (read.returncode, read.stderr) == (0, "")
+    quick = ("--sigma", 0.25, "--n0", 5, "--n", 50, "--max", 2, "--seed", 1, "--block-size", 16, "--no-preflight")
+    refused = done(
+        "certify", "--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", *quick, "--out", tmp_path
+    )
+    assert refused.returncode == 1
+    assert re.fullmatch(r"error: .* need the locks of POSIX, which this system lacks\. .*\n", refused.stderr)
+    assert list(tmp_path.iterdir()) == []
 
 
 def owner(**changes: Any) -> Owner:

@@ -294,7 +294,9 @@ def test_the_worst_losers_come_first_and_are_floored(run_l2: dds.Run, tmp_path: 
     run = planted(run_l2, tmp_path / "run", [0.1234567 + i / 20 for i in range(12)])
     worst = tables.pair_summary(run, base)["worst"]
     assert [one["id"] for one in worst] == [50 * i for i in range(10)]
-    assert tables.pair_tables([run], base)[1].rows[0] == ("0", "1", "0.123", "1.000", "-0.877")
+    bare, named = (with_header(run, config={"classes": names}) for names in ([], [f"c{k}" for k in range(10)]))
+    assert tables.pair_tables([bare], base)[1].rows[0] == ("0", "1", "0.123", "1.000", "-0.877")
+    assert tables.pair_tables([named], base)[1].rows[0][:2] == ("0", "1 c1")
 
 
 def test_runs_that_may_not_be_compared(four: list[dds.Run], run_l1: dds.Run, run_l2: dds.Run, tmp_path: Path) -> None:
@@ -428,7 +430,7 @@ def test_text_of_classes_and_losers(cli: Cli, four: list[dds.Run]) -> None:
     assert "of each class" in out
     out = " ".join(cli("analyze", four[2].path, "--against", four[1].path).out.split())
     assert "against fixed sigma 0.5, input by input" in out
-    assert "150 2 0.000 0.900 -0.901" in out
+    assert "150 2 Pullover 0.000 0.900 -0.901" in out
 
 
 def test_runs_of_different_data_sets_are_named_by_them(run_l2: dds.Run, tmp_path: Path) -> None:

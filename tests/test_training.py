@@ -317,15 +317,16 @@ def test_copies_in_the_ascent_have_their_own_images_sigma_and_noise() -> None:
 def test_each_image_of_a_batch_is_trained_with_its_own_sigma(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataclasses.replace(toy_data(), x=np.zeros((60, 1, 6, 6), np.uint8))
     model = Watched()
-    monkeypatch.setattr(losses_module, "binomial", lambda key, m, share: torch.full((3,), m))
+    monkeypatch.setattr(losses_module, "binomial", lambda key, m, share: torch.full((20,), m))
     own = Own(60, 3, 0.5, torch.device("cpu"))
     config = toy_config(copies=50, batch=20, validation=0.0, objective=objective, catrs={"confidence": "own"})
     loop = Loop(config, 11, model, data, ALONE, baseline=own)
     loop.table.values = torch.linspace(0.05, 1.0, 60)
     loop.model.train()
-    batch = next(loop.batches._loaded((torch.tensor([59, 3, 30]),), None))
-    loop._train_batch(batch)
-    expected = loop.table.values[[59, 3, 30]].tolist()
+    batch = next(loop.batches.of_epoch(0, 0))
+    assert batch.ids.tolist() != sorted(batch.ids.tolist())
+    expected = loop.table.values[batch.ids].tolist()
+    loop.train_batch(batch)
     for _, seen in model.seen:  # also in the steps of an attack, and on what it found
         assert seen.reshape(-1, 50, 36).std((1, 2)).tolist() == pytest.approx(expected, rel=0.1)
     assert len(model.seen) == {"catrs": 1 + 4 + 1}.get(objective, 1)
@@ -478,9 +479,9 @@ def test_the_sweep_moves_test_sigmas_pass_by_pass_without_labels_and_goes_on_whe
 
 def started(config: TrainConfig, data: dds.Dataset) -> Loop:
     """A new run at its first batch."""
-    model, state = trainer_module._model(config, 11, data, None, None)
+    model, state = trainer_module.model_to_train(config, 11, data, None, None)
     loop = Loop(config, 11, model, data, ALONE)
-    trainer_module._start(loop, None, state)
+    trainer_module.start(loop, None, state)
     return loop
 
 
@@ -549,8 +550,11 @@ def test_a_model_file_is_a_start_too(tmp_path: Path) -> None:
     spec = ModelSpec(arch="small-cnn", classes=("a", "b", "c"), mean=(0.5,), std=(0.2,), training_sigmas=(0.1,))
     save_model(spec.build(), spec, tmp_path / "m.safetensors")
     config = toy_config(model="small-cnn", init=str(tmp_path / "m.safetensors"), epochs=1)
-    done = train(config, tmp_path / "run", data=toy_data(20, (1, 28, 28)), device="cpu")
+    named = dataclasses.replace(toy_data(20, (1, 28, 28)), classes=("left", "middle", "right"))
+    done = train(config, tmp_path / "run", data=named, device="cpu")
     assert float(done.model.state_dict()["0.mean"]) == 0.5
+    saved = spec_of(dds.load_model(str(tmp_path / "run" / "model.safetensors")))
+    assert saved is not None and saved.classes == named.classes  # of the data, where they say them
     assert spec_of(done.model).training_sigmas == (0.2,)  # type: ignore[union-attr]
 
 
@@ -650,7 +654,7 @@ def test_the_parts_that_were_trained_get_a_file_of_their_own(tmp_path: Path) -> 
     wrapped = nn.Module()
     wrapped.network = model.classifier  # as denoisers keep theirs
     loop = Loop(config, 11, model, toy_data(), ALONE)
-    trainer_module._save_part(loop, wrapped, tmp_path / "network.safetensors")
+    trainer_module.save_part(loop, wrapped, tmp_path / "network.safetensors")
     assert same(dds.load_model(str(tmp_path / "network.safetensors")).state_dict(), model.classifier.state_dict())
     again = dds.load_model(str(tmp_path / "run" / "classifier.safetensors"))
     assert same(again.state_dict(), model.classifier.state_dict())

@@ -23,6 +23,7 @@ from ddsmoothing.memory import Store
 from ddsmoothing.models import ModelSpec, save_model
 from ddsmoothing.runs.schema import SCHEMA_VERSION
 from ddsmoothing.sigma import load_sigmas
+from ddsmoothing.stateless.files import load_offsets, load_pairs
 from ddsmoothing.training import train
 from ddsmoothing.training.checkpoint import load_checkpoint
 
@@ -36,13 +37,24 @@ RUNS = {
     "two-class": ("--norm", "l1", "--lambda", "0.8", "--n0", "20", "--n", "200", "--bound", "two-class"),
     "randomized": ("--sigma", "0.25", "--n0", "20", "--n", "200", "--randomized"),
     "target": ("--sigma", "0.5", "--radii", "0.25,0.5"),
+    "offsets": ("--sigma", "0.5", "--n-max", "500", "--offsets", "offsets.json", "--allow-seen"),
 }
+FITTED = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--skip", "5", "--n", "32")
 
 
 def command(*args: str) -> None:
     """One command line that has to succeed."""
     if main(list(args)) != 0:
         raise SystemExit(f"failed: ddsmoothing {' '.join(args)}")
+
+
+def make_fits() -> None:
+    """Class offsets and a pair table."""
+    rest = ("--samples", "200", "--seed", "6", "--block-size", "64")
+    command("offsets", "fit", *FITTED, *rest, "--sigma", "0.5", "--out", "offsets.json")
+    command(
+        "pairs", "fit", *FITTED, *rest, "--sigmas", "0.35,0.5", "--n0", "20", "--with-offsets", "--out", "pairs.json"
+    )
 
 
 def make_runs() -> None:
@@ -93,10 +105,15 @@ def said() -> dict[str, Any]:
     regions = [{"class": one.label, "radius": one.radius} for one in store.regions()]
     state = load_checkpoint(Path("checkpoint.safetensors"))
     model = dds.load_model("model.safetensors", arch="training_helpers:toy_model")
-    image = torch.linspace(0, 1, 36).reshape(1, 1, 6, 6)
+    image, (pairs, _) = torch.linspace(0, 1, 36).reshape(1, 1, 6, 6), load_pairs("pairs.json")
     return {
         "runs": runs,
         "memory": {"sealed": store.sealed, "attempts": store.attempts, "regions": regions},
+        "offsets": list(load_offsets("offsets.json")[0].offsets),
+        "pairs": {
+            **{"sigmas": list(pairs.sigmas), "slots": [list(row) for row in pairs.slots], "pays": pairs.pays},
+            "fixed": [one.sigma for one in pairs.fixed],
+        },
         "sigmas": {str(i): sigma for i, sigma in load_sigmas("sigmas.json").sigma.items()},
         "checkpoint": {"epoch": state.position.epoch, "sigma": state.sigma.tolist()},
         "model": model(image).squeeze(0).tolist(),
@@ -108,6 +125,7 @@ if __name__ == "__main__":
         raise SystemExit(f"{GOLDEN} is there; such files are kept as they are.")
     GOLDEN.mkdir(parents=True)
     os.chdir(GOLDEN)
+    make_fits()
     make_runs()
     make_training()
     Path("expected.json").write_text(json.dumps(said(), indent=1) + "\n")

@@ -99,7 +99,7 @@ def eot_pgd(
                 if step < attack.steps:
                     width = 1 if restart == 0 else _width(x[0].numel(), step / attack.steps)
                     move = _direction(gradient, certificate.norm, width) * _as(size * attack.step / attack.steps, x)
-                    delta = _project(delta + move, size, certificate.norm)
+                    delta = project(delta + move, size, certificate.norm)
     return best
 
 
@@ -198,7 +198,7 @@ def _direction(gradient: torch.Tensor, norm: str, width: int) -> torch.Tensor:
     return flat.reshape(gradient.shape)
 
 
-def _project(delta: torch.Tensor, radius: torch.Tensor, norm: str) -> torch.Tensor:
+def project(delta: torch.Tensor, radius: torch.Tensor, norm: str) -> torch.Tensor:
     """The nearest point of the ball; for L1 by Duchi et al. 2008."""
     flat = delta.flatten(1)
     length = flat.norm(p=2 if norm == "l2" else 1, dim=1)
@@ -216,4 +216,4 @@ def _project(delta: torch.Tensor, radius: torch.Tensor, norm: str) -> torch.Tens
 def _random(x: torch.Tensor, radius: torch.Tensor, norm: str, generator: torch.Generator | None) -> torch.Tensor:
     """A random start on the ball's boundary."""
     start = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-    return _project(start * _as(radius, x) * (1.0 if norm == "l2" else 2.0), radius, norm)
+    return project(start * _as(radius, x) * (1.0 if norm == "l2" else 2.0), radius, norm)

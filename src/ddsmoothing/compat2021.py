@@ -65,7 +65,15 @@ class Smooth:
     def predict(
         self, x: torch.Tensor, n: int, alpha: float, batch_size: int, device: str | torch.device | None = None
     ) -> int:
-        """The smoothed classifier's class or ABSTAIN; wrong with probability at most alpha."""
+        """The smoothed classifier's class or ABSTAIN; wrong with probability at most alpha.
+
+        Args:
+            x: one input, without batch dimension.
+            n: samples.
+            alpha: failure probability.
+            batch_size: rows of one forward pass.
+            device: default the model's.
+        """
         check_count(n, "n")
         check_alpha(alpha)
         (fresh,) = self._measure(x, {Stream.PREDICT: n}, batch_size, device)

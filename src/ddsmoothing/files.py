@@ -78,7 +78,7 @@ def _replace(target: Path, content: bytes, mode: int | None) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             if mode is not None:
-                with contextlib.suppress(OSError):  # not every file system has permissions
+                with contextlib.suppress(OSError, AttributeError):  # not every system has permissions
                     os.fchmod(descriptor, stat.S_IMODE(mode))
             file.write(content)
             file.flush()
@@ -107,7 +107,9 @@ def file_names(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
+    """Wait until the names in a folder are on disk; not on Windows, where no folder can be opened."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -78,7 +78,14 @@ class Smoothing:
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> list[NDArray[np.int64]]:
-        """What each request asks to be counted, summed over its n samples; see ``Request``."""
+        """What each request asks to be counted, summed over its n samples; see ``Request``.
+
+        Args:
+            batch: Inputs made ready; see ``prepare``.
+            requests: Of its rows.
+            seed: Of the noise.
+            progress: Called with the number of samples done since its last call.
+        """
         executor = self.executor or self.counter(batch.d)
         counts = dict(executor.run(batch, requests, seed, progress))
         return [counts[i] for i in range(len(requests))]
@@ -136,7 +143,15 @@ class Smoothing:
         seed: int,
         progress: Progress | None,
     ) -> list[Result]:
-        """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count."""
+        """Give every input's sampler the samples it asks for, all inputs' wishes of a round in one packed count.
+
+        Args:
+            batch: Inputs made ready; see ``prepare``.
+            sigma: ``(B,)`` of each input.
+            talks: The samplers, one for each input.
+            seed: Of the noise.
+            progress: Called with the number of samples done since its last call.
+        """
 
         def count(requests: Sequence[Request]) -> list[NDArray[np.int64]]:
             return self.count(batch, requests, seed, progress)
@@ -144,7 +159,15 @@ class Smoothing:
         return converse(batch, sigma, talks, lambda row, s: self.tv(batch, row, s), count)
 
     def tv(self, batch: Batch, row: int, sigma: float) -> float:
-        """Bound on the total-variation distance of an input's noise to the theorem's; 0 where it is not known."""
+        """Upper bound on the total-variation distance of an input's noise to the theorem's, for inputs on the grid.
+
+        It is 0 for all others, whose noise is in floating point: what that differs by is not known.
+
+        Args:
+            batch: Inputs made ready; see ``prepare``.
+            row: Which of them.
+            sigma: Of its noise.
+        """
         return total_variation(self.certificate, sigma, batch.d, batch.levels) if batch.on_grid[row] else 0.0
 
     def check_function(self, batch: Batch, sigma: float) -> None:

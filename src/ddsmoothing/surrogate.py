@@ -37,7 +37,13 @@ class Surrogate:
     def sample_noise(
         self, batch: torch.Tensor, repeated_theta: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Differentiable float noise of the batch's shape; theta is sigma for L2 and lambda for L1, broadcastable."""
+        """Differentiable float noise of the batch's shape.
+
+        Args:
+            batch: ``(B, ...)`` of the shape, type and device wanted; its numbers are not used.
+            repeated_theta: Sigma for L2, lambda for L1; broadcastable to the batch.
+            generator: Of the random numbers; torch's global one by default.
+        """
         raise NotImplementedError
 
     def compute_gap(self, p_lower: float) -> float:
@@ -51,7 +57,13 @@ class Surrogate:
     def compute_radius_estimate(
         self, probs: torch.Tensor, theta: torch.Tensor, clamp: tuple[float, float] = CLAMP_2021
     ) -> torch.Tensor:
-        """Differentiable radius ``(B,)`` (no claim) of the two top probabilities ``(B, 2)`` at theta ``(B,)``."""
+        """Differentiable radius ``(B,)``; an estimate, no claim.
+
+        Args:
+            probs: ``(B, 2)`` the two top probabilities, the larger one first.
+            theta: ``(B,)`` sigma for L2, lambda for L1.
+            clamp: Least and largest probability that is told from 0 and 1.
+        """
         raise NotImplementedError
 
 

@@ -67,7 +67,7 @@ def forecast(
     What the planner will take is asked of it, with the pilot that the run would give it or a smaller one. What the
     sampler ``target`` will take is not known before; the range then goes from its pilot to the most.
     """
-    asked = _Asked(smoothed, data, ids, policy, sampler, alpha, rule)
+    asked = Asked(smoothed, data, ids, policy, sampler, alpha, rule)
     order = np.random.default_rng(0).permutation(ids).tolist()
     batch = smoothed.prepare(data[order[:1]][0])
     rows, growing = smoothed.block_rows(batch.d), not smoothed.compiled
@@ -101,7 +101,7 @@ def forecast(
 
 
 @dataclass
-class _Asked:
+class Asked:
     """What is asked of every input that is looked at."""
 
     smoothed: SmoothedClassifier

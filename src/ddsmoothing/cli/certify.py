@@ -264,9 +264,11 @@ def preflight(smoothed: SmoothedClassifier, data: Dataset, ids: list[int], polic
 def recall(context: click.Context, options: dict[str, Any]) -> None:
     """Take from the run in --out, if there is one, what the command line does not say."""
     from ddsmoothing import data, models
-    from ddsmoothing.runs.store import HEADER, load_header
+    from ddsmoothing.runs.store import HEADER, load_header, runs_in
 
     if not (options["out"] / HEADER).exists():
+        if options["model"] is None and runs_in(options["out"]):
+            load_header(options["out"])  # says so
         return
     header = load_header(options["out"])
     if header.sigma_policy == "file" and options["sigmas"] is None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddsmoothing.cli.completing import RUN_FOLDER
+from ddsmoothing.cli.completing import DATA_NAME, MODEL_NAME, RUN_FOLDER
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
-from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, load, model_options, points_of
+from ddsmoothing.cli.loading import DATA, MODEL, OF_ENGINE, device_option, load, model_options, points_of
 from ddsmoothing.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ MARKS = {"ok": "ok  ", "note": "    ", "warn": "WARN", "fail": "FAIL"}
 def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Where the model and the data of a run are now."""
     for option in (
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, .."),
-        click.option("--data", help="The run's data set; needed unless it is a shipped one."),
+        device_option,
+        click.option("--data", type=DATA_NAME, help="The run's data set; needed unless it is a shipped one."),
         model_options,
-        click.option("--model", help="The run's model; needed unless it is a shipped one."),
+        click.option("--model", type=MODEL_NAME, help="The run's model; needed unless it is a shipped one."),
     ):
         function = option(function)
     return function
@@ -156,9 +156,9 @@ Examples:
   ddsmoothing doctor --model checkpoint.pth.tar --normalize center --data cifar10:DIR --sigma 0.25
   ddsmoothing doctor --model timm:resnet50 --download --data imagenet:DIR --sigma 0.25"""
 )
-@click.option("--model", help=MODEL)
+@click.option("--model", type=MODEL_NAME, help=MODEL)
 @model_options
-@click.option("--data", required=True, help=DATA)
+@click.option("--data", required=True, type=DATA_NAME, help=DATA)
 @click.option("--split", default="test", show_default=True, help="test or train.")
 @click.option("--norm", type=click.Choice(["l2", "l1"]), default="l2", show_default=True)
 @click.option("--sigma", type=float, help="Default: the model's training sigma, if it says.")
@@ -243,7 +243,10 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
     ):
         rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
         report = attack_run(loaded, placed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest)
-    (_attack_json if options["as_json"] else _attack_text)(report)
+    if options["as_json"]:
+        _attack_json(report)
+    else:
+        _attack_text(report, loaded)
     return 1 if report.contradicted and report.level != "stateless" else 0
 
 
@@ -267,8 +270,9 @@ def _attack_json(report: AttackReport) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _attack_text(report: AttackReport) -> None:
+def _attack_text(report: AttackReport, run: Run) -> None:
     from ddsmoothing.bounds import floor_text
+    from ddsmoothing.tables.facts import class_text
 
     click.echo(f"{report.inputs} certified inputs, {report.norm.upper()}, level {report.level}, seed {report.seed}")
     click.echo("radius x  violations  abstained")
@@ -276,8 +280,9 @@ def _attack_text(report: AttackReport) -> None:
         click.echo(f"{factor:<8g}  {len(report.at(factor)):>10}  {report.abstained[factor]:>9}")
     for violation in report.inside[:SHOWN]:
         click.echo(
-            f"input {violation.id}: class {violation.certified} becomes {violation.answered} at distance "
-            f"{violation.distance:.6g}, inside its radius {floor_text(violation.radius)} (sigma {violation.sigma:g})"
+            f"input {violation.id}: class {class_text(run, violation.certified)} becomes "
+            f"{class_text(run, violation.answered)} at distance {violation.distance:.6g}, inside its radius "
+            f"{floor_text(violation.radius)} (sigma {violation.sigma:g})"
         )
     if (smallest := report.smallest) is not None:
         share = smallest.distance / smallest.radius

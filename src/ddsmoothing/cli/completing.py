@@ -12,23 +12,45 @@ MODELS: Final = ("fashion-mnist-cnn", "fashion-mnist-conditional")
 KINDS_OF_MODELS: Final = ("by-sigma:", "onnx:", "timm:", "torchscript:", "torchvision:")
 DATA_SETS: Final = ("fashion-mnist-sample",)
 KINDS_OF_DATA: Final = ("cifar10:", "fashion-mnist:", "folder:", "imagenet:", "mnist:")
+LIBRARIES: Final = ("timm:", "torchvision:")  # whose networks are trained too
+ARCHITECTURES: Final = (
+    *("cifar-resnet110", "cifar-resnet18", "cifar-resnet18-7x7", "cifar-resnet20", "lenet", "medium-cnn", "resnet50"),
+    *("small-cnn", "small-unet", "stride-cnn", "wrn-40-2"),
+)
+PRESETS: Final = (
+    *("cifar10-catrs", "cifar10-consistency", "cifar10-denoised", "cifar10-gaussian", "cifar10-gaussian-dds"),
+    *("cifar10-macer", "cifar10-macer-dds", "cifar10-smoothadv", "cifar10-smoothadv-dds", "fashion-mnist-catrs"),
+    *("fashion-mnist-conditional", "fashion-mnist-denoiser", "imagenet-catrs", "imagenet-denoised"),
+    *("imagenet-gaussian", "imagenet-gaussian-dds", "imagenet-macer", "imagenet-macer-dds", "imagenet-smoothadv"),
+    "imagenet-smoothadv-dds",
+)
+OF_TRAINING: Final = {  # options whose values TrainConfig checks, with these values
+    "condition": ("channel", "film"),
+    "confidence": ("baseline", "own"),
+    "freeze": ("denoiser", "classifier"),
+    "keep": ("last", "best"),
+    "objective": ("gaussian", "smoothadv", "macer", "consistency", "catrs", "denoiser"),
+    "optimizer": ("sgd", "adamw"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "schedule": ("step", "cosine", "constant"),
+}
 MARKS: Final = ("header.json", "imported.json")  # a folder with one of these is a run, or others' results
 
 
 class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Text that may be one of some names, the beginning of others, or a file."""
+    """Text that may be one of some names, the beginning of others, or a file. Whoever reads it checks it."""
 
     name = "text"
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
+    def __init__(self, *names: str, files: bool = True) -> None:
+        self._names, self._files = names, files
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return click.STRING.convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         found = [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
-        return [CompletionItem(incomplete, type="file"), *found]
+        return [CompletionItem(incomplete, type="file"), *found] if self._files else found
 
 
 class RunFolder(click.Path):
@@ -60,4 +82,7 @@ class RunFolder(click.Path):
 
 MODEL_NAME: Final = Names(*MODELS, *KINDS_OF_MODELS)
 DATA_NAME: Final = Names(*DATA_SETS, *KINDS_OF_DATA)
+ARCHITECTURE: Final = Names(*ARCHITECTURES, *LIBRARIES, files=False)
+PRESET: Final = Names(*PRESETS, files=False)
+CHOICES: Final = {option: Names(*values, files=False) for option, values in OF_TRAINING.items()}
 RUN_FOLDER: Final = RunFolder()

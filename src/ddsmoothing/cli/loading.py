@@ -86,14 +86,15 @@ def engine_options(function: Command) -> Command:
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True),
         click.option("--channels-last", is_flag=True, help="Run the model in this memory format."),
         click.option("--compile", "compiled", is_flag=True, help="Run the model by torch.compile."),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda:1, ..; beside --executor also cuda:0,cuda:1 or all.",
-        ),
+        device_option,
     ]
     return add(function, options)
+
+
+def device_option(function: Command) -> Command:
+    """Where the model runs; only commands with executor options take several GPUs."""
+    text = "auto, cpu, cuda:1, ..; beside --executor also cuda:0,cuda:1 or all."
+    return add(function, [click.option("--device", default="auto", show_default=True, help=text)])
 
 
 def vote_option(function: Command) -> Command:

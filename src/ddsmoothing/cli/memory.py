@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddsmoothing.cli.completing import DATA_NAME, MODEL_NAME, RUN_FOLDER
 from ddsmoothing.cli.loading import engine_options, load_smoothed, model_options, vote_option
 from ddsmoothing.errors import InputError, StoreError, printable
 
@@ -35,8 +36,8 @@ def memory() -> None:
 def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--split", default="test", show_default=True, help="test or train."),
-        click.option("--data", required=True, help="The run's data set."),
-        click.argument("run", type=click.Path(path_type=Path)),
+        click.option("--data", required=True, type=DATA_NAME, help="The run's data set."),
+        click.argument("run", type=RUN_FOLDER),
     ):
         function = option(function)
     return function
@@ -69,7 +70,7 @@ Examples:
 @click.option("--order-free", is_flag=True, help="All rows at once: conflicting balls shrink, no class changes.")
 @_risk_options
 @click.option("--floor", is_flag=True, help="Also the radius that holds in any order (runs made with --sigma-grid).")
-@click.option("--model", help="The run's model, for --floor.")
+@click.option("--model", type=MODEL_NAME, help="The run's model, for --floor.")
 @model_options
 @click.option("--floor-n", type=int, default=10_000, show_default=True, help="Samples at each sigma, for --floor.")
 @engine_options
@@ -135,7 +136,7 @@ Examples:
   ddsmoothing memory query --store m.memory --model my.nets:build --input image.png --sigma 0.25 --json"""
 )
 @STORE
-@click.option("--model", help="The memory's model: another one is refused.")
+@click.option("--model", type=MODEL_NAME, help="The memory's model: another one is refused.")
 @model_options
 @click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FILE.npz with x, or an image.")
 @click.option("--sigma", type=float, help="One sigma for every attempt.")

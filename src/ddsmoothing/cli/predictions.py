@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
+from ddsmoothing.cli.completing import DATA_NAME, MODEL_NAME
 from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
 from ddsmoothing.cli.loading import DATA, MODEL, add, model_options
 
 
 def _options(function: Any) -> Any:
     options = [
-        click.option("--model", help=MODEL),
+        click.option("--model", type=MODEL_NAME, help=MODEL),
         model_options,
-        click.option("--data", required=True, help=DATA),
+        click.option("--data", required=True, type=DATA_NAME, help=DATA),
         click.option("--split", default="train", show_default=True, help="train or test."),
         click.option("--sigma", required=True, type=float, help="Of the noise, pixels in [0, 1]."),
         click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddsmoothing.cli.completing import RUN_FOLDER
+from ddsmoothing.cli.completing import DATA_NAME, RUN_FOLDER
 from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError
 
@@ -29,7 +29,12 @@ Examples:
 )
 @click.argument("runs", nargs=-1, required=True, type=RUN_FOLDER)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The page to write.")
-@click.option("--data", multiple=True, help="Data set of the runs, for pictures; shipped ones are found by themselves.")
+@click.option(
+    "--data",
+    multiple=True,
+    type=DATA_NAME,
+    help="Data set of the runs, for pictures; shipped ones are found by themselves.",
+)
 @click.option("--thumbnails", default=str(THUMBNAILS), show_default=True, help="Inputs that get pictures, or none.")
 @click.option("--radius", type=float, help="At which the accuracy stands first; any other can be chosen on the page.")
 def report(runs: tuple[Path, ...], out: Path, data: tuple[str, ...], thumbnails: str, radius: float | None) -> None:
@@ -75,7 +80,7 @@ Example:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="The same as Markdown, for a model card.")
 @click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
-@click.option("--data", help="With --store: the run's data set; needed unless it is a shipped one.")
+@click.option("--data", type=DATA_NAME, help="With --store: the run's data set; needed unless it is a shipped one.")
 def card(run: Path, out: Path, markdown: Path | None, store: Path | None, data: str | None) -> None:
     """Write a certificate card: what a run certified, how, with which results, and what it does not claim.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ddsmoothing.cli.completing import RUN_FOLDER
+from ddsmoothing.cli.completing import DATA_NAME, RUN_FOLDER
 from ddsmoothing.cli.messages import say
 from ddsmoothing.errors import InputError, printable
 
@@ -213,7 +213,7 @@ Examples:
 )
 @RUNS
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for SVG, PNG and PDF.")
-@click.option("--data", help="The runs' data set: also images beside noisy copies at their own sigma.")
+@click.option("--data", type=DATA_NAME, help="The runs' data set: also images beside noisy copies at their own sigma.")
 @click.option("--split", default="test", show_default=True, help="test or train.")
 @click.option("--ids", help="Comma-separated: which images; default some from the smallest sigma to the largest.")
 def plot(runs: tuple[Path, ...], out: Path, data: str | None, split: str, ids: str | None) -> None:

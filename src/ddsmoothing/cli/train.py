@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ddsmoothing.cli.completing import ARCHITECTURE, CHOICES, DATA_NAME, MODEL_NAME, PRESET
 from ddsmoothing.cli.interrupts import INTERRUPTED, asked_to_stop
 from ddsmoothing.cli.loading import add
 from ddsmoothing.cli.parsing import numbers
@@ -39,14 +40,22 @@ PLACES: Final = {  # option: where it stands in the configuration
 def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The model, the data and where a run starts."""
     options = [
-        click.option("--preset", help="Hyper-parameters of a paper, such as cifar10-macer-dds; options override them."),
+        click.option(
+            "--preset",
+            type=PRESET,
+            help="Hyper-parameters of a paper, such as cifar10-macer-dds; options override them.",
+        ),
         click.option("--config", "file", type=FILE, help="A TOML file of options; overrides the preset."),
         click.option("--set", "settings", multiple=True, help="NAME=VALUE of any option, such as macer.beta=8."),
-        click.option("--data", help="Such as fashion-mnist:DIR; its training split is used."),
-        click.option("--model", help="An architecture such as small-cnn, or pkg.module:function."),
+        click.option("--data", type=DATA_NAME, help="Such as fashion-mnist:DIR; its training split is used."),
+        click.option("--model", type=ARCHITECTURE, help="An architecture such as small-cnn, or pkg.module:function."),
         click.option("--num-classes", type=int, help="K; default: from the labels."),
         click.option("--normalize", help="Inside the model: auto, center, none, or a data set's name."),
-        click.option("--condition", help="Tell the network sigma: channel (one more input channel) or film."),
+        click.option(
+            "--condition",
+            type=CHOICES["condition"],
+            help="Tell the network sigma: channel (one more input channel) or film.",
+        ),
         click.option("--augmentation", help="By name, such as cifar10 or imagenet."),
         click.option("--max", "maximum", type=int, help="Only the first so many training samples."),
         click.option("--init", help="Start from these weights: a checkpoint or model file."),
@@ -60,7 +69,9 @@ def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
-            "--objective", help="gaussian, smoothadv, macer, consistency, catrs or denoiser.  [default: gaussian]"
+            "--objective",
+            type=CHOICES["objective"],
+            help="gaussian, smoothadv, macer, consistency, catrs or denoiser.  [default: gaussian]",
         ),
         click.option("--sigma", help="Noise, pixels in [0, 1]; 0.12,1.0: log-uniform between.  [default: 0.25]"),
         click.option("--copies", type=int, help="Noisy copies of each input.  [default: 1]"),
@@ -73,11 +84,21 @@ def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--consistency-weight", type=float, help="Consistency: lambda.  [default: 10]"),
         click.option("--catrs-weight", type=float, help="CAT-RS: lambda / sigma.  [default: 2]"),
         click.option("--predictions", help="CAT-RS: a file that `ddsmoothing predictions` made of a baseline."),
-        click.option("--teacher", help="CAT-RS: a baseline model, asked on the way at each sample's sigma."),
-        click.option("--confidence", help="CAT-RS: baseline, or own: the network's votes so far.  [default: baseline]"),
+        click.option(
+            "--teacher", type=MODEL_NAME, help="CAT-RS: a baseline model, asked on the way at each sample's sigma."
+        ),
+        click.option(
+            "--confidence",
+            type=CHOICES["confidence"],
+            help="CAT-RS: baseline, or own: the network's votes so far.  [default: baseline]",
+        ),
         click.option("--denoiser", help="Before the model: FILE, KIND:FILE, diffusers:DIR, or pkg.module:function."),
         click.option("--resize", type=int, help="Sides of a denoised image before the classifier."),
-        click.option("--freeze", help="Leave this part of a denoised classifier as it is: denoiser or classifier."),
+        click.option(
+            "--freeze",
+            type=CHOICES["freeze"],
+            help="Leave this part of a denoised classifier as it is: denoiser or classifier.",
+        ),
         click.option("--soft-targets", is_flag=True, default=None, help="Train to what the frozen classifier says."),
     ]
     return add(function, options)
@@ -103,21 +124,23 @@ def _loop_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--epochs", type=int, help="[default: 90]"),
         click.option("--batch", type=int, help="Of all processes together.  [default: 256]"),
-        click.option("--optimizer", help="sgd or adamw.  [default: sgd]"),
+        click.option("--optimizer", type=CHOICES["optimizer"], help="sgd or adamw.  [default: sgd]"),
         click.option("--lr", type=float, help="[default: 0.1]"),
         click.option("--momentum", type=float, help="[default: 0.9]"),
         click.option("--nesterov", is_flag=True, default=None),
         click.option("--weight-decay", type=float, help="[default: 0.0001]"),
-        click.option("--schedule", help="step, cosine or constant.  [default: step]"),
+        click.option("--schedule", type=CHOICES["schedule"], help="step, cosine or constant.  [default: step]"),
         click.option("--step-epochs", type=int, help="[default: 30]"),
         click.option("--step-factor", type=float, help="[default: 0.1]"),
         click.option("--warmup", type=float, help="Epochs of growing learning rate.  [default: 0]"),
-        click.option("--precision", help="fp32, or bf16 or fp16 autocast.  [default: fp32]"),
+        click.option("--precision", type=CHOICES["precision"], help="fp32, or bf16 or fp16 autocast.  [default: fp32]"),
         click.option(
             "--recompute-batchnorm", is_flag=True, default=None, help="Take BatchNorm's statistics anew at the end."
         ),
         click.option("--validation", type=float, help="Share of the training split held out.  [default: 0.02]"),
-        click.option("--keep", help="Model and sigmas of the last or the best epoch.  [default: last]"),
+        click.option(
+            "--keep", type=CHOICES["keep"], help="Model and sigmas of the last or the best epoch.  [default: last]"
+        ),
     ]
     return add(function, options)
 

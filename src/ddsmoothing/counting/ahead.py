@@ -98,7 +98,7 @@ def source_for(batch: Batch, noise: Noise, requests: Sequence[Request]) -> Sourc
 
 
 @lru_cache(maxsize=8)
-def _drawer(device: torch.device, stream: int) -> DeviceNoise:
+def drawer(device: torch.device, stream: int) -> DeviceNoise:
     """One for each stream, kept for its tables."""
     return DeviceNoise(device)
 
@@ -108,7 +108,7 @@ class DeviceSource:
 
     def __init__(self, batch: Batch, noise: Noise) -> None:
         stream = torch.cuda.current_stream(batch.device).cuda_stream if batch.device.type == "cuda" else 0
-        self._drawer, self._batch, self._name = _drawer(batch.device, stream), batch, noise.name
+        self._drawer, self._batch, self._name = drawer(batch.device, stream), batch, noise.name
         self._centres = to_device(batch.grid, batch.device)
         self.like = torch.empty(0, dtype=torch.int16, device=batch.device)
 
@@ -133,6 +133,29 @@ class DeviceSource:
             x.copy_(on_grid_values(drawn, self._batch.levels, self._batch.dtype).reshape(x.shape))
 
 
+class Turns:
+    """Memory of this machine in turns: written again when what was in it has been copied to the device."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[torch.Tensor, Moment]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, out: torch.Tensor) -> torch.Tensor:
+        """Memory for rows like ``out`` that no copy reads any more."""
+        if len(self._held) > 1:
+            held, copied = self._held.popleft()
+            copied.wait()
+            if len(held) >= len(out):
+                return held[: len(out)]
+        return torch.empty(out.shape, dtype=out.dtype, pin_memory=out.device.type == "cuda")
+
+    def copying(self, held: torch.Tensor, device: torch.device) -> None:
+        """A copy of it to the device was asked for just now."""
+        self._held.append((held, Moment(device)))
+
+
 class HostSource:
     """Numbers drawn by threads of this machine: integers, or floats in the type of the inputs."""
 
@@ -141,10 +164,10 @@ class HostSource:
         there = not on_grid or divides_exactly(batch.device, batch.dtype, batch.levels)
         dtype = torch.from_numpy(batch.grid[:0]).dtype if on_grid else batch.dtype
         self.like = torch.empty(0, dtype=dtype, device=batch.device if there else "cpu")
-        self._buffers: deque[tuple[torch.Tensor, Moment]] = deque()
+        self._turns = Turns()
 
     def draw(self, out: torch.Tensor, blocks: Sequence[Block]) -> None:
-        host = out if out.device.type == "cpu" else self._buffer(out)
+        host = out if out.device.type == "cpu" else self._turns.take(out)
         ends = np.cumsum([block.rows for block in blocks])
         threads = max(1, min(torch.get_num_threads(), len(blocks)))
         shares = [share for share in np.array_split(np.arange(len(blocks)), threads) if len(share)]
@@ -159,16 +182,7 @@ class HostSource:
             list(pool.map(fill, shares))
         if host is not out:
             out.copy_(host, non_blocking=True)
-            self._buffers.append((host, Moment(out.device)))
-
-    def _buffer(self, out: torch.Tensor) -> torch.Tensor:
-        """Memory of this machine that no copy reads any more."""
-        if len(self._buffers) > 1:
-            held, copied = self._buffers.popleft()
-            copied.wait()
-            if len(held) >= len(out):
-                return held[: len(out)]
-        return torch.empty(out.shape, dtype=out.dtype, pin_memory=out.device.type == "cuda")
+            self._turns.copying(host, out.device)
 
     def _fill(self, rows: torch.Tensor, block: Block, generators: Generators) -> None:
         if self._on_grid:

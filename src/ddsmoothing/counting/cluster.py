@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any, Final
 
-from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.errors import InputError, RunError, extra
 
 CONNECT_SECONDS: Final = 10.0
 SAME: Final = ("ddsmoothing", "torch", "numpy")  # packages whose versions must agree, since counts depend on them
@@ -27,9 +27,7 @@ def ray_module() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise InputError(
-            'the executor ray needs Ray: pip install "ddsmoothing[ray]", or use --executor local.'
-        ) from None
+        raise InputError(f"the executor ray needs Ray: {extra('ray')}; or use --executor local.") from None
     return ray
 
 

@@ -53,11 +53,6 @@ class DeviceCounter:
         self._engine, self._noise, self._classes, self._rows = engine, noise, num_classes, block_size
         self._tf32 = tf32
 
-    def numerics(self, device: torch.device) -> dict[str, bool]:
-        """What is in force while samples are counted on a device, for the header of a run."""
-        with settled_numerics(device, tf32=self._tf32) as record:
-            return record
-
     def run(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:

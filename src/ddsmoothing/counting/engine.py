@@ -222,7 +222,7 @@ def check_logits(found: object, x: torch.Tensor, num_classes: int | None) -> tor
     if not isinstance(found, torch.Tensor):
         raise ModelError(
             f"the base classifier returned {type(found).__name__} for {len(x)} inputs, {wanted}; take them out of it "
-            "by picked(model, 'logits') of ddsmoothing.models (--model-output logits)."
+            f"by picked(model, {(place := _place(found))!r}) of ddsmoothing.models (--model-output {place})."
         )
     if found.is_nested or found.layout != torch.strided or found.is_quantized or found.dtype not in NUMBERS:
         kind = "nested" if found.is_nested else "quantised" if found.is_quantized else str(found.layout)
@@ -234,6 +234,14 @@ def check_logits(found: object, x: torch.Tensor, num_classes: int | None) -> tor
         hint = "" if num_classes is None else f"; is num_classes={num_classes} right?"
         raise ModelError(f"the base classifier returned {tuple(found.shape)} for {len(x)} inputs, {wanted}{hint}")
     return found
+
+
+def _place(found: object) -> str:
+    """Where in an output the logits might be: as ``picked`` has it."""
+    if isinstance(found, (tuple, list)):
+        return "0"
+    names = [key for key in found if isinstance(key, str)] if isinstance(found, dict) else []
+    return names[0] if names and "logits" not in names else "logits"
 
 
 def _check_weights(model: Any) -> None:

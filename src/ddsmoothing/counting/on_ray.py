@@ -47,7 +47,7 @@ class CountingWorker:
     def __init__(self, path: list[str], device: str = "cpu") -> None:
         sys.path.extend(folder for folder in path if folder not in sys.path)
         torch.set_num_threads(1 if device == "cpu" else threads_a_gpu())
-        self._kept: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}  # of the object store, by reference; what was used last stands last
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that counts depend on."""
@@ -62,19 +62,19 @@ class CountingWorker:
 
     def _get(self, ref: Any) -> Any:
         """An object of the store, made once; the ones used last are kept."""
-        value = self._kept.pop(ref.hex(), None)
+        value = self.kept.pop(ref.hex(), None)
         if value is None:
             value = ray_module().get(ref)
-            if isinstance(value, _Shipped):
+            if isinstance(value, Shipped):
                 value = value.counter()
-        self._kept[ref.hex()] = value
-        while len(self._kept) > KEPT_OBJECTS:
-            self._kept.pop(next(iter(self._kept)))
+        self.kept[ref.hex()] = value
+        while len(self.kept) > KEPT_OBJECTS:
+            self.kept.pop(next(iter(self.kept)))
         return value
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shipped:
+class Shipped:
     """A counter on its way to workers: its module on the CPU, and the type of device where it shall run."""
 
     engine: Engine
@@ -91,7 +91,7 @@ class _Shipped:
 
 
 @dataclasses.dataclass(eq=False)
-class _Hand:
+class Hand:
     """One worker as the driver sees it; pace: with each model."""
 
     actor: Any
@@ -112,6 +112,7 @@ class RayWorkers:
         gpus: indices of GPUs of this machine, for which Ray is started here with one worker each; needs ``cuda``.
     Attributes:
         listener: told ``worker lost`` and ``retry``.   size: number of workers.   lost, retries: how often.
+        hands: the workers, ready or not.
     Raises: InputError without the extra ``ray``; RunError where the cluster cannot be reached.
     """
 
@@ -132,8 +133,8 @@ class RayWorkers:
         self.lost = self.retries = 0
         self._executors: dict[tuple[int, str, int, int], RayExecutor] = {}
         self._batch: tuple[Batch, Any] | None = None
-        self._pending: dict[Any, tuple[_Hand, Task | None]] = {}
-        self._hands: list[_Hand] = []
+        self._pending: dict[Any, tuple[Hand, Task | None]] = {}
+        self.hands: list[Hand] = []
         self._failed, self._started = 0, 0
         self._connected = connect(address, workers if device == "cpu" else None, gpus)
         try:
@@ -162,9 +163,9 @@ class RayWorkers:
     def close(self) -> None:
         """Stop the workers and let go of the cluster; Ray stops where it was started here."""
         self._pending.clear()
-        for hand in self._hands:
+        for hand in self.hands:
             ray_module().kill(hand.actor)
-        self._hands.clear()
+        self.hands.clear()
         if self._connected:
             ray_module().shutdown()
 
@@ -181,7 +182,7 @@ class RayWorkers:
         if isinstance(engine.model, torch.nn.Module) and self._device != "cpu":
             shipped.model = copy.deepcopy(engine.model).cpu()
         try:
-            return ray_module().put(_Shipped(shipped, noise, num_classes, block_size, self._device))
+            return ray_module().put(Shipped(shipped, noise, num_classes, block_size, self._device))
         except Exception as error:  # whatever a model's own pickling may raise
             reason = next((line for line in str(error).splitlines() if "FAIL" in line), str(error)).split("FAIL")[-1]
             raise ModelError(
@@ -199,20 +200,20 @@ class RayWorkers:
     @property
     def ready(self) -> int:
         """Workers that have started."""
-        return sum(hand.ready for hand in self._hands)
+        return sum(hand.ready for hand in self.hands)
 
-    def idle(self) -> list[_Hand]:
+    def idle(self) -> list[Hand]:
         """Workers that can take a task, those with the fewest first."""
-        free = [hand for hand in self._hands if hand.ready and len(hand.tasks) < IN_HAND]
+        free = [hand for hand in self.hands if hand.ready and len(hand.tasks) < IN_HAND]
         return sorted(free, key=lambda hand: len(hand.tasks))
 
-    def send(self, hand: _Hand, task: Task, counter: Any, batch: Any, seed: int) -> None:
+    def send(self, hand: Hand, task: Task, counter: Any, batch: Any, seed: int) -> None:
         """Give a worker a task."""
         ref = hand.actor.count.remote([counter], [batch], [request for _, request in task.parts], seed)
         hand.tasks.append(task)
         self._pending[ref] = (hand, task)
 
-    def wait(self) -> Iterator[tuple[_Hand, Task, Answer]]:
+    def wait(self) -> Iterator[tuple[Hand, Task, Answer]]:
         """What comes back next: worker, task and its answer, None where the worker was lost with it."""
         waiting = list(self._pending)
         done, _ = ray_module().wait(waiting, num_returns=1, timeout=POLL_SECONDS)
@@ -228,7 +229,7 @@ class RayWorkers:
                 f"no worker was ready for {START_SECONDS:.0f} s: {free_resources()}. Ask for fewer, or add machines."
             )
 
-    def _back(self, ref: Any) -> Iterator[tuple[_Hand, Task, Answer]]:
+    def _back(self, ref: Any) -> Iterator[tuple[Hand, Task, Answer]]:
         hand, task = self._pending.pop(ref)
         try:
             answer = ray_module().get(ref)
@@ -246,7 +247,7 @@ class RayWorkers:
             hand.tasks.remove(task)
             yield hand, task, answer
 
-    def _lose(self, hand: _Hand, task: Task | None, error: Exception) -> Iterator[tuple[_Hand, Task, None]]:
+    def _lose(self, hand: Hand, task: Task | None, error: Exception) -> Iterator[tuple[Hand, Task, None]]:
         """Replace a worker, and give its tasks back."""
         reason = " ".join(str(error).split())
         if not hand.ready:
@@ -256,7 +257,7 @@ class RayWorkers:
         self.lost += 1
         self.tell("worker lost", worker=hand.number, tasks=len(hand.tasks), why=reason[:300])
         self._pending = {ref: pair for ref, pair in self._pending.items() if pair[0] is not hand}
-        self._hands.remove(hand)
+        self.hands.remove(hand)
         ray_module().kill(hand.actor)
         self._start()
         for each in hand.tasks:
@@ -265,8 +266,8 @@ class RayWorkers:
     def _start(self) -> None:
         self._started += 1
         path = [str(Path(folder).absolute()) for folder in sys.path]
-        hand = _Hand(self._actor.remote(path, self._device), self._started)
-        self._hands.append(hand)
+        hand = Hand(self._actor.remote(path, self._device), self._started)
+        self.hands.append(hand)
         self._pending[hand.actor.versions.remote()] = (hand, None)
 
     def tell(self, event: str, **details: Any) -> None:
@@ -333,7 +334,7 @@ class RayExecutor:
         inputs = sorted({ids[request.row] for _, request in task.parts})
         self._pool.tell("retry", why=why, samples=task.samples, inputs=inputs)
 
-    def _pace(self, hand: _Hand) -> Pace:
+    def _pace(self, hand: Hand) -> Pace:
         return hand.pace.setdefault(id(self), Pace())
 
 

@@ -64,8 +64,8 @@ def from_arrays(
     return data
 
 
-def idx_folder(folder: Path, split: str, *, name: str) -> Dataset:
-    """The images and labels of a split in idx files, gzipped or not.
+def idx_folder(folder: Path, split: str, *, name: str, classes: tuple[str, ...] | None = None) -> Dataset:
+    """The images and labels of a split in idx files, gzipped or not; classes are the names of labels from 0 on.
 
     Raises: DataError.
     """
@@ -74,7 +74,7 @@ def idx_folder(folder: Path, split: str, *, name: str) -> Dataset:
     y = read_idx(_idx_file(folder, f"{prefix}-labels-idx1-ubyte"), 1)
     if len(x) != len(y):
         raise DataError(f"{folder}: {len(x)} images but {len(y)} labels.")
-    return Dataset(name=name, split=split, x=x[:, None], y=y.astype(np.int64))
+    return Dataset(name=name, split=split, x=x[:, None], y=y.astype(np.int64), classes=classes)
 
 
 def _idx_file(folder: Path, name: str) -> Path:

@@ -19,6 +19,7 @@ from ddsmoothing.errors import DataError
 FILES: Final = {"test": ("test_batch",), "train": tuple(f"data_batch_{i}" for i in range(1, 6))}
 PIXELS: Final = 3 * 32 * 32
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"  # folders in the archives
+CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 INTEGERS: Final = frozenset(("BININT1", "BININT2", "BININT", "INT"))
 Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (B, 3072), labels (B,)
 
@@ -34,7 +35,8 @@ def cifar10(folder: Path, split: str) -> Dataset:
             if all(path.is_file() for path in paths):
                 batches = [_checked(path, *read(path)) for path in paths]
                 x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-                return Dataset(name="cifar10", split=split, x=x.reshape(-1, 3, 32, 32), y=y.astype(np.int64))
+                images = x.reshape(-1, 3, 32, 32)
+                return Dataset(name="cifar10", split=split, x=images, y=y.astype(np.int64), classes=CLASSES)
     names = ", ".join(f"{name}.bin" for name in FILES[split])
     raise MissingError(f"no {names} in {folder / BINARY} (cifar-10-binary.tar.gz), nor those for Python in {PYTHON}.")
 

@@ -20,9 +20,12 @@ from ddsmoothing.errors import InputError, unknown
 SHIPPED: Final[dict[str, str]] = {"fashion-mnist-sample": "fashion-mnist-sample.npz"}
 SPLITS: Final = ("test", "train")
 IMAGENET_DIR: Final = "IMAGENET_DIR"  # names the folder of ImageNet where the data set's name does not
+CLOTHES: Final = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 FOLDERS: Final[dict[str, Callable[[Path, str], Dataset]]] = {
     "cifar10": cifar10,
-    "fashion-mnist": partial(idx_folder, name="fashion-mnist"),
+    "fashion-mnist": partial(idx_folder, name="fashion-mnist", classes=CLOTHES),
     "folder": partial(image_folder, name="folder", crop=False),
     "imagenet": partial(image_folder, name="imagenet", crop=True),
     "mnist": partial(idx_folder, name="mnist"),

@@ -124,11 +124,12 @@ class Tables:
             self._drop(len(wanted))
             new = list(wanted.values())
         for table in new:
-            self._put(table)
+            self.put(table)
         found = [self._places[id(table)] for table in tables]
         return [(place * _CELLS, place * (_CELLS + 1), at) for place, at in found]
 
-    def _put(self, table: GridTable) -> None:
+    def put(self, table: GridTable) -> None:
+        """Put one more table there."""
         place, end = len(self._places), self._end + len(table.thresholds)
         self.first = _with_room(self.first, place + 1)
         self.below = _with_room(self.below, place + 1)
@@ -168,7 +169,7 @@ class DeviceNoise:
             out: ``(rows, d)`` int16, contiguous.   centres: ``(B, d)`` int16, the inputs' integers X.
         """
         with self._lock:  # of the tables, which threads on one stream share
-            for launch in _launches(parts, out.shape[1]):
+            for launch in launches_of(parts, out.shape[1]):
                 self._launch(out, centres, launch)
 
     def _launch(self, out: torch.Tensor, centres: torch.Tensor, parts: Sequence[Part]) -> None:
@@ -208,7 +209,7 @@ def _programs(part: Part, d: int) -> int:
     return -(-part.rows * -(-d // 4) // (4 * COUNTERS))
 
 
-def _launches(parts: Sequence[Part], d: int) -> list[list[Part]]:
+def launches_of(parts: Sequence[Part], d: int) -> list[list[Part]]:
     """Parts cut into launches: of a bounded number of coordinates, all parts as long as the longest, and of scales."""
     found: list[list[Part]] = []
     longest, scales = 0, set[int]()

@@ -16,7 +16,7 @@ import torch
 
 from ddsmoothing.claims import ABSTAIN
 from ddsmoothing.classifier import SmoothedClassifier
-from ddsmoothing.errors import InputError, ShapeError
+from ddsmoothing.errors import InputError, ShapeError, StoreError, printable
 from ddsmoothing.inputs import Batch, prepare
 from ddsmoothing.memory.records import Binding
 from ddsmoothing.memory.regions import Answer, Answers, Found, Regions
@@ -48,7 +48,8 @@ class CertifiedMemory:
     file. Its invariant: regions of different classes never meet, and no stored radius exceeds the certified one.
 
     Args:
-        certifier: what is asked outside the regions; None for a memory that is only to be peeked into.
+        store: The opened file.
+        certifier: What is asked outside the regions; None for a memory that is only to be peeked into.
     References: Alfarra et al. 2022, arXiv:2012.04351, section 4 (the memory), with the rules of docs/memory.md.
     """
 
@@ -74,14 +75,25 @@ class CertifiedMemory:
         model_id: str | None = None,
         seed: int | None = None,
     ) -> CertifiedMemory:
-        """Start a memory in a new file (None: in this process only).
+        """Start a memory.
 
         Args:
-            policy: where each input's sigma comes from, ``SigmaPolicy.search(..)`` or a number.
-            shape, dtype: of one input.   alpha: failure probability of each certification (default 0.001), or delta:
-                of the whole memory, all attempts together.
-            n0, n, n_max, bound: as for ``SmoothedClassifier.certify``.   transform: how stored numbers became inputs.
+            path: Of the new file; None keeps the memory in this process only.
+            smoothed: What certifies outside the regions. The memory belongs to its model, norm and number of classes.
+            policy: Where each input's sigma comes from, ``SigmaPolicy.search(..)`` or a number.
+            shape: Of one input, ``(...)`` without the batch.
+            alpha: Failure probability of each certification; 0.001 where delta is not given either.
+            delta: Failure probability of the whole memory, all attempts together, in place of alpha.
+            n0: As for ``SmoothedClassifier.certify``.
+            n: As there.
+            n_max: As there.
+            bound: As there.
+            transform: How stored numbers became inputs.
+            dtype: Of the inputs.
+            model_id: Names a model that has no hash (a bare callable).
             seed: 64 bits that key all noise, together with random bits of each attempt: a fixed seed repeats nothing.
+        Raises:
+            InputError, InfeasibleError, ModelError, StoreError.
         """
         binding = binding_of(smoothed, tuple(shape), transform=transform, dtype=dtype, model_id=model_id)
         risk = Risk(alpha=0.001 if alpha is None and delta is None else alpha, delta=delta)
@@ -102,7 +114,20 @@ class CertifiedMemory:
         bound: str = "one-class",
         model_id: str | None = None,
     ) -> CertifiedMemory:
-        """Take up a memory; refused, with the reason, for another model, norm or number of classes than its own."""
+        """Take up a memory; refused, with the reason, for another model, norm or number of classes than its own.
+
+        Args:
+            path: Of the file.
+            smoothed: The memory's own classifier.
+            policy: Where each input's sigma comes from; it may be another one than before.
+            n0: As for ``SmoothedClassifier.certify``.
+            n: As there.
+            n_max: As there.
+            bound: As there.
+            model_id: The name that a model without a hash was given.
+        Raises:
+            InputError, StoreError.
+        """
         store = Store.open(Path(path))
         mine = store.binding
         store.check(binding_of(smoothed, mine.shape, transform=mine.transform, dtype=mine.dtype, model_id=model_id))
@@ -112,6 +137,17 @@ class CertifiedMemory:
         with self.store.reading():
             return len(self.store)
 
+    def __repr__(self) -> str:
+        store = self.store
+        try:
+            with store.reading():
+                sealed = "" if store.sealed is None else ", sealed"
+                held = f"{len(store):,} regions of {store.attempts:,} attempts{sealed}"
+        except StoreError:
+            held = "closed"
+        where = "" if store.path is None else f" in {printable(store.name)}"
+        return f"CertifiedMemory{where}: {held}; {store.binding.norm.upper()}, level memory"
+
     def query(self, x: torch.Tensor, *, grow: bool = False) -> Answers:
         """Answer inputs ``(B, ...)`` one after another, in their order.
 
@@ -119,8 +155,10 @@ class CertifiedMemory:
         that was never used before; what the regions of other classes leave of it is stored before the answer is given.
 
         Args:
-            grow: inside a region, certify all the same, and store the ball if it is larger than what is known.
-        Raises: ShapeError, StoreError, InfeasibleError, ModelError.
+            x: ``(B, ...)`` of the memory's shape and type.
+            grow: Inside a region, certify all the same, and store the ball if it is larger than what is known.
+        Raises:
+            ShapeError, StoreError, InfeasibleError, ModelError.
         """
         if self._certifier is None:
             raise InputError("this memory was opened without a classifier, expected one; `peek` needs none.")

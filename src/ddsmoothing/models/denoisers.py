@@ -161,7 +161,7 @@ def _from_folder(folder: Path, rule: str, label: int | None) -> DiffusionDenoise
     config, schedule = _json(unet / "config.json"), _json(place / "scheduler_config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ModelError(f"{unet} holds a {config.get('_class_name')!r}, expected a UNet2DModel.")
-    table, prediction = _schedule(schedule, place)
+    table, prediction = schedule_of(schedule, place)
     conditional = config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None
     if conditional != (label is not None):
         need = "class-conditional and needs the one label it is told" if conditional else "not told any label"
@@ -193,7 +193,7 @@ def _unet(folder: Path) -> nn.Module:
     return network  # type: ignore[no-any-return]
 
 
-def _schedule(config: dict[str, Any], folder: Path) -> tuple[tuple[float, ...], str]:
+def schedule_of(config: dict[str, Any], folder: Path) -> tuple[tuple[float, ...], str]:
     """``abar_t`` and what the network predicts, from a scheduler's configuration."""
     name = str(config.get("_class_name"))
     if name not in VARIANCE_PRESERVING:

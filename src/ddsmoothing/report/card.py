@@ -25,7 +25,7 @@ from ddsmoothing.runs import Run
 from ddsmoothing.runs.schema import Count, DataIdentity, Digest, Level, ModelIdentity, Probability, Subset
 from ddsmoothing.runs.store import RESULTS
 from ddsmoothing.tables.comparable import labelled
-from ddsmoothing.tables.facts import certified
+from ddsmoothing.tables.facts import certified, class_names
 from ddsmoothing.tables.numbers import significant
 from ddsmoothing.verify import Points, verify_run
 
@@ -102,9 +102,10 @@ class Sigma(_Part):
 
 
 class Model(ModelIdentity):
-    """The base classifier, and the form in which it ran, which is what was certified."""
+    """The base classifier, and the form in which it ran, which is what was certified; ``classes`` are their names."""
 
     num_classes: Count
+    classes: tuple[str, ...] | None = None
     dtype: str
     precision: str
     channels_last: bool
@@ -223,6 +224,7 @@ def card_of(run: Run, store: Path | None = None, point: Points | None = None) ->
         sigma=_sigma(run),
         model=Model(
             **header.model.model_dump(),
+            classes=class_names(run),
             **header.model_dump(include=set(Model.model_fields) - set(ModelIdentity.model_fields)),
         ),
         data=Data(**header.data.model_dump(), subset=header.subset, finished=len(rows), partial=run.partial),

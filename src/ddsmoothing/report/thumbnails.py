@@ -79,7 +79,7 @@ def pictures_of(
     for dataset in {id(one): one for one in data if one is not None and is_images(one)}.values():
         group = {i: run for i, run in enumerate(runs) if data[i] is dataset}
         ids = sorted({row.id for run in group.values() for row in run.rows})
-        size = (1 + len(group)) * _largest_text(dataset.x.shape[1:])
+        size = (1 + len(group)) * largest_text(dataset.x.shape[1:])
         fitting = min(count, len(ids), left // size)
         part = [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, fitting).round().astype(int))]
         for start in range(0, len(part), _READ):
@@ -122,11 +122,11 @@ def _check(row: ResultRow, digest: str, run: Run) -> None:
 
 
 def _keep(found: Pictures, image: NDArray[np.float64]) -> int:
-    found.png.append(base64.b64encode(_png(image)).decode())
+    found.png.append(base64.b64encode(png_of(image)).decode())
     return len(found.png) - 1
 
 
-def _png(image: NDArray[np.float64]) -> bytes:
+def png_of(image: NDArray[np.float64]) -> bytes:
     """An image ``(C, H, W)`` in [0, 1], C = 1 or 3, at most LARGEST_SIDE pixels each way."""
     step = _step(image.shape)
     pixels = np.rint(np.clip(image[:, ::step, ::step], 0.0, 1.0) * 255).astype(np.uint8)
@@ -139,7 +139,7 @@ def _step(shape: tuple[int, ...]) -> int:
     return -(-max(shape[1:]) // LARGEST_SIDE)
 
 
-def _largest_text(shape: tuple[int, ...]) -> int:
+def largest_text(shape: tuple[int, ...]) -> int:
     """Characters that no picture of this shape exceeds: its pixels, a byte a row, PNG's frame, in base64."""
     step = _step(shape)
     height, width = (-(-side // step) for side in shape[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -16,6 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from ddsmoothing.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where runs are read but not written
+    fcntl = None  # type: ignore[assignment]
 
 LOCK: Final = "lock"
 STAMP_SECONDS: Final = 5.0  # between two signs of life
@@ -80,10 +84,16 @@ def owner_of(folder: Path) -> tuple[Owner | None, float] | None:
 class Lock:
     """Holds a folder for this process; the system frees it when the process ends, however it ends.
 
-    Raises: RunError naming the owner, where there is one; OSError where the folder cannot be written to.
+    Raises: RunError naming the owner, where there is one, or where the system has no such locks; OSError where the
+        folder cannot be written to.
     """
 
     def __init__(self, folder: Path) -> None:
+        if fcntl is None:
+            raise RunError(
+                f"{folder} cannot be written to: runs need the locks of POSIX, which this system lacks. Use Linux, "
+                "macOS or WSL; runs are read here, and SmoothedClassifier.certify works, which writes no file."
+            )
         self._path = folder / LOCK
         self._file = self._path.open("a", encoding="utf-8")
         try:

@@ -140,16 +140,18 @@ def pair_tables(runs: Sequence[Results], baseline: Results, names: Sequence[str]
             notes=notes,
         )
     ]
-    return [*tables, *(_worst(label, one) for label, one in zip(labels, found, strict=False) if one["worst"])]
+    worst = zip(labels, runs, found, strict=False)
+    return [*tables, *(_worst(label, run, one) for label, run, one in worst if one["worst"])]
 
 
-def _worst(label: str, found: Record) -> Table:
+def _worst(label: str, run: Results, found: Record) -> Table:
     floored = ("radius", "baseline_radius", "change")
     return Table(
         title=f"{label}: the largest losses",
         columns=("id", "label", "radius", "baseline", "change"),
         rows=tuple(
-            (str(one["id"]), str(one["label"]), *(floor_text(one[key], 3) for key in floored)) for one in found["worst"]
+            (str(one["id"]), class_text(run, one["label"]), *(floor_text(one[key], 3) for key in floored))
+            for one in found["worst"]
         ),
     )
 

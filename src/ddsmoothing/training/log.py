@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ddsmoothing.errors import InputError, RunError
+from ddsmoothing.errors import InputError, RunError, extra
 from ddsmoothing.training.checkpoint import write_whole
 
 METRICS, BOARD = "metrics.jsonl", "tensorboard"
@@ -81,5 +81,5 @@ def _board(folder: Path, epoch: int) -> Any:
             warnings.simplefilter("ignore")  # the packages under it warn of one another
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError("TensorBoard is not installed; pip install 'ddsmoothing[tensorboard]'.") from None
+        raise InputError(f"TensorBoard is not installed: {extra('tensorboard')}.") from None
     return SummaryWriter(folder, purge_step=epoch)

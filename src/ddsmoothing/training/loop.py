@@ -108,7 +108,7 @@ class Loop:
             low, high = self.config.sigma
             self.table.values = log_uniform(keys(self.seed, Purpose.SIGMA, self.epoch, 0, ids), low, high)
         for batch in self.batches.of_epoch(self.epoch, self.step):
-            self._train_batch(batch)
+            self.train_batch(batch)
             self.step += 1
             if self.step % LOOK == 0:
                 self._check_loss()
@@ -119,7 +119,8 @@ class Loop:
         self._check_loss()
         return True
 
-    def _train_batch(self, batch: Batch) -> None:
+    def train_batch(self, batch: Batch) -> None:
+        """One step of the optimizer on a batch, its sigmas moved first where they are of the samples."""
         config, device = self.config, self.world.device
         ids, x, y = batch[:3]
         for group in self._optimizer.param_groups:

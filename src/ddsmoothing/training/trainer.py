@@ -101,11 +101,11 @@ def train(
             test = load_data(config.data, split="test")
         if before is not None:
             _check_same(before, config, data, out)
-        model, state = _model(config, seed, data, model, before)
+        model, state = model_to_train(config, seed, data, model, before)
         borrowed.enter_context(frozen(model, config.freeze))
         baseline = _baseline(config, data, teacher, world)
         loop = Loop(config, seed, model, data, world, workers, baseline)
-        _start(loop, before, state)
+        start(loop, before, state)
         with _Folder(out, loop, before is None, tensorboard) if world.rank == 0 else nullcontext() as folder:
             log = None if folder is None else folder.log
             reported = progress if folder is None else folder.watched(progress)
@@ -133,7 +133,7 @@ def _seed(config: TrainConfig, before: Checkpoint | None) -> int:
     return checked_seed(config.seed)
 
 
-def _model(
+def model_to_train(
     config: TrainConfig, seed: int, data: Dataset, model: nn.Module | None, before: Checkpoint | None
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The model to train, and the optimizer's state to start with."""
@@ -157,7 +157,7 @@ def _baseline(config: TrainConfig, data: Dataset, teacher: nn.Module | None, wor
     return Teacher(found.to(world.device), config.catrs.teacher_copies)
 
 
-def _start(loop: Loop, before: Checkpoint | None, state: dict[str, torch.Tensor]) -> None:
+def start(loop: Loop, before: Checkpoint | None, state: dict[str, torch.Tensor]) -> None:
     """Bring the loop to the place where it starts or goes on. Nothing is written."""
     config = loop.config
     if before is not None:
@@ -236,10 +236,10 @@ def _write_results(
 ) -> bool:
     """The model's file and the sigma files; False if the sweep over the test split was stopped."""
     config, model = loop.config, loop.model
-    _save_part(loop, model, out / MODEL)
+    save_part(loop, model, out / MODEL)
     if config.freeze is not None:
         name = "denoiser" if config.freeze == "classifier" else "classifier"
-        _save_part(loop, part_of(model, name), out / f"{name}.safetensors")
+        save_part(loop, part_of(model, name), out / f"{name}.safetensors")
     if config.data_dependent is None:
         return True
     ids = torch.cat([loop.batches.training, loop.batches.held_out]).sort().values
@@ -247,14 +247,18 @@ def _write_results(
     return test is None or sweep(model, test, config, out / TEST_SIGMAS, progress, stop)
 
 
-def _save_part(loop: Loop, model: nn.Module, path: Path) -> None:
+def save_part(loop: Loop, model: nn.Module, path: Path) -> None:
     """The file of a model, or of the part of one that was trained, if it is known what it is."""
     spec = spec_of(model)
     if spec is None and isinstance(inner := getattr(model, "network", None), nn.Module):  # what a denoiser wraps
         model, spec = inner, spec_of(inner)
     if spec is None:
         return
-    known = {"training_sigmas": _training_sigmas(loop), "sigma_range": _range(loop) if takes_sigma(model) else None}
+    told = _range(loop) if takes_sigma(model) else None
+    known: dict[str, Any] = {"training_sigmas": _training_sigmas(loop), "sigma_range": told}
+    names = loop.data.classes
+    if names is not None and len(names) == len(spec.classes):
+        known["classes"] = names
     spec = spec.model_copy(update=known)
     model.spec = spec  # type: ignore[assignment]
     save_model(model, spec, path)
