@@ -6,6 +6,7 @@ samples, and the counts do not depend on how the work is cut.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
@@ -72,6 +73,28 @@ class Executor(Protocol):
         """Yield ``(i, counts)`` once for every request i, in any order, each as soon as it is known; see ``Request``.
 
         The counts are a function of the input, the request and the seed, whoever draws them and however often.
+        """
+
+
+class Counter(ABC):
+    """An executor of this process, which knows all counts when its last forward pass is done."""
+
+    def run(
+        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """All counts at once; see ``Executor``."""
+        yield from enumerate(self.count(batch, requests, seed, progress))
+
+    @abstractmethod
+    def count(
+        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
+    ) -> list[NDArray[np.int64]]:
+        """What each request asks to be counted; see ``Request``.
+
+        Args:
+            progress: called with the number of samples done since its last call.
+        Raises:
+            ModelError: the model's answer is not ``(B, K)`` or not finite.
         """
 
 

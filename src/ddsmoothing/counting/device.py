@@ -7,7 +7,7 @@ device until all passes of a group of requests were asked for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.counting.ahead import Pace, Passes, blocks_of, source_for
-from ddsmoothing.counting.contract import DUELS, Progress, Request, tally_shape
+from ddsmoothing.counting.contract import DUELS, Counter, Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.counting.tallies import Tallies
 from ddsmoothing.errors import DdsmoothingWarning, InputError, ModelError
@@ -38,7 +38,7 @@ def default_rows(d: int) -> int:
     return max(1, min(4096, DEFAULT_NUMBERS // d))
 
 
-class DeviceCounter:
+class DeviceCounter(Counter):
     """Counts the base classifier's answers to noisy copies of inputs, as ``ClassCounter`` does, on a GPU.
 
     Every forward pass has the same shape ``(block_size, ...)``. Of a module a CUDA graph is made once many passes are
@@ -53,23 +53,10 @@ class DeviceCounter:
         self._engine, self._noise, self._classes, self._rows = engine, noise, num_classes, block_size
         self._tf32 = tf32
 
-    def run(
-        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
-    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """All counts at once, when the last forward pass is done; see ``Executor``."""
-        yield from enumerate(self.count(batch, requests, seed, progress))
-
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> list[NDArray[np.int64]]:
-        """What each request asks to be counted; see ``Request``.
-
-        Args:
-            progress: called with the number of samples done since its last call.
-        Raises:
-            ModelError: the model's answer is not ``(B, K)`` or not finite.
-            InputError: a pass does not fit the device's memory.
-        """
+        """As for ``Counter``; InputError where a pass does not fit the device's memory."""
         try:
             return self.counted(batch, requests, seed, progress)
         except torch.OutOfMemoryError as error:

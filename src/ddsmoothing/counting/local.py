@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddsmoothing.counting.contract import Progress, Request, tally_shape
+from ddsmoothing.counting.contract import Counter, Progress, Request, tally_shape
 from ddsmoothing.counting.engine import Caller, Engine
 from ddsmoothing.counting.tallies import Tallies
 from ddsmoothing.devices import keep_freed_memory, torch_threads
@@ -33,7 +33,7 @@ def default_block_size(d: int) -> int:
     return max(1, min(LARGEST_BLOCK, BLOCK_ELEMENTS // d))
 
 
-class ClassCounter:
+class ClassCounter(Counter):
     """Counts the base classifier's answers to noisy copies of inputs.
 
     Every forward pass has the same shape ``(block_size, ...)``; the last one of each share of the work is padded. On a
@@ -45,22 +45,9 @@ class ClassCounter:
     def __init__(self, engine: Engine, noise: Noise, num_classes: int, block_size: int) -> None:
         self._engine, self._noise, self._classes, self._rows = engine, noise, num_classes, block_size
 
-    def run(
-        self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
-    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """All counts at once, when the last forward pass is done; see ``Executor``."""
-        yield from enumerate(self.count(batch, requests, seed, progress))
-
     def count(
         self, batch: Batch, requests: Sequence[Request], seed: int, progress: Progress | None = None
     ) -> list[NDArray[np.int64]]:
-        """What each request asks to be counted; see ``Request``.
-
-        Args:
-            progress: called with the number of samples done since its last call.
-        Raises:
-            ModelError: the model's answer is not ``(B, K)`` or not finite.
-        """
         keep_freed_memory()
         threads = torch.get_num_threads()
         workers = min(threads, LARGEST_WORKERS)
