@@ -18,6 +18,8 @@ import ddsmoothing as dds
 from ddsmoothing import analysis, tables
 from ddsmoothing.cli import app, main
 
+README = Path(__file__).parents[1] / "README.md"
+
 Cli = Callable[..., object]
 Capture = pytest.CaptureFixture[str]
 BASE = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
@@ -383,10 +385,12 @@ def check_demo(out: str, folder: Path, inputs: int) -> None:
     assert "The largest radius that n=" in out
     runs = [dds.load_run(path) for path in sorted(folder.iterdir()) if path.is_dir()]
     fixed = ["fixed-0.12", "fixed-0.25", "fixed-0.5", "fixed-1"]
-    assert [run.name for run in runs] == ["data-dependent", *fixed, "memory"]
-    assert [run.level for run in runs] == ["pointwise"] * 5 + ["memory"]
+    assert [run.name for run in runs] == ["data-dependent", *fixed, "memory", "stateless"]
+    assert [run.level for run in runs] == ["pointwise"] * 5 + ["memory", "stateless"]
+    assert runs[-1].header.offsets is not None
+    assert not runs[-1].header.offsets.seen  # fitted on training images
     assert all(len(run) == inputs and not run.partial for run in runs)
-    assert len({run.header.seed for run in runs}) == 5
+    assert len({run.header.seed for run in runs}) == 6
     for kind in ("svg", "png"):
         assert (folder / f"certified_accuracy.{kind}").stat().st_size > 3000
     assert f"report: {folder / 'report.html'}" in out
@@ -396,6 +400,9 @@ def check_demo(out: str, folder: Path, inputs: int) -> None:
         "fixed sigma 1",
         "data-dependent sigma (pointwise)",
         "data-dependent sigma (memory)",
+        "sigma 1, offsets (stateless)",
+        "abstained %",
+        "Right by class",
         "ACR",
     ):
         assert text in out
@@ -417,3 +424,10 @@ def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     acr = {path.name: dds.acr(dds.load_run(path)) for path in (tmp_path / "demo").iterdir() if path.is_dir()}
     assert acr["data-dependent"] > max(value for name, value in acr.items() if name.startswith("fixed"))
     assert acr["memory"] <= acr["data-dependent"]
+    assert acr["stateless"] > acr["fixed-1"]
+    shown = {"data-dependent (`pointwise`)": "data-dependent", "data-dependent (`memory`)": "memory"}
+    shown |= {"1, class offsets (`stateless`)": "stateless", "fixed, 1": "fixed-1", "fixed, 0.25": "fixed-0.25"}
+    lines = README.read_text().splitlines()
+    table = {label: next(line for line in lines if line.startswith(f"| {label}")) for label in shown}
+    for label, name in shown.items():  # another machine may move a sample or two
+        assert float(table[label].split(" | ")[-1].split("<br>")[0]) == pytest.approx(acr[name], abs=0.005)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,20 @@ from scipy.special import ndtr
 
 import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import ABSTAIN, Measurement, PairTable, Plurality
-from ddsmoothing.claims.reach import Cascade, Reach
+from ddsmoothing.claims import (
+    ABSTAIN,
+    Cascade,
+    Look,
+    Measurement,
+    PairTable,
+    Routed,
+    StatelessRule,
+    stateless_rule,
+)
+from ddsmoothing.claims.several import Commitment
 from ddsmoothing.errors import DataError, InfeasibleError, InputError
 from ddsmoothing.stateless import load_pairs
-from ddsmoothing.stateless.certify import Drawn, certify_pairs, predict_pairs, table_talk
+from ddsmoothing.stateless.certify import Drawn, certify_stateless, predict_stateless, stateless_talk
 from ddsmoothing.stateless.counts import OwnPhis
 from ddsmoothing.stateless.tables import MOST_GROUPS, confused, table_ascended
 from reference import is_valid, violations_allowed
@@ -35,7 +43,7 @@ def phi(norm: str, sigma: float, level: float) -> float:
 
 def drive(table: PairTable, draws: list[Logits], n0: int = 30, n: int = 400) -> Drawn:
     """One conversation, answered with fresh logits of each sigma's own base classifier."""
-    talk = table_talk(table, n0, n, ALPHA, None)
+    talk = stateless_talk(table, n0, n, ALPHA, None)
     wishes = next(talk)
     while True:
         answers = []
@@ -104,7 +112,7 @@ def test_the_test_has_teeth_where_one_pair_binds() -> None:
     for _ in range(R):
         pilots, fresh = drive(table, draws)
         false.append(table.claim(pilots, fresh, L2, ALPHA).radius > 0.0)
-        top = table.choose(pilots)
+        top = table.commit(pilots).top
         claims = [table.parts[one.slot].claim_of(top, one, L2, ALPHA) for one in fresh]
         widest.append(max(claim.radius for claim in claims) > 0.0)
     assert is_valid(np.array(false), ALPHA)
@@ -115,7 +123,7 @@ def test_with_one_sigma_a_table_is_a_pairwise_vote_with_offsets(smoothed: dds.Sm
     x = dds.load_data("fashion-mnist-sample")[[0, 3, 9]][0]
     offsets = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
     table = PairTable(sigmas=(0.6,), slots=((0,) * 10,) * 10, groups=tuple(range(10)), offsets=offsets)
-    found = certify_pairs(smoothed, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    found = certify_stateless(smoothed, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
     plain = smoothed.with_offsets(offsets).certify(x, 0.6, n0=50, n=400, seed=4, ids=[0, 1, 2])
     assert found.claims == plain.claims
     assert found.samples.tolist() == [450] * 3
@@ -127,20 +135,21 @@ def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) 
     slots = np.add.outer(np.arange(10), np.arange(10)) % 2
     table = PairTable(sigmas=(0.4, 0.9), slots=tuple(map(tuple, slots.tolist())), groups=tuple(range(10)))
     small = smoothed.with_block_size(64)
-    together = certify_pairs(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
-    answers = predict_pairs(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    together = certify_stateless(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    answers = predict_stateless(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
     assert together.level == "stateless"
     for i in (2, 0, 1):
         other = small.with_block_size(50)
-        alone = certify_pairs(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])
+        alone = certify_stateless(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])
         assert alone.claims[0] == together.claims[i]
-        assert predict_pairs(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])[0] == answers[i]
+        assert predict_stateless(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])[0] == answers[i]
         evidence = json.loads(together.evidence(i))
         rule = evidence["rule"]
+        assert rule["vote"] == "pairwise"
         rule = PairTable(
-            sigmas=tuple(rule["sigmas"]),
-            slots=tuple(map(tuple, rule["slots"])),
-            groups=tuple(rule["groups"]),
+            sigmas=tuple(rule["stateless"]["sigmas"]),
+            slots=tuple(map(tuple, rule["stateless"]["slots"])),
+            groups=tuple(rule["stateless"]["groups"]),
             norm=rule["norm"],
         )
         tupled = [
@@ -149,9 +158,9 @@ def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) 
         ]
         parts = [Measurement(**{**one, "looks": ()}) for one in tupled]
         pilots = [one for one in parts if one.role == "pilot"]
-        fresh = rule.looked([one for one in parts if one.role == "certify"], rule.choose(pilots), evidence["alpha"])
+        fresh = rule.looked(pilots, [one for one in parts if one.role == "certify"], evidence["alpha"])
         assert rule.claim(pilots, fresh, L2, evidence["alpha"]) == together.claims[i]
-        assert {one.slot for one in fresh} == set(rule.slots_of(rule.choose(pilots)))
+        assert {one.slot for one in fresh} == set(rule.slots_of(rule.commit(pilots).top))
 
 
 def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
@@ -166,7 +175,7 @@ def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
     with pytest.raises(InputError, match="groups"):
         PairTable(**good | {"groups": (0, 5)})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="classes"):
-        certify_pairs(smoothed, torch.zeros(1, 1, 28, 28), PairTable(**good))  # type: ignore[arg-type]
+        certify_stateless(smoothed, torch.zeros(1, 1, 28, 28), PairTable(**good))  # type: ignore[arg-type]
     half = PairTable(sigmas=(0.4, 0.9), slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2))
     with pytest.raises(InfeasibleError, match="n >= 20"):
         half.check(19, 0.001)
@@ -182,15 +191,15 @@ def test_groups_of_classes_share_a_sigma() -> None:
     pilots = [
         Measurement(role="pilot", slot=k, sigma=s, n=100, votes=tuple(votes.tolist())) for k, s in enumerate((0.5, 1.0))
     ]
-    assert table.choose(pilots) == 0
-    assert sum(table.allocated(pilots, 0, 5000, 0.001).values()) == 5000
+    assert table.commit(pilots).top == 0
+    assert sum(table.allocated(pilots, 5000, 0.001).values()) == 5000
 
 
 def test_the_sigma_that_binds_gets_most() -> None:
     table = PairTable(sigmas=(0.5, 1.0), slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2))
     draws = [gaussian([0.5, 0.0, -9.0], seed=3), gaussian([2.0, -9.0, 0.0], seed=4)]
     pilots, fresh = drive(table, draws, n0=200, n=5000)
-    assert table.choose(pilots) == 0
+    assert table.commit(pilots).top == 0
     sizes = {one.slot: one.n for one in fresh}
     assert sizes[0] > 2 * sizes[1]
 
@@ -202,32 +211,43 @@ def votes(role: str, slot: int, counts: list[int], sigma: float = 1.0) -> Measur
     return Measurement(role=role, slot=slot, sigma=sigma, n=sum(counts), votes=tuple(counts))
 
 
-def drawn(rng: np.random.Generator, p: float, n: int, role: str = "certify", slot: int = 0) -> Measurement:
+def drawn(rng: np.random.Generator, p: float, n: int, role: str, slot: int, sigma: float) -> Measurement:
     k = int(rng.binomial(n, p))
-    return votes(role, slot, [k, n - k])
+    return votes(role, slot, [k, n - k], sigma)
+
+
+def looked(rule: StatelessRule, made: Commitment, *fresh: Measurement) -> list[Measurement]:
+    """With the one look that the rule takes."""
+    return [replace(one, looks=(Look(one.n, rule.events(made, one), ALPHA),)) for one in fresh]
+
+
+def margin(rule: StatelessRule, made: Commitment, fresh: list[Measurement]) -> float:
+    """The least of the atoms at these scales."""
+    return min(rule.atom(made, one, L2, ALPHA).margin for one in looked(rule, made, *fresh))
 
 
 @pytest.mark.parametrize("branches", ["reach", "dual"])
-def test_reach_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
+def test_a_gate_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
     """Gate and second expert are both exactly at one half: nothing protects class 0."""
-    rng, rule, false, uncommitted = (
-        np.random.default_rng(5),
-        Reach(experts=(Plurality(),) * 2, branches=branches),
-        [],
-        [],
-    )
+    rng, sigmas = np.random.default_rng(5), (1.0, 2.0, 3.0)
+    rule, false, uncommitted = Routed(sigmas=sigmas, classes=2, groups=(0, 1), branches=branches), [], []
+
+    def samples(n: int, role: str) -> list[Measurement]:
+        return [drawn(rng, p, n, role, slot, sigmas[slot]) for slot, p in enumerate((0.95, 0.5, 0.5))]
+
     for _ in range(3 * R):
-        gate, pilots = drawn(rng, 0.5, 50, "pilot"), [drawn(rng, 0.95, 50), drawn(rng, 0.5, 50)]
-        gate = replace(gate, votes=(max(gate.votes), min(gate.votes)))  # whichever is chosen, call it the first
-        made = rule.commit(gate, pilots, L2)
+        first, second, gate = samples(50, "pilot")
+        gate = replace(gate, votes=(max(gate.votes), min(gate.votes)))  # whichever is picked, call it the first
+        pilots = [first, second, gate]
+        made = rule.commit(pilots)
         if made.top != 0:
             continue
-        new_gate, raw = drawn(rng, 0.5, 300), [drawn(rng, 0.95, 300), drawn(rng, 0.5, 300)]
-        fresh = [replace(one, looks=(Plurality().look(one, 0, ALPHA),)) for one in raw]
-        claim = partial(rule.claim, gate=new_gate, fresh=fresh, certificate=L2, alpha=ALPHA)
-        false.append(claim(made).radius > 0.0)
-        both = [claim(replace(made, by_gate=branch)).radius for branch in ((), (1,))]
-        uncommitted.append(max(both) > 0.0)
+        fresh = samples(300, "certify")
+        asked = [one for one in fresh if one.slot in made.slots]
+        false.append(rule.claim(pilots, looked(rule, made, *asked), L2, ALPHA).radius > 0.0)
+        uncommitted.append(
+            max(margin(rule, made, [fresh[0], fresh[1]]), margin(rule, made, [fresh[0], fresh[2]])) > 0.0
+        )
     assert is_valid(np.array(false), ALPHA)
     assert not is_valid(np.array(uncommitted), ALPHA)
 
@@ -235,29 +255,57 @@ def test_reach_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None
 @pytest.mark.parametrize("reach", [True, False])
 def test_cascades_at_their_threshold_are_as_wrong_as_alpha_says(reach: bool) -> None:
     """The first expert stands exactly at its threshold, above which it would answer class 1; the second one is sure."""
-    rng, tau = np.random.default_rng(6), 0.4
-    rule, p, false, uncommitted = Cascade(taus=(tau, 0.0), reach=reach), 1.0 - float(ndtr(0.4)), [], []
+    rng, sigmas = np.random.default_rng(6), (1.0, 2.0)
+    rule, p, false, alone = (
+        Cascade(sigmas=sigmas, classes=2, taus=(0.4, 0.0), reach=reach),
+        1.0 - float(ndtr(0.4)),
+        [],
+        [],
+    )
     for _ in range(R):
-        last, top = rule.commit([drawn(rng, p, 50, "pilot"), drawn(rng, 0.95, 50, "pilot")], L2)
-        if last == 0:
+        pilots = [drawn(rng, q, 50, "pilot", slot, sigmas[slot]) for slot, q in enumerate((p, 0.95))]
+        made = rule.commit(pilots)
+        if made.chosen == 0:
             continue
-        assert top == 0
-        fresh = [drawn(rng, p, 300), drawn(rng, 0.95, 300)]
-        false.append(rule.claim(last, top, fresh, L2, ALPHA).radius > 0.0)
-        uncommitted.append(rule.claim(last, top, [drawn(rng, 0.5, 300), fresh[1]], L2, ALPHA).radius > 0.0)
+        assert made.top == 0
+        fresh = [drawn(rng, q, 300, "certify", slot, sigmas[slot]) for slot, q in enumerate((p, 0.95))]
+        false.append(rule.claim(pilots, looked(rule, made, *fresh), L2, ALPHA).radius > 0.0)
+        alone.append(margin(rule, made, fresh[1:]) > 0.0)
     assert is_valid(np.array(false), ALPHA)
-    assert np.mean(uncommitted) > 0.5  # where it is unsure the second one's answer is certified
+    assert not is_valid(np.array(alone), ALPHA)  # the expert that answers alone
+
+
+def test_a_cascade_answers_where_all_its_atoms_hold() -> None:
+    """Where the first expert is unsure and the second one sure, the class of the second is certified."""
+    rng, sigmas = np.random.default_rng(7), (1.0, 2.0)
+    rule = Cascade(sigmas=sigmas, classes=2, taus=(0.4, 0.0))
+    pilots = [drawn(rng, q, 50, "pilot", slot, sigmas[slot]) for slot, q in enumerate((0.5, 0.95))]
+    made = rule.commit(pilots)
+    fresh = looked(rule, made, *(drawn(rng, q, 400, "certify", k, sigmas[k]) for k, q in enumerate((0.5, 0.95))))
+    claim = rule.claim(pilots, fresh, L2, ALPHA)
+    atoms = [rule.atom(made, one, L2, ALPHA).margin for one in fresh]
+    assert (claim.prediction, claim.radius) == (0, min(atoms))
+    assert rule.claim(pilots, fresh[1:], L2, ALPHA).radius == 0.0  # one is missing
+    assert rule.claim(pilots, fresh, L2, ALPHA, moved=0.1).radius == pytest.approx(claim.radius - 0.1)
 
 
 def test_routing_refuses_what_makes_no_rule() -> None:
     with pytest.raises(InputError, match="branches"):
-        Reach(experts=(Plurality(),), branches="both")
+        Routed(sigmas=(1.0, 2.0), classes=2, groups=(0, 0), branches="both")
+    with pytest.raises(InputError, match="different positive numbers"):
+        Routed(sigmas=(1.0, 1.0), classes=2, groups=(0, 0))
+    with pytest.raises(InputError, match="1 experts for each"):
+        Routed(sigmas=(1.0, 2.0), classes=2, groups=(0, 1))
     with pytest.raises(InputError, match="the last 0"):
-        Cascade(taus=(0.1, 0.2))
-    rule = Reach(experts=(Plurality(),) * 2)
-    made = rule.commit(votes("pilot", 0, [9, 1]), [votes("pilot", 0, [9, 1])] * 2, L2)
-    with pytest.raises(InputError, match="nothing was drawn"):
-        rule.claim(replace(made, by_gate=()), votes("certify", 0, [90, 10]), [None, None], L2, ALPHA)
+        Cascade(sigmas=(1.0, 2.0), classes=2, taus=(0.1, 0.2))
+    with pytest.raises(InputError, match="has 1 thresholds"):
+        Cascade(sigmas=(1.0, 2.0), classes=2, taus=(0.0,))
+    with pytest.raises(InfeasibleError, match=r"Use n >= \d+"):
+        Cascade(sigmas=(1.0, 0.5), classes=2, taus=(1.0, 0.0)).check(20, 0.001)
+    with pytest.raises(InputError, match="unknown rule"):
+        stateless_rule({"kind": "largest"}, num_classes=2, norm="l2")
+    with pytest.raises(InputError, match="pairwise vote"):
+        stateless_rule({"kind": "cascade"}, num_classes=2, norm="l2", offsets=(0.0, 1.0))
 
 
 def test_tables_are_fitted_beside_fixed_sigmas(cli: Callable[..., object], tmp_path: Path) -> None:

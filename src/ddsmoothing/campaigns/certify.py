@@ -20,11 +20,11 @@ from ddsmoothing.campaigns.listening import Tell, heard
 from ddsmoothing.campaigns.request import CertifyRequest
 from ddsmoothing.campaigns.rows import class_names, rows_of
 from ddsmoothing.campaigns.subset import check_labels
-from ddsmoothing.claims import POINTWISE
+from ddsmoothing.claims import POINTWISE, STATELESS
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
-from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
+from ddsmoothing.counting.fingerprint import behaviour
 from ddsmoothing.counting.here import numerics_on
 from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset, as_dataset
@@ -35,9 +35,9 @@ from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
 from ddsmoothing.plan import Sampler
 from ddsmoothing.progress import Told, telling
+from ddsmoothing.runs.agreement import continued
 from ddsmoothing.runs.events import EventLog, Listener
 from ddsmoothing.runs.schema import (
-    NOT_COMPARED,
     DataIdentity,
     Header,
     ModelIdentity,
@@ -49,6 +49,8 @@ from ddsmoothing.runs.schema import (
 )
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
 from ddsmoothing.sigma.policy import SigmaPolicy
+from ddsmoothing.stateless import certify_stateless
+from ddsmoothing.stateless.certify import check_stateless
 from ddsmoothing.streams import checked_seed
 
 PIXELS, UNITS = "pixels in [0, 1]", "those of the input"
@@ -79,7 +81,7 @@ def certify_run(
     listeners: Collection[Listener] = (),
     progress: Told = None,
 ) -> Run:
-    """Certify inputs of a data set into a run folder, level ``pointwise``; continue the run if it is there already.
+    """Certify inputs of a data set into a run folder; continue the run if it is there already.
 
     Args:
         smoothed: The classifier to certify.
@@ -90,7 +92,7 @@ def certify_run(
         model_name: How the model was loaded.
         model_id: Names a model that has no hash.
         budget: Stop in order after so many seconds; the run is then partial and can be continued.
-        offsets: Where the classifier's class offsets come from.
+        offsets: Where the classifier's class offsets, or a stateless rule, come from.
         command: Options to keep in the header, for a command line's use.
         listeners: Told what happens, as ``events.jsonl`` is.
         progress: As for ``SmoothedClassifier.certify``.
@@ -108,6 +110,8 @@ def certify_run(
     policy.check(smoothed, len(ids))
     if policy.one is not None:
         rule.check(policy.one, sampler.largest(), alpha)
+    if policy.rule is not None:
+        check_stateless(smoothed, policy.rule, sampler, alpha, request.bound, request.randomized)
     if request.label_aware and data.y is None:
         raise InputError("label-aware sampling needs labels, and this data set has none.")
     if request.shard is not None and request.seed is None and before is None:
@@ -125,12 +129,12 @@ def certify_run(
         subset=Subset(skip=request.skip, max=request.maximum, size=len(ids), shard=request.shard),
         num_classes=smoothed.num_classes,
         norm=smoothed.certificate.norm,
-        level=POINTWISE.name,
+        level=POINTWISE.name if policy.rule is None else STATELESS.name,
         sigma_policy=policy.kind,
         sigma=policy.one,
         sampler=sampler.name,
         sampler_options=dataclasses.asdict(sampler),
-        rule=RuleSpec.model_validate(rule.config()),
+        rule=RuleSpec.model_validate(rule.config() if policy.rule is None else policy.rule.described()),
         offsets=offsets,
         units=_units(request, data),
         randomized=bool(request.randomized),
@@ -153,7 +157,7 @@ def certify_run(
         config=file_names(command or {}) | class_names(smoothed, data),
     )
     if before is not None:
-        header = _continued(before, header, out)
+        header = continued(before, header, out)
     with RunWriter(out, header) as writer:
         tell = Tell((EventLog(out), *listeners))
         kept = KeptCounts(
@@ -203,20 +207,6 @@ def _block_size(smoothed: SmoothedClassifier, batch: Batch, shard: tuple[int, in
     return smoothed.probe_block_size(batch) if here else smoothed.block_rows(batch.d)
 
 
-def _continued(before: Header, now: Header, out: Path) -> Header:
-    """The header of the run in ``out``; RunError naming what was asked otherwise this time."""
-    if before.behaviour is not None and now.behaviour is not None:
-        check_behaviour(before.behaviour, now.behaviour, f"the run in {out}")
-    old, new = (header.model_dump(mode="json") for header in (before, now))
-    if now.model.sha256 is not None:
-        new["model"]["name"] = old["model"]["name"]  # the same weights may have moved
-    names = [key for key in old if key not in NOT_COMPARED and old[key] != new[key]]
-    if names:
-        details = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in names[:3])
-        raise RunError(f"{out} holds another run ({details}). Give another --out, or the same options to continue it.")
-    return before
-
-
 @dataclasses.dataclass(frozen=True)
 class _Work:
     """What is needed to certify any group of inputs; place: of each id in the run."""
@@ -231,20 +221,21 @@ class _Work:
     def rows(self, group: list[int], progress: Progress | None) -> list[ResultRow]:
         """Choose sigma for these ids, certify them, and make their rows."""
         x, y = self.data[group]
-        header = self.header
-        asked: dict[str, Any] = {"alpha": header.alpha, "seed": header.seed, "ids": group}
+        header, labels = self.header, None if self.data.y is None else y.tolist()
+        asked: dict[str, Any] = {"alpha": header.alpha, "seed": header.seed, "ids": group, "progress": progress}
+        same = asked | {"labels": labels if header.label_aware else None}
+        if self.policy.rule is not None:
+            numbers = {name: header.sampler_options[name] for name in ("n0", "n")}
+            return rows_of(certify_stateless(self.smoothed, x, self.policy.rule, **numbers, **same), labels)
         places, n = [self.place[i] for i in group], self.sampler.largest()
-        sigma, found = self.policy.choose(self.smoothed, x, places, n=n, progress=progress, **asked)
-        labels = None if self.data.y is None else y.tolist()
+        sigma, found = self.policy.choose(self.smoothed, x, places, n=n, **asked)
         result = self.smoothed.certify(
             x,
             sigma,
             sampler=self.sampler,
             bound=header.bound,
             randomized=header.randomized,
-            labels=labels if header.label_aware else None,
-            progress=progress,
-            **asked,
+            **same,
         )
         return rows_of(result, labels, found)
 

@@ -20,6 +20,7 @@ from ddsmoothing.files import file_name, write_durably
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.runs.schema import Header
 from ddsmoothing.sigma.policy import GivenSigmas, SearchedSigma, SigmaPolicy, as_policy
+from ddsmoothing.stateless.certify import divided
 from ddsmoothing.streams import checked_seed
 
 COUNTS: Final = ("n0", "n", "n_max", "skip", "maximum")
@@ -32,7 +33,8 @@ class CertifyRequest:
     Attributes:
         sigma: A number for all inputs, or a ``SigmaPolicy``.
         n0: Samples that choose the class (100).
-        n: Samples that bound its probability (100,000); giving it or n0 selects the sampler ``exact``.
+        n: Samples that bound its probability (100,000), for a stateless rule at all its sigmas together; giving it or
+            n0 selects the sampler ``exact``.
         n_max: Giving neither selects ``plan``, which takes at most so many (100,000).
         radii: Select ``target``: only whether these are certified.
         alpha: Failure probability of each certificate.
@@ -96,7 +98,8 @@ class CertifyRequest:
     @property
     def sampler(self) -> Sampler:
         """How many samples are drawn."""
-        return sampler_for(self.n0, self.n, self.n_max, self.radii)
+        numbers, rule = (self.n0, self.n, self.n_max, self.radii), self.policy.rule
+        return sampler_for(*numbers) if rule is None else divided(rule, *numbers)
 
     @property
     def forwards(self) -> int:
@@ -114,8 +117,12 @@ class CertifyRequest:
             raise RunError("the sigmas of this run are from a file, which is not kept in it; give them again.")
         spec = header.policy.model_dump(exclude={"sha256"})
         options = dict(header.sampler_options)
+        sigma: SigmaPolicy | float | None = header.sigma
+        if sigma is None:
+            rule = header.stateless
+            sigma = SigmaPolicy.search(**spec) if rule is None else SigmaPolicy.stateless(rule)
         return cls(
-            header.sigma if header.sigma is not None else SigmaPolicy.search(**spec),
+            sigma,
             **{key: options[key] for key in SAMPLED[header.sampler]},
             alpha=header.alpha,
             bound=header.bound,
@@ -160,6 +167,8 @@ class CertifyRequest:
             sigma = {key: value for key, value in policy.config().items() if value is not None}
         elif isinstance(policy, GivenSigmas):
             sigma = policy.sigma.tolist()
+        elif policy.rule is not None:
+            raise InputError("a stateless rule has a file of its own, expected a number, a search or given sigmas.")
         given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         lines = {f.name: given[f.name] for f in fields(self)[1:] if given[f.name] != f.default}
         text = "".join(f"{key} = {_toml(value)}\n" for key, value in {"sigma": sigma, **lines}.items())
@@ -167,7 +176,12 @@ class CertifyRequest:
         return Path(path)
 
 
-SAMPLED: Final = {"exact": ("n0", "n"), "plan": ("n_max",), "target": ("radii",)}  # what sampler_for takes for each
+SAMPLED: Final = {  # what sampler_for takes for each
+    "exact": ("n0", "n"),
+    "divided": ("n0", "n"),
+    "plan": ("n_max",),
+    "target": ("radii",),
+}
 
 
 def _policy(value: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from ddsmoothing.claims.levels import LEVELS, MEMORY, POINTWISE, STATELESS, Level, level_named
 from ddsmoothing.claims.measurement import Look, Measurement, Tally, measured
-from ddsmoothing.claims.named import RULES, rule_for
+from ddsmoothing.claims.named import RULES, rule_for, stateless_rule
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
 from ddsmoothing.claims.pair_table import PairTable
+from ddsmoothing.claims.reach import Cascade, Routed
 from ddsmoothing.claims.results import Certification, Evidence, Outcome, Prediction, total_variation
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise, Plurality, Rule
+from ddsmoothing.claims.several import StatelessRule
 
 __all__ = [
     "ABSTAIN",
@@ -15,6 +17,7 @@ __all__ = [
     "POINTWISE",
     "RULES",
     "STATELESS",
+    "Cascade",
     "Certification",
     "Claim",
     "Evidence",
@@ -27,11 +30,14 @@ __all__ = [
     "Pairwise",
     "Plurality",
     "Prediction",
+    "Routed",
     "Rule",
+    "StatelessRule",
     "Tally",
     "check_offsets",
     "level_named",
     "measured",
     "rule_for",
+    "stateless_rule",
     "total_variation",
 ]

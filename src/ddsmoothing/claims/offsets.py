@@ -16,16 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from ddsmoothing.bounds import lower_of_looks, top_two_bounds
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import DUELS, Look, Measurement, Tally
 from ddsmoothing.claims.rules import ABSTAIN, Pairwise
+from ddsmoothing.claims.several import CERTAIN, probability_at
 from ddsmoothing.errors import InfeasibleError, InputError
 
 LARGEST_OFFSET: Final = 1e3  # in the units of the input, where no radius comes near it
-CERTAIN: Final = 1e-9  # probabilities nearer to 0 and 1 are no plan's concern
 
 
 def check_offsets(offsets: Sequence[float], num_classes: int | None = None) -> tuple[float, ...]:
@@ -119,12 +118,7 @@ class OffsetPairwise(Pairwise):
 
     def probability_at(self, threshold: float, sigma: float) -> float:
         """Of an event whose phi is at the threshold (float64), kept away from 0 and 1."""
-        certificate = certificate_for(self.norm)
-        if self.norm == "l2":
-            found = float(ndtr(threshold / sigma))
-        else:
-            found = 0.5 + threshold / (2.0 * certificate.noise.scale(sigma))
-        return min(max(found, CERTAIN), 1.0 - CERTAIN)
+        return probability_at(self.norm, threshold, sigma)
 
     def handicap(self, top: int) -> float:
         return float(self.thresholds(top)[self.against(top)].max())
@@ -160,6 +154,11 @@ class OffsetPairwise(Pairwise):
             raise InputError(f"these offsets are thresholds of the norm {self.norm}, got {certificate.norm}.")
         if not fresh.looks:
             return 0.0, 1.0, 0.0, False
+        p_lower, p_upper, margin = self.least(fresh, top, certificate, alpha)
+        return p_lower, p_upper, max(0.0, margin), margin > 0.0
+
+    def least(self, fresh: Measurement, top: int, certificate: Certificate, alpha: float) -> tuple[float, float, float]:
+        """Bounds of the atom with the least margin, and that margin, which may be negative; errs low."""
         p_lower, p_upper, margin = 0.0, 1.0, math.inf
         for draws, threshold in self._atoms(fresh.looks, top):
             lower = lower_of_looks(draws, fresh.coin)
@@ -167,7 +166,7 @@ class OffsetPairwise(Pairwise):
             found = math.nextafter(certificate.phi(fresh.sigma, bounds[0]) - threshold, -math.inf)
             if found < margin:
                 (p_lower, p_upper), margin = bounds, found
-        return p_lower, p_upper, max(0.0, margin), margin > 0.0
+        return p_lower, p_upper, margin
 
     def answer(self, pilot: Measurement, fresh: Measurement, alpha: float) -> int:
         """One-sided tests that each phi exceeds its threshold, each at full alpha; all must pass."""

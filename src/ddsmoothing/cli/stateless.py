@@ -13,15 +13,24 @@ from ddsmoothing.cli.parsing import check_plausible, fixed_sigma, numbers
 from ddsmoothing.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from ddsmoothing.claims import StatelessRule
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
     from ddsmoothing.runs import OffsetsNote
+    from ddsmoothing.sigma import SigmaPolicy
     from ddsmoothing.stateless import Figures, OffsetsFile
     from ddsmoothing.stateless.files import Fitted
 
 FILE = click.Path(path_type=Path)
+NEEDED = {  # options of each rule
+    "cascade": ("rule_sigmas", "taus"),
+    "reach": ("rule_sigmas", "gate_sigma", "gate_groups"),
+    "dual": ("rule_sigmas", "gate_sigma", "gate_groups"),
+}
+RULES = tuple(NEEDED)
+OWN = "has sigmas of its own and no"  # option of another rule
 Fit = TypeVar("Fit", bound="Fitted")
 
 
@@ -48,7 +57,7 @@ def offsets_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Class offsets of the classifier."""
     options = [
         click.option("--offsets", type=FILE, help="Class offsets fitted for this model; a pairwise vote with them."),
-        click.option("--allow-seen", is_flag=True, help="Accept offsets fitted on inputs of this run, and mark them."),
+        click.option("--allow-seen", is_flag=True, help="Accept what was fitted on inputs of this run, and mark it."),
     ]
     return add(function, options)
 
@@ -90,7 +99,8 @@ def pairs() -> None:
     "fit",
     epilog="""\b
 Example:
-  ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json""",
+  ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json
+  ddsmoothing certify --model net.safetensors --data fashion-mnist:DIR --pair-sigmas p.json --n 10000 --out runs/p""",
 )
 @data_options
 @executor_options
@@ -188,17 +198,107 @@ def with_offsets(
     """
     if options["offsets"] is None:
         return smoothed, None
-    from ddsmoothing.models import model_identity
-    from ddsmoothing.runs import OffsetsNote
     from ddsmoothing.stateless import load_offsets
 
     file, digest = load_offsets(options["offsets"])
+    note = fitted_note(options["offsets"], file, digest, len(file.offsets), smoothed, data, ids, options)
+    return smoothed.with_offsets(file.offsets), note
+
+
+def stateless_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Rules that look at several sigmas."""
+    options = [
+        click.option("--pair-sigmas", type=FILE, help="A pair table fitted for this model; level stateless."),
+        click.option("--rule", type=click.Choice(RULES), help="Route among sigmas, without a table; level stateless."),
+        click.option("--rule-sigmas", help="Of the experts, such as 1,0.5: for a cascade in the order of asking."),
+        click.option("--taus", help="By how much each expert of a cascade has to be sure, such as 0.3,0."),
+        click.option("--no-reach", is_flag=True, help="The cascade as published, for comparison."),
+        click.option("--gate-sigma", type=float, help="Of the gate before experts; another one than theirs."),
+        click.option("--gate-groups", help="Which expert the gate picks by each class, such as 0,0,1,1 (from 0 on)."),
+    ]
+    return add(function, options)
+
+
+def stateless_policy(
+    smoothed: SmoothedClassifier, data: Dataset, ids: list[int], options: dict[str, Any]
+) -> tuple[SigmaPolicy, OffsetsNote | None] | None:
+    """The rule over several sigmas that the options ask for, and where it comes from; None where they ask for none.
+
+    Raises: as ``with_offsets``.
+    """
+    others = ["sigma", "lambda_", "sigmas", "data_dependent", "offsets"]
+    if options["rule"] is not None:
+        _alone(options, "a rule among sigmas", [*others, "pair_sigmas"])
+        from ddsmoothing.sigma import SigmaPolicy
+
+        return SigmaPolicy.stateless(_routing(smoothed, options)), None
+    _alone(options, "only --rule", [name for names in NEEDED.values() for name in names] + ["no_reach"], "needs")
+    if options["pair_sigmas"] is None:
+        return None
+    from ddsmoothing.sigma import SigmaPolicy
+    from ddsmoothing.stateless import load_pairs
+
+    _alone(options, "a pair table", others)
+    file, digest = load_pairs(options["pair_sigmas"])
+    note = fitted_note(options["pair_sigmas"], file, digest, len(file.groups), smoothed, data, ids, options)
+    return SigmaPolicy.stateless(file.table), note
+
+
+def _alone(
+    options: dict[str, Any], what: str, others: Sequence[str], why: str = "has sigmas of its own and no"
+) -> None:
+    """Refuse options that do not go with a rule."""
+    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options[name]]
+    if given:
+        raise InputError(f"{what} {why} {given[0]}; leave one of them out.")
+
+
+def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:
+    """The cascade or the gate that the options describe."""
+    from ddsmoothing.claims import Cascade, Routed
+
+    kind, needed = options["rule"], NEEDED[options["rule"]]
+    for name in {name for names in NEEDED.values() for name in names}:
+        if (options[name] is None) == (name in needed):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--rule {kind} needs {option}." if name in needed else f"--rule {kind} has no {option}.")
+    if options["no_reach"] and kind != "cascade":
+        raise InputError(f"--rule {kind} has no --no-reach; dual is the rule without it.")
+    sigmas = [
+        check_plausible(sigma, options["allow_large_sigma"])
+        for sigma in numbers(options["rule_sigmas"], "--rule-sigmas")
+    ]
+    same: dict[str, Any] = {"classes": smoothed.num_classes, "norm": smoothed.certificate.norm}
+    if kind == "cascade":
+        taus = tuple(numbers(options["taus"], "--taus"))
+        return Cascade(sigmas=tuple(sigmas), taus=taus, reach=not options["no_reach"], **same)
+    gate = check_plausible(options["gate_sigma"], options["allow_large_sigma"])
+    groups = numbers(options["gate_groups"], "--gate-groups")
+    if any(group != int(group) for group in groups):
+        raise InputError(f"--gate-groups is {options['gate_groups']!r}, expected whole numbers such as 0,0,1,1.")
+    return Routed(sigmas=(*sigmas, gate), groups=tuple(map(int, groups)), branches=kind, **same)
+
+
+def fitted_note(
+    path: Path | str,
+    file: Fitted,
+    digest: str,
+    classes: int,
+    smoothed: SmoothedClassifier,
+    data: Dataset,
+    ids: list[int],
+    options: dict[str, Any],
+) -> OffsetsNote:
+    """Where what was fitted comes from; InputError as for ``with_offsets``."""
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.runs import OffsetsNote
+
     identity = model_identity(smoothed.model, options.get("model_id"))
-    file.check(identity, smoothed.certificate.norm, smoothed.num_classes, len(file.offsets))
+    file.check(identity, smoothed.certificate.norm, smoothed.num_classes, classes)
     seen = sum(file.seen(smoothed.prepare(data[ids[i : i + 64]][0]).sha256) for i in range(0, len(ids), 64))
     if seen and not options["allow_seen"]:
         raise InputError(
-            f"{options['offsets']} was fitted on {seen} of the {len(ids)} inputs of this run, which would flatter it; "
+            f"{path} was fitted on {seen} of the {len(ids)} inputs of this run, which would flatter it; "
             "fit on others, or say --allow-seen to have that marked."
         )
-    return smoothed.with_offsets(file.offsets), OffsetsNote(sha256=digest, seen=seen > 0)
+    return OffsetsNote(sha256=digest, seen=seen > 0)

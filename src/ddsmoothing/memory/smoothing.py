@@ -33,6 +33,8 @@ class SmoothedCertifier:
     def __init__(self, smoothed: SmoothedClassifier, policy: SigmaPolicy | float, sampler: Sampler, bound: str) -> None:
         self._smoothed, self._policy = smoothed, as_policy(policy)
         self._policy.check(smoothed, 1)
+        if self._policy.rule is not None:
+            raise InputError("a stateless rule needs no memory: it answers every query inside a radius alike already.")
         self._sampler, self._bound = sampler, check_bound(bound)
 
     def check(self, alpha: float) -> None:

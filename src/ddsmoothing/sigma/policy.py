@@ -1,4 +1,5 @@
-"""Where the sigma of each input of a run comes from: one for all, one for each, or a search.
+"""Where the sigma of each input of a run comes from: one for all, one for each, a search, or
+those of a stateless rule.
 
 It knows the smoothed classifier; no data sets, no files.
 """
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddsmoothing.claims import StatelessRule
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
@@ -26,7 +28,7 @@ Chosen = tuple[NDArray[np.float64], SigmaSearch | None]
 
 
 class SigmaPolicy(ABC):
-    """Where each input's sigma comes from: ``fixed``, ``given`` or ``search``."""
+    """Where each input's sigma comes from: ``fixed``, ``given``, ``search`` or ``stateless``."""
 
     kind: ClassVar[str]
     forwards: ClassVar[int] = 0  # samples an input that choosing costs
@@ -75,9 +77,23 @@ class SigmaPolicy(ABC):
             return SearchedSigma(sigma0=sigma0, sigma_grid=tuple(check_sigma(values, len(values)).tolist()))
         return SearchedSigma(sigma0=sigma0, sigma_min=sigma_min, sigma_max=sigma_max)
 
+    @staticmethod
+    def stateless(rule: StatelessRule) -> RuledSigmas:
+        """The sigmas of a stateless rule, such as a pair table, at all of which it looks: a run of level ``stateless``.
+
+        Args:
+            rule: Fixed before, on other inputs.
+        """
+        return RuledSigmas(rule=rule)
+
     @property
     def one(self) -> float | None:
         """The sigma of every input, None where they differ."""
+        return None
+
+    @property
+    def rule(self) -> StatelessRule | None:
+        """The stateless rule that looks at several sigmas of its own, None where each input has one."""
         return None
 
     @property
@@ -234,6 +250,36 @@ class SearchedSigma(SigmaPolicy):
 
     def config(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuledSigmas(SigmaPolicy):
+    """The sigmas of a stateless rule.
+
+    Attributes:
+        rule: Which looks at all of them.
+    """
+
+    kind: ClassVar = "rule"
+
+    rule: StatelessRule
+
+    @property
+    def largest(self) -> float:
+        return max(self.rule.sigmas)
+
+    def check(self, smoothed: SmoothedClassifier, size: int) -> None:
+        check_sigma(np.array(self.rule.sigmas), len(self.rule.sigmas))
+
+    def guess(self, place: int | None = None) -> float:
+        return float(np.median(self.rule.sigmas))
+
+    def choose(self, smoothed: SmoothedClassifier, x: torch.Tensor, places: Sequence[int], **asked: Any) -> Chosen:
+        """Nothing is chosen: the first sigma stands for all."""
+        return check_sigma(self.rule.sigmas[0], len(x)), None
+
+    def config(self) -> dict[str, Any]:
+        return {"sigma_grid": tuple(sorted(self.rule.sigmas))}
 
 
 def as_policy(given: object) -> SigmaPolicy:
