@@ -116,15 +116,14 @@ def by_table(table: PairTable, counts: np.ndarray, budget: int) -> tuple[np.ndar
     found = []
     for image in counts:
         pilots = [pilot_of(table.parts[k], image[k, 0], k) for k in range(len(SIGMAS))]
-        top = table.choose(pilots)
-        slots = table.slots_of(top)
-        share = table.allocated(pilots, top, budget * PART, ALPHA)
+        top, slots, _ = table.commit(pilots)
+        share = table.allocated(pilots, budget * PART, ALPHA)
         parts = dict.fromkeys(slots, 1)
         for _ in range(budget - len(slots)):
             behind = max(slots, key=lambda k: (share[k] - parts[k] * PART, -k))
             parts[behind] += 1
         fresh = [fresh_of(image[k], k, top, slice(0, min(PARTS, m))) for k, m in parts.items()]
-        found.append(table.claim(pilots, table.looked(fresh, top, ALPHA), L2, ALPHA))
+        found.append(table.claim(pilots, table.looked(pilots, fresh, ALPHA), L2, ALPHA))
     return np.array([one.prediction for one in found]), np.array([one.radius for one in found])
 
 

@@ -19,7 +19,7 @@ from ddsmoothing.claims import ABSTAIN, Measurement, PairTable, Plurality
 from ddsmoothing.claims.reach import Cascade, Reach
 from ddsmoothing.errors import DataError, InfeasibleError, InputError
 from ddsmoothing.stateless import load_pairs
-from ddsmoothing.stateless.certify import Drawn, certify_pairs, predict_pairs, table_talk
+from ddsmoothing.stateless.certify import Drawn, certify_stateless, predict_stateless, stateless_talk
 from ddsmoothing.stateless.counts import OwnPhis
 from ddsmoothing.stateless.tables import MOST_GROUPS, confused, table_ascended
 from reference import is_valid, violations_allowed
@@ -35,7 +35,7 @@ def phi(norm: str, sigma: float, level: float) -> float:
 
 def drive(table: PairTable, draws: list[Logits], n0: int = 30, n: int = 400) -> Drawn:
     """One conversation, answered with fresh logits of each sigma's own base classifier."""
-    talk = table_talk(table, n0, n, ALPHA, None)
+    talk = stateless_talk(table, n0, n, ALPHA, None)
     wishes = next(talk)
     while True:
         answers = []
@@ -104,7 +104,7 @@ def test_the_test_has_teeth_where_one_pair_binds() -> None:
     for _ in range(R):
         pilots, fresh = drive(table, draws)
         false.append(table.claim(pilots, fresh, L2, ALPHA).radius > 0.0)
-        top = table.choose(pilots)
+        top = table.commit(pilots).top
         claims = [table.parts[one.slot].claim_of(top, one, L2, ALPHA) for one in fresh]
         widest.append(max(claim.radius for claim in claims) > 0.0)
     assert is_valid(np.array(false), ALPHA)
@@ -115,7 +115,7 @@ def test_with_one_sigma_a_table_is_a_pairwise_vote_with_offsets(smoothed: dds.Sm
     x = dds.load_data("fashion-mnist-sample")[[0, 3, 9]][0]
     offsets = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
     table = PairTable(sigmas=(0.6,), slots=((0,) * 10,) * 10, groups=tuple(range(10)), offsets=offsets)
-    found = certify_pairs(smoothed, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    found = certify_stateless(smoothed, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
     plain = smoothed.with_offsets(offsets).certify(x, 0.6, n0=50, n=400, seed=4, ids=[0, 1, 2])
     assert found.claims == plain.claims
     assert found.samples.tolist() == [450] * 3
@@ -127,14 +127,14 @@ def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) 
     slots = np.add.outer(np.arange(10), np.arange(10)) % 2
     table = PairTable(sigmas=(0.4, 0.9), slots=tuple(map(tuple, slots.tolist())), groups=tuple(range(10)))
     small = smoothed.with_block_size(64)
-    together = certify_pairs(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
-    answers = predict_pairs(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    together = certify_stateless(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
+    answers = predict_stateless(small, x, table, n0=50, n=400, seed=4, ids=[0, 1, 2])
     assert together.level == "stateless"
     for i in (2, 0, 1):
         other = small.with_block_size(50)
-        alone = certify_pairs(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])
+        alone = certify_stateless(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])
         assert alone.claims[0] == together.claims[i]
-        assert predict_pairs(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])[0] == answers[i]
+        assert predict_stateless(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])[0] == answers[i]
         evidence = json.loads(together.evidence(i))
         rule = evidence["rule"]
         rule = PairTable(
@@ -149,9 +149,9 @@ def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) 
         ]
         parts = [Measurement(**{**one, "looks": ()}) for one in tupled]
         pilots = [one for one in parts if one.role == "pilot"]
-        fresh = rule.looked([one for one in parts if one.role == "certify"], rule.choose(pilots), evidence["alpha"])
+        fresh = rule.looked(pilots, [one for one in parts if one.role == "certify"], evidence["alpha"])
         assert rule.claim(pilots, fresh, L2, evidence["alpha"]) == together.claims[i]
-        assert {one.slot for one in fresh} == set(rule.slots_of(rule.choose(pilots)))
+        assert {one.slot for one in fresh} == set(rule.slots_of(rule.commit(pilots).top))
 
 
 def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
@@ -166,7 +166,7 @@ def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
     with pytest.raises(InputError, match="groups"):
         PairTable(**good | {"groups": (0, 5)})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="classes"):
-        certify_pairs(smoothed, torch.zeros(1, 1, 28, 28), PairTable(**good))  # type: ignore[arg-type]
+        certify_stateless(smoothed, torch.zeros(1, 1, 28, 28), PairTable(**good))  # type: ignore[arg-type]
     half = PairTable(sigmas=(0.4, 0.9), slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2))
     with pytest.raises(InfeasibleError, match="n >= 20"):
         half.check(19, 0.001)
@@ -182,15 +182,15 @@ def test_groups_of_classes_share_a_sigma() -> None:
     pilots = [
         Measurement(role="pilot", slot=k, sigma=s, n=100, votes=tuple(votes.tolist())) for k, s in enumerate((0.5, 1.0))
     ]
-    assert table.choose(pilots) == 0
-    assert sum(table.allocated(pilots, 0, 5000, 0.001).values()) == 5000
+    assert table.commit(pilots).top == 0
+    assert sum(table.allocated(pilots, 5000, 0.001).values()) == 5000
 
 
 def test_the_sigma_that_binds_gets_most() -> None:
     table = PairTable(sigmas=(0.5, 1.0), slots=((0, 0, 1), (0, 0, 1), (1, 1, 1)), groups=(0, 1, 2))
     draws = [gaussian([0.5, 0.0, -9.0], seed=3), gaussian([2.0, -9.0, 0.0], seed=4)]
     pilots, fresh = drive(table, draws, n0=200, n=5000)
-    assert table.choose(pilots) == 0
+    assert table.commit(pilots).top == 0
     sizes = {one.slot: one.n for one in fresh}
     assert sizes[0] > 2 * sizes[1]
 

@@ -7,6 +7,7 @@ from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
 from ddsmoothing.claims.pair_table import PairTable
 from ddsmoothing.claims.results import Certification, Evidence, Outcome, Prediction, total_variation
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise, Plurality, Rule
+from ddsmoothing.claims.several import StatelessRule
 
 __all__ = [
     "ABSTAIN",
@@ -28,6 +29,7 @@ __all__ = [
     "Plurality",
     "Prediction",
     "Rule",
+    "StatelessRule",
     "Tally",
     "check_offsets",
     "level_named",

@@ -43,12 +43,14 @@ class Claim:
         radius: within which the smoothed class cannot change, 0 where abstained; errs low.
         p_lower: lower bound on the least likely of the events that the answer rests on; errs low.
         p_upper: upper bound on what it is held against: every other class's probability, or that of losing; errs high.
+        slot: which of several noise scales binds; 0 where there is one.
     """
 
     prediction: int
     radius: float
     p_lower: float
     p_upper: float
+    slot: int = 0
 
 
 class Rule(ABC):

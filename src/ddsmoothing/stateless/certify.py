@@ -1,11 +1,13 @@
-"""Certificates and answers of a pair table: level ``stateless``. It knows no files."""
+"""Certificates and answers of a stateless rule: level ``stateless``. It knows no files."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,47 +15,89 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import STATELESS, Claim, Measurement, PairTable
+from ddsmoothing.claims import ABSTAIN, STATELESS, Claim, Measurement, StatelessRule
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
 from ddsmoothing.labels import checked_labels
-from ddsmoothing.plan import DrawAt
+from ddsmoothing.plan import N0, DrawAt, Exact
 from ddsmoothing.streams import Stream, checked_seed
 
-PILOT = 100  # samples at each sigma that choose the class
+PILOT: Final = N0  # samples at each sigma that choose the class
 Drawn = tuple[tuple[Measurement, ...], tuple[Measurement, ...]]
 Talk = Generator[tuple[DrawAt, ...], list[Measurement], Drawn]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TableCertification:
-    """Certificates of B inputs by a pair table, level ``stateless``.
+@dataclass(frozen=True, kw_only=True)
+class Divided(Exact):
+    """n0 samples at each of several scales choose the class; n fresh ones in all, divided between scales, bound it.
+
+    Guarantee: class and division depend on the pilots only, so each bound fails with probability at most alpha. With
+    one scale it is ``exact``.
 
     Attributes:
-        ids: noise keys.   input_sha256: of each input's bytes.   table: the rule.
-        pilots: of each input one measurement at every sigma of the table; they chose the class.
-        fresh: of each input those that bound it, at the sigmas of its class; none where sampling stopped.
-        alpha: failure probability of each certificate.   moved: ``(B,)`` how far inputs were moved to the grid.
+        scales: of the rule.
+    """
+
+    name = "divided"
+    scales: int = 1
+
+    def check(self, alpha: float, bound: str) -> None:
+        check_count(self.n0, "n0")
+        check_count(self.n, "n")
+
+    def largest(self) -> int:
+        return self.n0 * self.scales + self.n
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StatelessCertification:
+    """Certificates of B inputs by a stateless rule, level ``stateless``.
+
+    Attributes:
+        ids: noise keys.
+        input_sha256: of each input's bytes.
+        rule: how answers at several scales become one.
+        pilots: of each input one measurement at every scale of the rule; they chose the class.
+        fresh: of each input those that bound it; none where sampling stopped.
+        alpha: failure probability of each certificate.
+        moved: ``(B,)`` how far inputs were moved to the grid.
+        noise: ``grid`` or ``float`` for each input.
         seed: of the noise.
+        seconds: wall time of the whole batch.
     """
 
     ids: tuple[int, ...]
     input_sha256: tuple[str, ...]
-    table: PairTable
+    rule: StatelessRule
     pilots: tuple[tuple[Measurement, ...], ...]
     fresh: tuple[tuple[Measurement, ...], ...]
     alpha: float
     moved: NDArray[np.float64]
+    noise: tuple[str, ...]
     seed: int
+    seconds: float
     level: str = STATELESS.name
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def norm(self) -> str:
+        """``l2`` or ``l1``."""
+        return self.rule.norm
+
+    @property
+    def measurements(self) -> tuple[tuple[Measurement, ...], ...]:
+        """Of each input all that was drawn, pilots first."""
+        return tuple((*pilots, *fresh) for pilots, fresh in zip(self.pilots, self.fresh, strict=True))
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
         """What follows for each input."""
-        certificate = certificate_for(self.table.norm)
+        certificate = certificate_for(self.norm)
         return tuple(
-            self.table.claim(pilots, fresh, certificate, self.alpha, float(moved))
+            self.rule.claim(pilots, fresh, certificate, self.alpha, float(moved))
             for pilots, fresh, moved in zip(self.pilots, self.fresh, self.moved, strict=True)
         )
 
@@ -68,21 +112,52 @@ class TableCertification:
         return np.array([claim.radius for claim in self.claims])
 
     @cached_property
+    def p_lower(self) -> NDArray[np.float64]:
+        """``(B,)`` lower bound on the probability of the event that binds; errs low."""
+        return np.array([claim.p_lower for claim in self.claims])
+
+    @cached_property
+    def p_upper(self) -> NDArray[np.float64]:
+        """``(B,)`` upper bound on what it is held against; errs high."""
+        return np.array([claim.p_upper for claim in self.claims])
+
+    @cached_property
+    def sigma(self) -> NDArray[np.float64]:
+        """``(B,)`` the scale that binds; the first one where nothing bounds the class."""
+        return np.array([self.rule.sigmas[claim.slot] for claim in self.claims])
+
+    @cached_property
+    def scale(self) -> NDArray[np.float64]:
+        """``(B,)`` its noise's own parameter: sigma for L2, lambda for L1."""
+        noise = certificate_for(self.norm).noise
+        return np.array([noise.scale(float(s)) for s in self.sigma])
+
+    @property
+    def reason(self) -> tuple[str, ...]:
+        """``certified``, ``abstained``, or ``wrong`` where the label stopped sampling."""
+        pairs = zip(self.prediction.tolist(), self.fresh, strict=True)
+        return tuple("wrong" if not fresh else "abstained" if c == ABSTAIN else "certified" for c, fresh in pairs)
+
+    @cached_property
     def samples(self) -> NDArray[np.int64]:
         """``(B,)`` noisy copies drawn for each input, pilots included."""
-        return np.array([sum(one.n for one in (*p, *f)) for p, f in zip(self.pilots, self.fresh, strict=True)])
+        return np.array([sum(one.n for one in drawn) for drawn in self.measurements])
 
     def evidence(self, i: int) -> str:
         """JSON of all that the claim of one input follows from."""
-        drawn = [one.compact() for one in (*self.pilots[i], *self.fresh[i])]
-        found = {"rule": self.table.config(), "alpha": self.alpha, "moved": float(self.moved[i]), "measurements": drawn}
+        found: dict[str, Any] = {
+            "rule": self.rule.config() | {"offsets": self.rule.given_offsets, "norm": self.norm},
+            "alpha": self.alpha,
+            "moved": float(self.moved[i]),
+            "measurements": [one.compact() for one in self.measurements[i]],
+        }
         return json.dumps(found, separators=(",", ":"))
 
 
-def certify_pairs(
+def certify_stateless(
     smoothed: SmoothedClassifier,
     x: torch.Tensor,
-    table: PairTable,
+    rule: StatelessRule,
     *,
     n0: int = PILOT,
     n: int = 10_000,
@@ -91,15 +166,15 @@ def certify_pairs(
     seed: int | None = None,
     ids: Sequence[int] | None = None,
     progress: Progress | None = None,
-) -> TableCertification:
-    """Certify every input by a pair table.
+) -> StatelessCertification:
+    """Certify every input by a stateless rule.
 
     Args:
         smoothed: the base classifier with its norm and engine; its own vote and offsets have no say here.
         x: ``(B, ...)`` as for ``certify``.
-        table: the rule, fixed before on other inputs.
-        n0: samples at each sigma of the table that choose the class.
-        n: fresh samples in all, divided between the sigmas of the class by what the pilot shows.
+        rule: fixed before, on other inputs.
+        n0: samples at each scale of the rule that choose the class.
+        n: fresh samples in all, divided between the scales that the pilot asks for.
         alpha: failure probability of each certificate.
         labels: ``(B,)``: stop an input whose pilot class is another.
         seed: of the noise; None takes one from the operating system.
@@ -107,28 +182,32 @@ def certify_pairs(
         progress: called with samples done.
     Raises: ShapeError, InputError, InfeasibleError, ModelError.
     """
-    _check(smoothed, table, n0, n, alpha)
+    start = time.perf_counter()
+    check_rule(smoothed, rule, n0, n, alpha)
     batch = smoothed.prepare(x, ids)
-    truth = [None] * len(batch) if labels is None else checked_labels(labels, len(batch), table.num_classes).tolist()
+    smoothed.check_function(batch, float(np.median(rule.sigmas)))
+    truth = [None] * len(batch) if labels is None else checked_labels(labels, len(batch), rule.num_classes).tolist()
     seed = checked_seed(seed)
-    talks = [table_talk(table, n0, n, alpha, label) for label in truth]
-    found = smoothed.converse(batch, np.full(len(batch), table.sigmas[0]), talks, seed, progress)
-    return TableCertification(
+    talks = [stateless_talk(rule, n0, n, alpha, label) for label in truth]
+    found = smoothed.converse(batch, np.full(len(batch), rule.sigmas[0]), talks, seed, progress)
+    return StatelessCertification(
         ids=batch.ids,
         input_sha256=batch.sha256,
-        table=table,
+        rule=rule,
         pilots=tuple(pilots for pilots, _ in found),
         fresh=tuple(fresh for _, fresh in found),
         alpha=alpha,
         moved=batch.moved,
+        noise=tuple("grid" if on else "float" for on in batch.on_grid),
         seed=seed,
+        seconds=time.perf_counter() - start,
     )
 
 
-def predict_pairs(
+def predict_stateless(
     smoothed: SmoothedClassifier,
     x: torch.Tensor,
-    table: PairTable,
+    rule: StatelessRule,
     *,
     n0: int = PILOT,
     n: int = 2_000,
@@ -137,41 +216,46 @@ def predict_pairs(
     ids: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """The answers ``(B,)`` of a pair table, or ABSTAIN; each another than its true answer w.p. at most alpha.
+    """The answers ``(B,)`` of a stateless rule, or ABSTAIN; each another than its true answer w.p. at most alpha.
 
-    Arguments as for ``certify_pairs``. For noise on the grid n times its total-variation bound comes on top of alpha.
+    Arguments as for ``certify_stateless``. For noise on the grid n times its total-variation bound comes on top.
     """
-    _check(smoothed, table, n0, n, alpha)
+    check_rule(smoothed, rule, n0, n, alpha)
     batch = smoothed.prepare(x, ids)
-    talks = [table_talk(table, n0, n, alpha, None, Stream.PREDICT) for _ in range(len(batch))]
-    sigma = np.full(len(batch), table.sigmas[0])
+    talks = [stateless_talk(rule, n0, n, alpha, None, Stream.PREDICT) for _ in range(len(batch))]
+    sigma = np.full(len(batch), rule.sigmas[0])
     found = smoothed.converse(batch, sigma, talks, checked_seed(seed), progress)
-    return np.array([table.answer(pilots, fresh, alpha) for pilots, fresh in found], dtype=np.int64)
+    return np.array([rule.answer(pilots, fresh, alpha) for pilots, fresh in found], dtype=np.int64)
 
 
-def _check(smoothed: SmoothedClassifier, table: PairTable, n0: int, n: int, alpha: float) -> None:
+def check_rule(smoothed: SmoothedClassifier, rule: StatelessRule, n0: int, n: int, alpha: float) -> None:
+    """Raise InputError where a rule is not for this classifier, InfeasibleError where n samples are too few for it."""
     check_count(n0, "n0")
     check_count(n, "n")
     check_alpha(alpha)
     made = (smoothed.certificate.norm, smoothed.num_classes)
-    if made != (table.norm, table.num_classes):
-        raise InputError(f"the table is of {table.norm} and {table.num_classes} classes, the model of {made}.")
-    table.check(n, alpha)
+    if made != (rule.norm, rule.num_classes):
+        raise InputError(
+            f"the rule is of {rule.norm} and {rule.num_classes} classes, the model of {made[0]} and {made[1]} classes."
+        )
+    rule.check(n, alpha)
 
 
-def table_talk(table: PairTable, n0: int, n: int, alpha: float, label: int | None, role: Stream | None = None) -> Talk:
-    """Ask for a pilot at every sigma, then for the samples of the class it chose.
+def stateless_talk(
+    rule: StatelessRule, n0: int, n: int, alpha: float, label: int | None, role: Stream | None = None
+) -> Talk:
+    """Ask for a pilot at every scale, then for the samples of the class it chose.
 
     Args:
         role: one stream for both parts, one after the other; None for those of certificates.
     """
     first, second = (Stream.PILOT, Stream.CERTIFY) if role is None else (role, role)
     pilots = yield tuple(
-        DrawAt(first, n0, table.pilot_tally(slot), sigma, slot) for slot, sigma in enumerate(table.sigmas)
+        DrawAt(first, n0, rule.pilot_tally(slot), sigma, slot) for slot, sigma in enumerate(rule.sigmas)
     )
-    top = table.choose(pilots)
+    top = rule.commit(pilots).top
     if label not in (None, top):
         return tuple(pilots), ()
-    shares = table.allocated(pilots, top, n, alpha)
-    fresh = yield tuple(DrawAt(second, m, table.tally(top), table.sigmas[k], k) for k, m in shares.items())
-    return tuple(pilots), table.looked(fresh, top, alpha)
+    shares = rule.allocated(pilots, n, alpha)
+    fresh = yield tuple(DrawAt(second, m, rule.tally(top), rule.sigmas[k], k) for k, m in shares.items())
+    return tuple(pilots), rule.looked(pilots, fresh, alpha)

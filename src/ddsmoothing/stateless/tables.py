@@ -16,7 +16,7 @@ from ddsmoothing.claims import PairTable
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
-from ddsmoothing.stateless.certify import PILOT, certify_pairs
+from ddsmoothing.stateless.certify import PILOT, certify_stateless
 from ddsmoothing.stateless.counts import OwnPhis, Split, split_for
 from ddsmoothing.stateless.figures import figures
 from ddsmoothing.stateless.files import DIGITS, Figures, Fixed, PairsFile
@@ -133,7 +133,7 @@ def _held_out(
 ) -> Figures:
     n = samples - n0 * len(table.sigmas)
     ids = split.ids[split.held].tolist()
-    result = certify_pairs(smoothed, x[split.out], table, n0=n0, n=n, alpha=alpha, seed=split.seed, ids=ids)
+    result = certify_stateless(smoothed, x[split.out], table, n0=n0, n=n, alpha=alpha, seed=split.seed, ids=ids)
     return figures(split.y[split.held], result, cap=cap, unit=unit, num_classes=smoothed.num_classes)
 
 
