@@ -301,7 +301,7 @@ def test_what_cannot_be_attacked(
 ) -> None:
     with pytest.raises(InputError, match="one fixed sigma is stateless already"):
         attack_run(run_l2, smoothed, data, level="stateless")
-    with pytest.raises(InputError, match="expected pointwise, stateless or memory"):
+    with pytest.raises(InputError, match="unknown level"):
         attack_run(run_l2, smoothed, data, level="certain")
     with pytest.raises(InputError, match="only a memory's own run"):
         attack_run(run_l2, smoothed, data, level="memory")

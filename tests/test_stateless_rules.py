@@ -136,10 +136,11 @@ def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) 
         assert predict_stateless(other, x[i : i + 1], table, n0=50, n=400, seed=4, ids=[i])[0] == answers[i]
         evidence = json.loads(together.evidence(i))
         rule = evidence["rule"]
+        assert rule["vote"] == "pairwise"
         rule = PairTable(
-            sigmas=tuple(rule["sigmas"]),
-            slots=tuple(map(tuple, rule["slots"])),
-            groups=tuple(rule["groups"]),
+            sigmas=tuple(rule["stateless"]["sigmas"]),
+            slots=tuple(map(tuple, rule["stateless"]["slots"])),
+            groups=tuple(rule["stateless"]["groups"]),
             norm=rule["norm"],
         )
         tupled = [

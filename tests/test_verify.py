@@ -345,7 +345,7 @@ def test_a_tampered_row_is_named(
         (put(schema_version=3), "schema_version"),
         (put(norm="linf"), "norm is 'linf'"),
         (put(level="certain"), "level is 'certain'"),
-        (put(level="stateless"), "not recomputed"),
+        (put(level="stateless"), "belongs to a rule over several sigmas"),
         (put(level="memory"), "not usable"),
         (lambda h: h["rule"].update(vote="plurality"), "does not count what a plurality vote asks for"),
         (lambda h: h["rule"].update(bound="two-class"), "a vote and a bound that go together"),

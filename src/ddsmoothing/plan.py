@@ -35,31 +35,17 @@ GIVE_UP: Final = 1e-3
 
 
 class Draw(NamedTuple):
-    """A wish for n samples of a stream, none of which was drawn before, and what is to be counted on them."""
+    """A wish for n samples of a stream, none of which was drawn before, and what is to be counted on them.
+
+    Attributes:
+        sigma: None for the input's own.   slot: which of several scales of the stream; 0 for the input's own.
+    """
 
     stream: Stream
     n: int
     tally: Tally
-
-    @property
-    def sigma(self) -> float | None:
-        """The input's own."""
-        return None
-
-    @property
-    def slot(self) -> int:
-        """That of the input's own sigma."""
-        return 0
-
-
-class DrawAt(NamedTuple):
-    """The same at a sigma that is not the input's own, and has a slot of its own."""
-
-    stream: Stream
-    n: int
-    tally: Tally
-    sigma: float
-    slot: int
+    sigma: float | None = None
+    slot: int = 0
 
 
 class Question(NamedTuple):
@@ -100,8 +86,7 @@ class Found:
 
 
 Result = TypeVar("Result")
-Wishes = tuple[Draw, ...] | tuple[DrawAt, ...]
-Talk = Generator[Wishes, list[Measurement], Result]  # asks for samples, and ends with what it found
+Talk = Generator[tuple[Draw, ...], list[Measurement], Result]  # asks for samples, and ends with what it found
 Conversation = Talk[Found]
 
 
@@ -156,6 +141,21 @@ class Exact(Sampler):
                 return Found(pilot=pilot, stopped="wrong")
             (fresh,) = yield (Draw(Stream.CERTIFY, self.n, rule.tally(top)),)
         return Found(pilot=pilot, fresh=_seen(fresh, rule.look(fresh, top, rule.share(ask.alpha))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divided(Exact):
+    """n0 samples at each scale of a stateless rule choose the class; n fresh ones in all, divided by what they show.
+
+    Guarantee: class and division depend on the pilots only, so each bound fails with probability at most alpha. The
+    rule says how few are too few. With one scale it is ``exact``.
+    """
+
+    name = "divided"
+    scales: int = 1
+
+    def largest(self) -> int:
+        return self.n0 * self.scales + self.n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +325,7 @@ def sampler_for(
     return Exact(n0=N0 if n0 is None else n0, n=N if n is None else n)
 
 
-SAMPLERS: Final[dict[str, type[Sampler]]] = {sampler.name: sampler for sampler in (Exact, Plan, Target)}
+SAMPLERS: Final[dict[str, type[Sampler]]] = {sampler.name: sampler for sampler in (Exact, Divided, Plan, Target)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from ddsmoothing.attacks import Attack, eot_pgd, first_rounded
 from ddsmoothing.campaigns.resample import check_same, search_again
-from ddsmoothing.claims import ABSTAIN
+from ddsmoothing.claims import ABSTAIN, level_named
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.data import Dataset
@@ -25,6 +25,7 @@ from ddsmoothing.devices import device_of
 from ddsmoothing.errors import InputError, RunError
 from ddsmoothing.runs.schema import ResultRow
 from ddsmoothing.runs.store import Run
+from ddsmoothing.stateless import predict_stateless
 from ddsmoothing.streams import checked_seed
 
 FACTORS: Final = (0.5, 0.9, 0.999, 1.5, 2.0)
@@ -56,13 +57,15 @@ class AttackReport:
     """What an attack on a run found.
 
     Attributes:
-        level: what was attacked: ``pointwise``, ``stateless`` or ``memory``.   inputs: certified inputs attacked.
+        level: what was attacked: ``pointwise``, ``stateless`` or ``memory``.
+        covered: the run's certificates are of that level.   inputs: certified inputs attacked.
         abstained: answers by factor that were an abstention, which is no violation.
         p_value: probability of at least so many inputs with a violation inside if all certificates were as good as
             alpha says; ``allowed`` is that probability for one input.
     """
 
     level: str
+    covered: bool
     norm: str
     factors: tuple[float, ...]
     inputs: int
@@ -112,8 +115,9 @@ def attack_run(
 
     Args:
         factors: of each certified radius.   n: samples of each answer, at the run's alpha.
-        level: None for the run's own. ``pointwise`` keeps each input's sigma; ``stateless`` chooses it again at every
-            attacked point, which the certificates of a data-dependent run do NOT cover.
+        level: None for the run's own. ``pointwise`` keeps each input's sigma; ``stateless`` asks the whole classifier
+            again at every attacked point. A rule over several sigmas certifies that; certificates of a run that
+            searched each sigma do NOT cover it.
         memory: the answers ``(B,)`` of the memory to points ``(B, ...)``, for a run of level ``memory``: inside a
             radius it must give the stored class, so any other answer (an abstention too) is a violation.
         maximum: at most so many inputs.   seed: of noise and starts; None takes one from the operating system.
@@ -163,6 +167,7 @@ def attack_run(
     broken = len({v.id for v in violations if v.distance < v.radius})
     return AttackReport(
         level=level,
+        covered=level == run.level,
         norm=run.header.norm,
         factors=tuple(factors),
         inputs=len(rows),
@@ -177,18 +182,18 @@ def attack_run(
 
 
 def _check(run: Run, smoothed: SmoothedClassifier, level: str, memory: Memory | None, factors: Sequence[float]) -> None:
-    header = run.header
-    if level not in ("pointwise", "stateless", "memory"):
-        raise InputError(f"level is {level!r}, expected pointwise, stateless or memory.")
-    if (header.level == "memory") != (level == "memory") or (level == "memory") != (memory is not None):
+    header, wanted = run.header, level_named(level)
+    if wanted.from_regions != level_named(header.level).from_regions or wanted.from_regions != (memory is not None):
         raise InputError(f"the run is of level {header.level}; only a memory's own run is attacked at the memory.")
     if memory is not None and max(factors, default=0.0) >= 1.0:
         raise InputError("a memory is attacked inside its radii only: outside, a query would change it. Use --factors.")
-    if level == "stateless" and header.sigma_policy != "search":
-        why = (
-            "one fixed sigma is stateless already" if header.sigma_policy == "fixed" else "a file of sigmas is no rule"
-        )
-        raise InputError(f"only a run with the sigma policy search chooses sigma anew at another point; {why}.")
+    if wanted.asks_anew != (header.stateless is not None) and header.sigma_policy != "search":
+        why = {
+            "fixed": "one fixed sigma is stateless already",
+            "file": "a file of sigmas is no rule",
+            "rule": "a rule over several sigmas has no sigma to keep",
+        }[header.sigma_policy]
+        raise InputError(f"only a run with the sigma policy search is attacked at both levels; {why}.")
     if smoothed.precision != "fp32" or header.precision != "fp32":
         raise InputError(f"attacks need precision fp32, the run has {header.precision}.")
     if not factors or any(not 0.0 < factor <= 100.0 for factor in factors):
@@ -237,9 +242,13 @@ def _answers(
     sigma, answers = np.array([row.sigma for row in group]), np.empty(len(group), dtype=np.int64)
     for kind in sorted({row.noise for row in group}):
         where = [i for i, row in enumerate(group) if row.noise == kind]
-        smoothed = asked[kind]
+        smoothed, rule = asked[kind], run.header.stateless
         ids = [group[i].id for i in where]
-        if level == "stateless":
+        if rule is not None:
+            more: dict[str, Any] = {"n0": run.header.sampler_options["n0"], "seed": seed, "ids": ids}
+            answers[where] = predict_stateless(smoothed, points[where], rule, n=n, alpha=run.header.alpha, **more)
+            continue
+        if level_named(level).asks_anew:
             found = search_again(run, smoothed, points[where], seed, ids)
             sigma[where] = found.sigma
         result = smoothed.predict(points[where], sigma[where], n=n, alpha=run.header.alpha, seed=seed, ids=ids)

@@ -23,11 +23,11 @@ from ddsmoothing.bounds import check_alpha
 from ddsmoothing.campaigns.listening import Tell, heard
 from ddsmoothing.campaigns.policy import SigmaPolicy, check_labels, checked_policy, subset_ids
 from ddsmoothing.campaigns.rows import class_names, rows_of
-from ddsmoothing.claims import POINTWISE
+from ddsmoothing.claims import POINTWISE, STATELESS
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.counting.fingerprint import INPUTS as BEHAVIOUR_INPUTS
-from ddsmoothing.counting.fingerprint import behaviour, check_behaviour
+from ddsmoothing.counting.fingerprint import behaviour
 from ddsmoothing.counting.here import numerics_on
 from ddsmoothing.counting.kept import KeptCounts, Paced
 from ddsmoothing.data import Dataset, as_dataset
@@ -38,9 +38,9 @@ from ddsmoothing.models import model_hash
 from ddsmoothing.noise import check_steps
 from ddsmoothing.plan import Sampler, sampler_for
 from ddsmoothing.progress import Told, telling
+from ddsmoothing.runs.agreement import continued
 from ddsmoothing.runs.events import EventLog, Listener
 from ddsmoothing.runs.schema import (
-    NOT_COMPARED,
     DataIdentity,
     Header,
     ModelIdentity,
@@ -52,6 +52,8 @@ from ddsmoothing.runs.schema import (
 )
 from ddsmoothing.runs.store import HEADER, Run, RunWriter, load_header, load_run
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
+from ddsmoothing.stateless import certify_stateless
+from ddsmoothing.stateless.certify import check_stateless, divided
 from ddsmoothing.streams import checked_seed
 
 PIXELS, UNITS = "pixels in [0, 1]", "those of the input"
@@ -95,17 +97,18 @@ def certify_run(
     listeners: Collection[Listener] = (),
     progress: Told = None,
 ) -> Run:
-    """Certify inputs of a data set into a run folder, level ``pointwise``; continue the run if it is there already.
+    """Certify inputs of a data set into a run folder; continue the run if it is there already.
 
     Args:
         smoothed: The classifier to certify.
         data: A Dataset, or ``(x, y)`` of arrays or tensors.
-        policy: Where each input's sigma comes from; search noise and certification noise are never shared.
+        policy: Where each input's sigma comes from (level ``pointwise``), or a stateless rule (level ``stateless``).
         out: A new or empty folder, or that of the same run, interrupted.
         model_name: How the model was loaded.
         model_id: Names a model that has no hash.
         n0: Samples that choose the class (100).
-        n: Samples that bound its probability (100,000); giving it or n0 selects the sampler ``exact``.
+        n: Samples that bound its probability (100,000), for a stateless rule at all its sigmas together; giving it or
+            n0 selects the sampler ``exact``.
         n_max: Giving neither selects ``plan``, which takes at most so many (100,000).
         radii: Select ``target``: only whether these are certified.
         alpha: Failure probability of each certificate.
@@ -119,7 +122,7 @@ def certify_run(
         budget: Stop in order after so many seconds; the run is then partial and can be continued.
         units: Of sigma and radii, as results say them, such as ``standard deviations``; None says pixels in [0, 1] for
             images of integers, else that they are those of the input.
-        offsets: Where the classifier's class offsets come from.
+        offsets: Where the classifier's class offsets, or a stateless rule, come from.
         command: Options to keep in the header, for a command line's use.
         listeners: Told what happens, as ``events.jsonl`` is.
         progress: As for ``SmoothedClassifier.certify``.
@@ -128,7 +131,7 @@ def certify_run(
     """
     start, out = time.monotonic(), Path(out)
     data, policy = as_dataset(data), checked_policy(policy)
-    sampler = sampler_for(n0, n, n_max, radii)
+    sampler = divided(policy.rule, n0, n, n_max, radii) if policy.rule else sampler_for(n0, n, n_max, radii)
     rule = smoothed.rule(bound)
     sampler.check(check_alpha(alpha), rule.bound)
     ids = subset_ids(data, skip, maximum, shard)
@@ -136,6 +139,8 @@ def certify_run(
     check_labels(data, ids, smoothed.num_classes)
     policy = policy.settled(smoothed)
     policy.check(smoothed, len(ids))
+    if policy.rule is not None:
+        check_stateless(smoothed, policy.rule, sampler, alpha, bound, randomized)
     if policy.kind == "fixed":
         rule.check(policy.largest, sampler.largest(), alpha)
     if label_aware and data.y is None:
@@ -156,12 +161,12 @@ def certify_run(
         subset=Subset(skip=skip, max=maximum, size=len(ids), shard=shard),
         num_classes=smoothed.num_classes,
         norm=smoothed.certificate.norm,
-        level=POINTWISE.name,
+        level=POINTWISE.name if policy.rule is None else STATELESS.name,
         sigma_policy=policy.kind,
         sigma=float(policy.sigma) if isinstance(policy.sigma, (int, float)) else None,
         sampler=sampler.name,
         sampler_options=dataclasses.asdict(sampler),
-        rule=RuleSpec.model_validate(rule.config()),
+        rule=RuleSpec.model_validate(rule.config() if policy.rule is None else policy.rule.described()),
         offsets=offsets,
         units=file_name(units) if units else PIXELS if data.transform.endswith(("x/255", "x/65535")) else UNITS,
         randomized=randomized,
@@ -184,7 +189,7 @@ def certify_run(
         config=file_names(command or {}) | class_names(smoothed, data),
     )
     if before is not None:
-        header = _continued(before, header, out)
+        header = continued(before, header, out)
     with RunWriter(out, header) as writer:
         tell = Tell((EventLog(out), *listeners))
         kept = KeptCounts(
@@ -215,20 +220,6 @@ def _block_size(smoothed: SmoothedClassifier, batch: Batch, shard: tuple[int, in
     return smoothed.probe_block_size(batch) if here else smoothed.block_rows(batch.d)
 
 
-def _continued(before: Header, now: Header, out: Path) -> Header:
-    """The header of the run in ``out``; RunError naming what was asked otherwise this time."""
-    if before.behaviour is not None and now.behaviour is not None:
-        check_behaviour(before.behaviour, now.behaviour, f"the run in {out}")
-    old, new = (header.model_dump(mode="json") for header in (before, now))
-    if now.model.sha256 is not None:
-        new["model"]["name"] = old["model"]["name"]  # the same weights may have moved
-    names = [key for key in old if key not in NOT_COMPARED and old[key] != new[key]]
-    if names:
-        details = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in names[:3])
-        raise RunError(f"{out} holds another run ({details}). Give another --out, or the same options to continue it.")
-    return before
-
-
 @dataclasses.dataclass(frozen=True)
 class _Work:
     """What is needed to certify any group of inputs; position: of each id in the run."""
@@ -247,17 +238,18 @@ class _Work:
         if self.policy.kind == "search":
             found = self._search(x, group, progress)
         labels = None if self.data.y is None else y.tolist()
+        same: dict[str, Any] = {"alpha": header.alpha, "seed": header.seed, "ids": group, "progress": progress}
+        same["labels"] = labels if header.label_aware else None
+        if self.policy.rule is not None:
+            numbers = {name: header.sampler_options[name] for name in ("n0", "n")}
+            return rows_of(certify_stateless(self.smoothed, x, self.policy.rule, **numbers, **same), labels)
         result = self.smoothed.certify(
             x,
             self._sigma(group) if found is None else found.sigma,
             sampler=self.sampler,
-            alpha=header.alpha,
             bound=header.bound,
             randomized=header.randomized,
-            labels=labels if header.label_aware else None,
-            seed=header.seed,
-            ids=group,
-            progress=progress,
+            **same,
         )
         return rows_of(result, labels, found)
 

@@ -117,6 +117,8 @@ class _Asked:
     def sigma(self, i: int, *, search: bool) -> float:
         """That of one input; sigma0 in place of one that is not searched."""
         policy, x = self.policy, self.data[[i]][0]
+        if policy.rule is not None:
+            return policy.usual
         if policy.kind != "search":
             assert policy.sigma is not None
             return float(check_sigma(policy.sigma, len(self.ids))[self.ids.index(i)])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsmoothing.claims import StatelessRule
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.data import Dataset
 from ddsmoothing.errors import InputError
@@ -24,22 +25,30 @@ class SigmaPolicy:
     """Where each input's sigma comes from.
 
     Attributes:
-        kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order) or ``search``.
+        kind: ``fixed`` (one sigma), ``file`` (one for each input of the run, in order), ``search``, or ``rule`` where a
+            stateless rule looks at sigmas of its own.
         sigma: the sigma or sigmas of the first two.
         sigma0: where a search starts.
         sigma_min: least sigma of a search.
         sigma_max: largest sigma of a search.
         sigma_grid: the finite set of a search.
         sha256: of the sigmas' file, or of their little-endian float64 numbers.
+        rule: the stateless rule.
     """
 
-    kind: Literal["fixed", "search", "file"]
+    kind: Literal["fixed", "search", "file", "rule"]
     sigma: float | NDArray[np.float64] | None = None
     sigma0: float | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
     sigma_grid: tuple[float, ...] | None = None
     sha256: str | None = None
+    rule: StatelessRule | None = None
+
+    @classmethod
+    def stateless(cls, rule: StatelessRule) -> SigmaPolicy:
+        """A rule over several sigmas, such as a pair table: a run of level ``stateless``."""
+        return cls(kind="rule", rule=rule, sigma_grid=tuple(sorted(rule.sigmas)))
 
     @classmethod
     def fixed(cls, sigma: float) -> SigmaPolicy:
@@ -90,7 +99,9 @@ class SigmaPolicy:
 
     def check(self, smoothed: SmoothedClassifier, size: int) -> None:
         """Raise SigmaError or its kin if it could not serve ``size`` inputs."""
-        if self.kind != "search":
+        if self.rule is not None:
+            check_sigma(np.array(self.rule.sigmas), len(self.rule.sigmas))
+        elif self.kind != "search":
             check_sigma(self.sigma, size)  # type: ignore[arg-type]
         elif self.sigma0 is not None:
             search_grid(smoothed, self.sigma0, self.sigma_min, self.sigma_max, self.sigma_grid, 2)
@@ -98,9 +109,16 @@ class SigmaPolicy:
     @property
     def largest(self) -> float:
         """The largest sigma that an input may get."""
-        if self.kind == "search":
+        if self.kind in ("search", "rule"):
             return self.sigma_grid[-1] if self.sigma_grid else float(self.sigma_max or 0.0)
         return float(np.max(self.sigma))  # type: ignore[arg-type]
+
+    @property
+    def usual(self) -> float:
+        """A sigma such as inputs get, to look at a model with."""
+        if self.rule is not None:
+            return float(np.median(self.rule.sigmas))
+        return float(np.median(np.asarray(self.sigma0 if self.kind == "search" else self.sigma, dtype=float)))
 
     def config(self) -> dict[str, Any]:
         """The policy as a header shows it; that of a search is what ``search_sigma`` takes."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ddsmoothing.campaigns.rows import choice_of
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import POINTWISE, Measurement, Rule, Tally, measured, total_variation
+from ddsmoothing.claims import POINTWISE, Measurement, Tally, measured, total_variation
 from ddsmoothing.claims.measurement import VOTES, WINS
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress, Request
@@ -26,7 +26,7 @@ from ddsmoothing.plan import SAMPLERS
 from ddsmoothing.runs.schema import Header, ResultRow
 from ddsmoothing.runs.store import Run
 from ddsmoothing.sigma.search import SigmaSearch, search_sigma
-from ddsmoothing.streams import Blocks, Stream
+from ddsmoothing.streams import Blocks, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,8 @@ def resample_run(
             said = f"its label is {label} in the data set, the run says {row.label}"
             found.append(Redrawn(id=row.id, moved=0, message=said))
             continue
-        requests = requests_of(row, batch, smoothed.num_classes, run.header.judge)
-        drawn = smoothed.count(batch, requests, run.header.seed, progress)
-        moved = _moved(row, drawn, _pilot_tally(row, smoothed.num_classes, run.header.judge))
+        drawn = smoothed.count(batch, requests_of(run.header, row, batch), run.header.seed, progress)
+        moved = _moved(run.header, row, drawn)
         text = f"{moved} of {row.samples} samples give other answers than the run says" if moved else None
         text = text or _claimed(run.header, row, batch) or _searched(run, smoothed, x, row)
         found.append(Redrawn(id=row.id, moved=moved, message=text))
@@ -102,13 +101,12 @@ def _searched(run: Run, smoothed: SmoothedClassifier, x: torch.Tensor, row: Resu
     return None
 
 
-def _moved(row: ResultRow, drawn: list[NDArray[np.int64]], tally: Tally) -> int:
+def _moved(header: Header, row: ResultRow, drawn: list[NDArray[np.int64]]) -> int:
     """Samples that give another answer now, at least: in votes half the L1 distance, in wins the largest difference."""
-    first = measured("pilot", row.sigma, tally, drawn[0])
-    moved = _differ(row.pilot, first)
-    if row.fresh is not None:
-        tally = Tally(VOTES) if row.fresh.anchor is None else Tally(WINS, row.fresh.anchor)
-        moved += _differ(row.fresh, measured("certify", row.sigma, tally, np.sum(drawn[1:], axis=0)))
+    moved, left = 0, iter(drawn)
+    for one in row.measurements:
+        counts = np.sum([next(left) for _ in _sizes(one)], axis=0)
+        moved += _differ(one, measured(one.role, one.sigma, _tally(header, one), counts, slot=one.slot))
     return moved
 
 
@@ -121,38 +119,46 @@ def _differ(told: Measurement, drawn: Measurement) -> int:
 def _claimed(header: Header, row: ResultRow, batch: Batch) -> str | None:
     """What a row says of its noise and its input that they do not bear out; a row alone cannot show these."""
     kind = "grid" if batch.on_grid[0] else "float"
-    tv = total_variation(certificate_for(header.norm), row.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
     if header.dtype != str(batch.dtype).removeprefix("torch."):
         return f"the inputs are {str(batch.dtype).removeprefix('torch.')}, the run says {header.dtype}"
     if row.noise != kind:
         return f"its noise is {kind}, the run says {row.noise}"
-    if row.tv < tv * (1.0 - 1e-6):
-        return f"tv is {tv:.6g} for {batch.d} numbers, the run says {row.tv:.6g}"
+    for one in row.measurements:
+        certificate = certificate_for(header.norm)
+        tv = total_variation(certificate, one.sigma, batch.d, batch.levels) if kind == "grid" else 0.0
+        if one.tv < tv * (1.0 - 1e-6):
+            return f"tv is {tv:.6g} for {batch.d} numbers, the run says {one.tv:.6g}"
     if row.moved < float(batch.moved[0]) * (1.0 - 1e-12):
         return f"the input was moved by {batch.moved[0]:.6g}, the run says {row.moved:.6g}"
     return None
 
 
-def requests_of(row: ResultRow, batch: Batch, num_classes: int, rule: Rule) -> list[Request]:
-    """The samples of a row: the pilot, then what each look added, every wish in noise blocks of its own."""
-    kind = _pilot_tally(row, num_classes, rule).kind
-    requests = [Request(row=0, sigma=row.sigma, stream=Stream.PILOT, n=row.pilot.n, tally=kind)]
-    blocks, before = Blocks(batch.d), 0
-    if row.fresh is None:
-        return requests
-    kind = VOTES if row.fresh.anchor is None else WINS
-    for look in row.fresh.looks:
-        new = look.n - before
-        first = blocks.take(Stream.CERTIFY, new)
-        wish = Request(row=0, sigma=row.sigma, stream=Stream.CERTIFY, n=new, first_block=first)
-        requests.append(replace(wish, tally=kind, anchor=row.fresh.anchor))
-        before = look.n
+def requests_of(header: Header, row: ResultRow, batch: Batch) -> list[Request]:
+    """The samples of a row: every measurement's, what each look added in noise blocks of its own."""
+    requests, blocks = [], Blocks(batch.d)
+    for one in row.measurements:
+        stream, tally = Role[one.role.upper()], _tally(header, one)
+        for n in _sizes(one):
+            first = blocks.take(stream, n, one.slot)
+            wish = Request(row=0, sigma=one.sigma, stream=stream, n=n, first_block=first)
+            requests.append(replace(wish, tally=tally.kind, anchor=tally.anchor))
     return requests
 
 
-def _pilot_tally(row: ResultRow, num_classes: int, rule: Rule) -> Tally:
-    """What the row's pilot counted."""
-    return Tally(VOTES) if row.pilot.least is None else rule.pilot_tally(num_classes)
+def _sizes(one: Measurement) -> list[int]:
+    """In which portions a measurement was drawn."""
+    ends = [look.n for look in one.looks] or [one.n]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _tally(header: Header, one: Measurement) -> Tally:
+    """What a measurement counted."""
+    if one.anchor is not None:
+        return Tally(WINS, one.anchor)
+    if one.least is None:
+        return Tally(VOTES)
+    rule = header.stateless
+    return header.judge.pilot_tally(header.num_classes) if rule is None else rule.pilot_tally(one.slot)
 
 
 def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
@@ -163,7 +169,9 @@ def check_same(run: Run, smoothed: SmoothedClassifier, data: Dataset) -> None:
     if header.model.sha256 is not None and model_hash(smoothed.model) != header.model.sha256:
         raise InputError(f"the run was made with another model: {header.model.name}; its hash differs.")
     made = (smoothed.certificate.norm, smoothed.num_classes, smoothed.vote)
-    if made == (header.norm, header.num_classes, header.vote) and smoothed.offsets != header.rule.offsets:
+    if header.stateless is not None:  # it has a vote and offsets of its own
+        made = (*made[:2], header.vote)
+    elif made == (header.norm, header.num_classes, header.vote) and smoothed.offsets != header.rule.offsets:
         raise InputError("the run was made with other class offsets, or one of both has none; give those of the run.")
     if made != (header.norm, header.num_classes, header.vote):
         raise InputError(f"the run was made for {header.norm}, {header.num_classes} classes and a {header.vote} vote.")

@@ -9,9 +9,12 @@ from ddsmoothing.files import file_name
 from ddsmoothing.models import spec_of
 from ddsmoothing.runs.schema import ResultRow, SigmaChoice
 from ddsmoothing.sigma.search import SigmaSearch
+from ddsmoothing.stateless import StatelessCertification
 
 
-def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch | None = None) -> list[ResultRow]:
+def rows_of(
+    result: Certification | StatelessCertification, labels: list[int] | None, found: SigmaSearch | None = None
+) -> list[ResultRow]:
     """One row for each input of a certification; labels None where there are none, found where sigma was searched."""
     share = (result.seconds + (0.0 if found is None else found.seconds)) / len(result)
     return [
@@ -30,7 +33,7 @@ def rows_of(result: Certification, labels: list[int] | None, found: SigmaSearch 
             noise=result.noise[i],
             moved=float(result.moved[i]),
             choice=None if found is None else choice_of(found, i),
-            measurements=tuple(one for one in (result.pilots[i], result.fresh[i]) if one is not None),
+            measurements=result.measurements[i],
             samples=int(result.samples[i]),
             seconds=share,
         )

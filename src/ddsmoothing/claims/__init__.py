@@ -2,7 +2,7 @@
 
 from ddsmoothing.claims.levels import LEVELS, MEMORY, POINTWISE, STATELESS, Level, level_named
 from ddsmoothing.claims.measurement import Look, Measurement, Tally, measured
-from ddsmoothing.claims.named import RULES, rule_for
+from ddsmoothing.claims.named import RULES, rule_for, stateless_rule
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
 from ddsmoothing.claims.pair_table import PairTable
 from ddsmoothing.claims.results import Certification, Evidence, Outcome, Prediction, total_variation
@@ -35,5 +35,6 @@ __all__ = [
     "level_named",
     "measured",
     "rule_for",
+    "stateless_rule",
     "total_variation",
 ]

@@ -21,6 +21,7 @@ class Level:
         one_sigma: the same where one sigma serves every input, None where it makes no difference.
         limits: what it does not say, for a run whose sigma depends on the input.
         perturbation: added to what may be done to an input.
+        asks_anew: whatever depends on the input is chosen again at every query.
         from_regions: its rows repeat and cut what regions of a memory say, so that one may serve many inputs.
     """
 
@@ -29,6 +30,7 @@ class Level:
     one_sigma: str | None = None
     limits: tuple[str, ...] = ()
     perturbation: str = ""
+    asks_anew: bool = False
     from_regions: bool = False
 
     def says(self, likely: str, ball: str, fixed: bool) -> str:
@@ -70,9 +72,11 @@ MEMORY: Final = Level(
 STATELESS: Final = Level(
     name="stateless",
     statement=(
-        "Each certificate says, {likely}: the classifier that chooses sigma anew at every query gives the certified "
-        "class {ball}. It needs no memory and holds whatever was asked before."
+        "Each certificate says, {likely}: the deployed classifier, which applies its whole rule anew at every query, "
+        "gives the certified class {ball}. It is one function of the input: it needs no memory, and what was asked "
+        "before changes nothing."
     ),
+    asks_anew=True,
 )
 LEVELS: Final[dict[str, Level]] = {level.name: level for level in (POINTWISE, MEMORY, STATELESS)}
 

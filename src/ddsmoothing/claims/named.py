@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
+from ddsmoothing.claims.pair_table import PairTable
 from ddsmoothing.claims.rules import Pairwise, Plurality, Rule
+from ddsmoothing.claims.several import StatelessRule
 from ddsmoothing.errors import InputError, unknown
 
 RULES: Final[dict[str, type[Plurality | Pairwise]]] = {rule.vote: rule for rule in (Pairwise, Plurality)}
@@ -27,3 +29,17 @@ def rule_for(vote: str, bound: str = "one-class", *, offsets: Sequence[float] | 
     if vote != Pairwise.vote:
         raise InputError(f"class offsets belong to a pairwise vote, got the vote {vote}.")
     return OffsetPairwise(bound=bound, offsets=check_offsets(offsets), norm=norm)
+
+
+def stateless_rule(
+    config: Mapping[str, Any], *, num_classes: int, norm: str, offsets: Sequence[float] | None = None
+) -> StatelessRule:
+    """The stateless rule that ``StatelessRule.config`` describes.
+
+    Raises: InputError where it makes no rule, or one of other classes.
+    """
+    options = {key: value for key, value in config.items() if key != "kind"}
+    found = PairTable(**options, offsets=None if offsets is None else tuple(offsets), norm=norm)
+    if found.num_classes != num_classes:
+        raise InputError(f"the rule is of {found.num_classes} classes, expected {num_classes}.")
+    return found

@@ -160,6 +160,11 @@ class OffsetPairwise(Pairwise):
             raise InputError(f"these offsets are thresholds of the norm {self.norm}, got {certificate.norm}.")
         if not fresh.looks:
             return 0.0, 1.0, 0.0, False
+        p_lower, p_upper, margin = self.least(fresh, top, certificate, alpha)
+        return p_lower, p_upper, max(0.0, margin), margin > 0.0
+
+    def least(self, fresh: Measurement, top: int, certificate: Certificate, alpha: float) -> tuple[float, float, float]:
+        """Bounds of the atom with the least margin, and that margin, which may be negative; errs low."""
         p_lower, p_upper, margin = 0.0, 1.0, math.inf
         for draws, threshold in self._atoms(fresh.looks, top):
             lower = lower_of_looks(draws, fresh.coin)
@@ -167,7 +172,7 @@ class OffsetPairwise(Pairwise):
             found = math.nextafter(certificate.phi(fresh.sigma, bounds[0]) - threshold, -math.inf)
             if found < margin:
                 (p_lower, p_upper), margin = bounds, found
-        return p_lower, p_upper, max(0.0, margin), margin > 0.0
+        return p_lower, p_upper, margin
 
     def answer(self, pilot: Measurement, fresh: Measurement, alpha: float) -> int:
         """One-sided tests that each phi exceeds its threshold, each at full alpha; all must pass."""

@@ -153,8 +153,8 @@ class PairTable(StatelessRule):
         return self.parts[one.slot].counts(one, made.top)
 
     def atom(self, made: Commitment, one: Measurement, certificate: Certificate, alpha: float) -> Atom:
-        p_lower, p_upper, margin, held = self.parts[one.slot].judged(one, made.top, certificate, alpha)
-        return Atom(margin if held else 0.0, p_lower, p_upper)
+        p_lower, p_upper, margin = self.parts[one.slot].least(one, made.top, certificate, alpha)
+        return Atom(margin, p_lower, p_upper)
 
     def config(self) -> dict[str, Any]:
         return {

@@ -204,6 +204,13 @@ class Certification(Evidence):
             for pilot, fresh, moved in zip(self.pilots, self.fresh, self.moved, strict=True)
         )
 
+    @property
+    def measurements(self) -> tuple[tuple[Measurement, ...], ...]:
+        """Of each input all that was drawn, the pilot first."""
+        return tuple(
+            (pilot,) if fresh is None else (pilot, fresh) for pilot, fresh in zip(self.pilots, self.fresh, strict=True)
+        )
+
     @cached_property
     def n0_counts(self) -> NDArray[np.int64]:
         """``(B, K)`` how many samples of the pilot were of each class."""
@@ -250,7 +257,7 @@ class Certification(Evidence):
 
     def evidence(self, i: int) -> str:
         """JSON of all that the claim of one input follows from, for those who keep certificates one by one."""
-        drawn = [one.compact() for one in (self.pilots[i], self.fresh[i]) if one is not None]
+        drawn = [one.compact() for one in self.measurements[i]]
         return evidence_text(self.rule, self.alpha, float(self.moved[i]), drawn)
 
     def outcome(self, labels: ArrayLike) -> Outcome:

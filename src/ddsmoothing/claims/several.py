@@ -106,6 +106,11 @@ class StatelessRule(ABC):
     def config(self) -> dict[str, Any]:
         """Everything that defines it beside vote, offsets, norm and K, as a header stores it; its class takes it."""
 
+    def described(self) -> dict[str, Any]:
+        """The whole classifier, as a header stores it."""
+        offsets = None if self.given_offsets is None else list(self.given_offsets)
+        return {"vote": self.vote, "bound": "one-class", "offsets": offsets, "stateless": self.config()}
+
     def check(self, n: int, alpha: float) -> None:
         """Raise InfeasibleError, naming the n that works, if n samples can never certify some class."""
         most = self.most_needed(alpha)

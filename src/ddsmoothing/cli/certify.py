@@ -14,7 +14,7 @@ from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import add, data_options, load
 from ddsmoothing.cli.parsing import fixed_sigma, seconds_of, shard_of, sigma_policy, wanted_radii
-from ddsmoothing.cli.stateless import offsets_options, with_offsets
+from ddsmoothing.cli.stateless import offsets_options, stateless_options, stateless_policy, with_offsets
 from ddsmoothing.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -24,36 +24,12 @@ if TYPE_CHECKING:
 
 PAPER = {"n0": 100, "n": 100_000, "vote": "plurality", "bound": "one-class"}
 RUN_OPTIONS = (
-    *(
-        "model_id",
-        "n0",
-        "n",
-        "n_max",
-        "alpha",
-        "bound",
-        "randomized",
-        "label_aware",
-        "skip",
-        "maximum",
-        "seed",
-        "units",
-    ),
+    *("model_id", "n0", "n", "n_max", "alpha", "bound", "randomized"),
+    *("label_aware", "skip", "maximum", "seed", "units"),
 )
 RECALLED = (  # what a continued run need not be told again; the seed is in the header itself
-    *(
-        "model",
-        "data",
-        "split",
-        "norm",
-        "vote",
-        "sigma",
-        "lambda_",
-        "alpha",
-        "skip",
-        "maximum",
-        "num_classes",
-        "no_labels",
-    ),
+    *("model", "data", "split", "norm", "vote", "sigma", "lambda_", "alpha", "skip", "maximum"),
+    *("num_classes", "no_labels"),
     *("precision", "channels_last", "compiled", "snap", "levels", "allow_large_sigma", "data_dependent", "sigma0"),
     *("sigma_min", "sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound"),
     *("randomized", "model_id", "shard", "units"),
@@ -78,6 +54,7 @@ Examples:
   ddsmoothing certify --model my.nets:build --data test.npz --norm l1 --lambda 0.8 --out runs/l1
   ddsmoothing certify --model net.safetensors --data test.npz --sigma 0.5 --seed 1 --shard 2/8 --out runs/shard-2
   ddsmoothing certify --model net.safetensors --data test.npz --sigma 0.5 --executor ray --workers 8 --out runs/ray
+  ddsmoothing certify --model net.safetensors --data test.npz --pair-sigmas pairs.json --n 10000 --out runs/pairs
   ddsmoothing certify --out runs/dds    (continues an interrupted run)"""
 )
 @data_options
@@ -90,6 +67,7 @@ Examples:
 @click.option("--sigma-max", type=float, help="Default: 4 sigma0.")
 @click.option("--sigma-grid", help="Search this finite set only, such as 0.25,0.5,1.")
 @offsets_options
+@stateless_options
 @click.option("--n0", type=int, help="Samples that choose the class (100); selects the sampler exact.")
 @click.option("--n", type=int, help="Fresh samples that bound its probability (100,000); selects exact.")
 @click.option("--n-max", type=int, help="At most so many for the planning sampler (100,000), the default one.")
@@ -113,7 +91,8 @@ def certify(context: click.Context, /, **options: Any) -> None:
     """Certify inputs of a data set into a run folder; repeat the command to continue an interrupted run.
 
     Sigma, lambda and radii are in the units of the input: pixels in [0, 1] for images. The certificates are of level
-    `pointwise`: each holds for the classifier that uses that input's sigma everywhere.
+    `pointwise`: each holds for the classifier that uses that input's sigma everywhere. Those of a rule over several
+    sigmas (--pair-sigmas) are of level `stateless`: they hold for the deployed classifier, whatever it is asked.
 
     SIGINT and SIGTERM end a run in order, with exit code 75; what was counted is kept.
     """
@@ -169,6 +148,7 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
     from ddsmoothing.campaigns.policy import check_labels, subset_ids
     from ddsmoothing.plan import sampler_for
     from ddsmoothing.runs.store import HEADER
+    from ddsmoothing.stateless.certify import check_stateless, divided
 
     if options["out"] is None and not options["forecast"]:
         raise InputError("expected --out, the run folder to write (or --forecast).")
@@ -186,10 +166,13 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
     smoothed, data = load(options)
     if fast:
         smoothed = fastest(smoothed, data, options)
-    policy = sigma_policy(options, smoothed, data)
     ids = subset_ids(data, options["skip"], options["maximum"], shard_of(options["shard"]))
-    smoothed, note = with_offsets(smoothed, data, ids, options)
-    sampler = sampler_for(options["n0"], options["n"], options["n_max"], radii)
+    chosen = stateless_policy(smoothed, data, ids, options)
+    policy, note = chosen or (sigma_policy(options, smoothed, data), None)
+    if chosen is None:
+        smoothed, note = with_offsets(smoothed, data, ids, options)
+    numbers = (options["n0"], options["n"], options["n_max"], radii)
+    sampler = sampler_for(*numbers) if policy.rule is None else divided(policy.rule, *numbers)
     rule = smoothed.rule(options["bound"])
     if options["forecast"]:
         from ddsmoothing.campaigns.forecast import forecast
@@ -198,6 +181,8 @@ def _certify(context: click.Context, options: dict[str, Any]) -> None:
         return
     policy.check(smoothed, len(ids))
     sampler.check(options["alpha"], rule.bound)
+    if policy.rule is not None:
+        check_stateless(smoothed, policy.rule, sampler, options["alpha"], options["bound"], options["randomized"])
     check_labels(data, ids, smoothed.num_classes)
     if not options["no_preflight"] and not options["out"].exists():
         preflight(smoothed, data, ids, policy)
@@ -262,12 +247,9 @@ def _saying(out: Path) -> Iterator[None]:
 
 def preflight(smoothed: SmoothedClassifier, data: Dataset, ids: list[int], policy: SigmaPolicy) -> None:
     """Stop on what would waste hours, and say what looks odd."""
-    import numpy as np
-
     from ddsmoothing.doctor import WARN, quick_check, stop_on_failure
 
-    sigma = policy.sigma0 if policy.kind == "search" else float(np.median(np.asarray(policy.sigma, dtype=float)))
-    checks = quick_check(smoothed, data, ids, sigma)
+    checks = quick_check(smoothed, data, ids, policy.usual)
     for check in checks:
         if check.status == WARN:
             click.echo(f"{WARN}: {check.name}: {check.message}", err=True)
@@ -284,7 +266,9 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
     header = load_header(options["out"])
     if header.sigma_policy == "file" and options["sigmas"] is None:
         raise InputError(f"the sigmas of {options['out']} are from a file; give it again with --sigmas.")
-    if header.offsets is not None and options["offsets"] is None:
+    if header.sigma_policy == "rule" and options["pair_sigmas"] is None:
+        raise InputError(f"the pair table of {options['out']} is from a file; give it again with --pair-sigmas.")
+    if header.offsets is not None and header.stateless is None and options["offsets"] is None:
         raise InputError(f"the class offsets of {options['out']} are from a file; give it again with --offsets.")
     parameters = {parameter.name: parameter for parameter in context.command.params}
     shipped = {"model": models.SHIPPED, "data": data.SHIPPED}

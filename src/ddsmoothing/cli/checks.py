@@ -220,9 +220,10 @@ Examples:
 def attack(run: Path, factors: str | None, **options: Any) -> int:
     """Attack each certified input of a run by gradients, inside its radius and outside.
 
-    Exit code 1 if there are more violations inside than alpha explains. `--as stateless` chooses sigma again at every
-    attacked point; certificates of level `pointwise` do not cover that, and violations are to be expected. A run of
-    level `memory` is attacked at its memory (--store), inside its radii only.
+    Exit code 1 if there are more violations inside than alpha explains. A run of level `stateless` is asked its whole
+    rule again at every attacked point. `--as stateless` does so for a run that searched sigma; its certificates, of
+    level `pointwise`, do not cover that, and violations are to be expected. A run of level `memory` is attacked at its
+    memory (--store), inside its radii only.
     """
     from ddsmoothing.attacks import Attack
     from ddsmoothing.campaigns.attack import FACTORS, attack_run
@@ -244,7 +245,7 @@ def attack(run: Path, factors: str | None, **options: Any) -> int:
         rest = {key: options[key] for key in ("n", "level", "maximum", "seed")}
         report = attack_run(loaded, placed, data, factors=values, attack=plan, memory=memory, progress=progress, **rest)
     (_attack_json if options["as_json"] else _attack_text)(report)
-    return 1 if report.contradicted and report.level != "stateless" else 0
+    return 1 if report.contradicted and report.covered else 0
 
 
 def _memory(path: Path) -> Callable[[torch.Tensor], NDArray[np.int64]]:
@@ -283,7 +284,7 @@ def _attack_text(report: AttackReport) -> None:
         share = smallest.distance / smallest.radius
         click.echo(f"smallest perturbation found: {smallest.distance:.6g}, {share:.3f} of its radius")
     broken = len({violation.id for violation in report.inside})
-    if report.level == "stateless":
+    if not report.covered:
         click.echo(f"{broken} inputs changed class inside their radius; `pointwise` certificates do not exclude that.")
     elif report.contradicted:
         click.echo(f"CONTRADICTED: {broken} inputs broken inside their radius, p-value {report.p_value:.2g}.")

@@ -15,6 +15,7 @@ from ddsmoothing.errors import DataError, InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
     from ddsmoothing.runs import OffsetsNote
@@ -48,7 +49,7 @@ def offsets_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Class offsets of the classifier."""
     options = [
         click.option("--offsets", type=FILE, help="Class offsets fitted for this model; a pairwise vote with them."),
-        click.option("--allow-seen", is_flag=True, help="Accept offsets fitted on inputs of this run, and mark them."),
+        click.option("--allow-seen", is_flag=True, help="Accept what was fitted on inputs of this run, and mark it."),
     ]
     return add(function, options)
 
@@ -90,7 +91,8 @@ def pairs() -> None:
     "fit",
     epilog="""\b
 Example:
-  ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json""",
+  ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json
+  ddsmoothing certify --model net.safetensors --data fashion-mnist:DIR --pair-sigmas p.json --n 10000 --out runs/p""",
 )
 @data_options
 @executor_options
@@ -188,17 +190,62 @@ def with_offsets(
     """
     if options["offsets"] is None:
         return smoothed, None
-    from ddsmoothing.models import model_identity
-    from ddsmoothing.runs import OffsetsNote
     from ddsmoothing.stateless import load_offsets
 
     file, digest = load_offsets(options["offsets"])
+    note = _note(options["offsets"], file, digest, len(file.offsets), smoothed, data, ids, options)
+    return smoothed.with_offsets(file.offsets), note
+
+
+def stateless_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Rules that look at several sigmas."""
+    options = [
+        click.option("--pair-sigmas", type=FILE, help="A pair table fitted for this model; level stateless."),
+    ]
+    return add(function, options)
+
+
+def stateless_policy(
+    smoothed: SmoothedClassifier, data: Dataset, ids: list[int], options: dict[str, Any]
+) -> tuple[SigmaPolicy, OffsetsNote | None] | None:
+    """The rule over several sigmas that the options ask for, and where it comes from; None where they ask for none.
+
+    Raises: as ``with_offsets``.
+    """
+    if options["pair_sigmas"] is None:
+        return None
+    from ddsmoothing.campaigns import SigmaPolicy
+    from ddsmoothing.stateless import load_pairs
+
+    others = ("sigma", "lambda_", "sigmas", "data_dependent", "offsets")
+    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options[name]]
+    if given:
+        raise InputError(f"a pair table has sigmas and offsets of its own, got {given[0]} too; leave one of them out.")
+    file, digest = load_pairs(options["pair_sigmas"])
+    note = _note(options["pair_sigmas"], file, digest, len(file.groups), smoothed, data, ids, options)
+    return SigmaPolicy.stateless(file.table), note
+
+
+def _note(
+    path: Path,
+    file: Fitted,
+    digest: str,
+    classes: int,
+    smoothed: SmoothedClassifier,
+    data: Dataset,
+    ids: list[int],
+    options: dict[str, Any],
+) -> OffsetsNote:
+    """Where what was fitted comes from; InputError as for ``with_offsets``."""
+    from ddsmoothing.models import model_identity
+    from ddsmoothing.runs import OffsetsNote
+
     identity = model_identity(smoothed.model, options.get("model_id"))
-    file.check(identity, smoothed.certificate.norm, smoothed.num_classes, len(file.offsets))
+    file.check(identity, smoothed.certificate.norm, smoothed.num_classes, classes)
     seen = sum(file.seen(smoothed.prepare(data[ids[i : i + 64]][0]).sha256) for i in range(0, len(ids), 64))
     if seen and not options["allow_seen"]:
         raise InputError(
-            f"{options['offsets']} was fitted on {seen} of the {len(ids)} inputs of this run, which would flatter it; "
+            f"{path} was fitted on {seen} of the {len(ids)} inputs of this run, which would flatter it; "
             "fit on others, or say --allow-seen to have that marked."
         )
-    return smoothed.with_offsets(file.offsets), OffsetsNote(sha256=digest, seen=seen > 0)
+    return OffsetsNote(sha256=digest, seen=seen > 0)

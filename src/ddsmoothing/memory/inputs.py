@@ -82,6 +82,11 @@ def inputs_of(run: Run, data: Dataset) -> Inputs:
 
 def check_run(run: Run) -> None:
     """Raise RunError unless a memory can take the run."""
+    if run.header.stateless is not None:
+        raise RunError(
+            f"{run.path} is of level {run.level}, which needs no memory: its one classifier already answers every "
+            "query inside a radius with that class."
+        )
     if run.level != POINTWISE.name:
         raise RunError(f"{run.path} is of level {run.level}; a memory takes runs of level {POINTWISE.name}.")
     if run.header.snap or run.header.levels != LEVELS:

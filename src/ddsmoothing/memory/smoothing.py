@@ -33,6 +33,8 @@ class SmoothedCertifier:
     """
 
     def __init__(self, smoothed: SmoothedClassifier, policy: SigmaPolicy, sampler: Sampler, bound: str) -> None:
+        if policy.rule is not None:
+            raise InputError("a stateless rule needs no memory: it answers every query inside a radius alike already.")
         policy.check(smoothed, 1)
         self._smoothed, self._policy = smoothed, policy
         self._sampler, self._bound = sampler, check_bound(bound)

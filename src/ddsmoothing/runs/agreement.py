@@ -1,4 +1,5 @@
-"""Header and rows of a run held against each other: what a reader may rely on before anything is computed from them.
+"""Header and rows of a run held against each other: what a reader may rely on before anything is computed from them,
+and whether a run that is continued is still the same.
 
 It derives no claims; that they follow from the counts is for ``verify`` to show.
 """
@@ -6,9 +7,14 @@ It derives no claims; that they follow from the counts is for ``verify`` to show
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from ddsmoothing.claims.measurement import Measurement
-from ddsmoothing.runs.schema import Header, ResultRow
+from ddsmoothing.claims import Measurement, Pairwise
+from ddsmoothing.counting.fingerprint import check_behaviour
+from ddsmoothing.errors import RunError
+from ddsmoothing.runs.schema import NOT_COMPARED, Header, ResultRow
+
+Place = tuple[str, int, float]  # role, slot and sigma of a measurement
 
 
 def disagreements(header: Header, row: ResultRow) -> Iterator[str]:
@@ -18,7 +24,8 @@ def disagreements(header: Header, row: ResultRow) -> Iterator[str]:
         yield f"sigma is {row.sigma:g}, the run's is {header.sigma:g}"
     if low is not None and high is not None and not low <= row.sigma <= high:
         yield f"sigma is {row.sigma:g}, outside the run's range [{low:g}, {high:g}]"
-    if grid is not None and row.sigma not in grid:
+    of_rule = None if header.stateless is None else header.stateless.sigmas
+    if any(known is not None and row.sigma not in known for known in (grid, of_rule)):
         yield f"sigma is {row.sigma:g}, not one of the run's"
     if (row.lambda_ is not None) != (header.norm == "l1"):
         yield "lambda belongs to the norm l1, and only there"
@@ -26,29 +33,55 @@ def disagreements(header: Header, row: ResultRow) -> Iterator[str]:
         yield f"label {row.label} names no class of {header.num_classes}"
     if row.prediction >= header.num_classes:
         yield f"prediction {row.prediction} names no class of {header.num_classes}"
-    for role, one in zip(("pilot", "certify"), row.measurements, strict=False):
-        yield from _measurement(header, row, role, one)
-    if row.fresh is not None:
-        yield from _fresh(header, row.fresh)
+    for place, one in zip(_places(header, row), row.measurements, strict=False):
+        yield from _measurement(header, place, one)
+    yield from _number(header, row)
+    for one in row.certifying:
+        yield from _fresh(header, one)
     if row.samples != sum(one.n for one in row.measurements):
         yield f"samples is {row.samples}, the measurements have {sum(one.n for one in row.measurements)}"
 
 
-def _measurement(header: Header, row: ResultRow, role: str, one: Measurement) -> Iterator[str]:
-    if one.role != role or one.slot != 0 or one.sigma != row.sigma:
-        yield f"the measurement {one.role!r} at sigma {one.sigma:g} is not that of {role!r} at {row.sigma:g}"
+def _places(header: Header, row: ResultRow) -> Iterator[Place]:
+    """Where a row's measurements stand: a pilot at each sigma, then what certifies at those that it asks for."""
+    rule = header.stateless
+    if rule is None:
+        yield from (("pilot", 0, row.sigma), ("certify", 0, row.sigma))
+        return
+    yield from (("pilot", slot, sigma) for slot, sigma in enumerate(rule.sigmas))
+    yield from (("certify", one.slot, rule.sigmas[one.slot]) for one in row.certifying if one.slot < len(rule.sigmas))
+
+
+def _number(header: Header, row: ResultRow) -> Iterator[str]:
+    """Whether there are as many measurements as there are places for them, each once."""
+    pilots = 1 if header.stateless is None else len(header.stateless.sigmas)
+    slots = [one.slot for one in row.certifying]
+    if len(row.pilots) != pilots or len(row.measurements) - pilots not in range(pilots + 1):
+        yield f"{len(row.pilots)} pilots, {len(row.certifying)} more measurements, expected {pilots} and what certifies"
+    elif slots != sorted(set(slots)):
+        yield "the samples that certify are not in the order of their sigmas, each once"
+    elif header.stateless is not None and slots and slots != list(header.stateless.commit(row.pilots).slots):
+        yield "the samples that certify are not those that the pilots ask for"
+    elif slots and row.fresh is None:
+        yield f"sigma is {row.sigma:g}, at which nothing was drawn that certifies"
+
+
+def _measurement(header: Header, place: Place, one: Measurement) -> Iterator[str]:
+    if (one.role, one.slot, one.sigma) != place:
+        yield f"the measurement {one.role!r} at sigma {one.sigma:g} is not that of {place[0]!r} at {place[2]:g}"
     if len(one.votes) != header.num_classes or sum(one.votes) != one.n:
         yield f"{len(one.votes)} votes with the sum {sum(one.votes)}, expected {header.num_classes} with {one.n}"
     if one.least is not None and len(one.least) != header.num_classes:
         yield f"{len(one.least)} numbers of wins, expected {header.num_classes}"
     if one.rivals is not None and (len(one.rivals) != len(one.votes) or max(one.rivals) >= len(one.votes)):
         yield f"rivals that are not of {header.num_classes} classes"
-    if one.role == "pilot" and (one.rivals is not None) != (one.least is not None and header.rule.offsets is not None):
-        yield "rivals belong to a vote with class offsets, and only there"
+    held = header.rule.offsets is not None or header.stateless is not None
+    if one.role == "pilot" and (one.rivals is not None) != (one.least is not None and held):
+        yield "rivals belong to a vote with class offsets or several sigmas, and only there"
 
 
 def _fresh(header: Header, fresh: Measurement) -> Iterator[str]:
-    if (fresh.wins is not None) != header.judge.asks_twice or (fresh.wins is None) != (fresh.anchor is None):
+    if (fresh.wins is not None) != (header.vote == Pairwise.vote) or (fresh.wins is None) != (fresh.anchor is None):
         yield f"wins of an anchor belong to a pairwise vote, the run's is {header.vote}"
     elif fresh.wins is not None and (
         len(fresh.wins) != header.num_classes or fresh.anchor not in range(len(fresh.wins))
@@ -58,3 +91,17 @@ def _fresh(header: Header, fresh: Measurement) -> Iterator[str]:
         yield "a coin belongs to the randomised bound, and only there"
     if not fresh.looks or sum(look.alpha for look in fresh.looks) > header.alpha * (1.0 + 1e-12):
         yield f"the looks spend more than the run's alpha {header.alpha:g}, or there are none"
+
+
+def continued(before: Header, now: Header, out: Path) -> Header:
+    """The header of the run in ``out``; RunError naming what was asked otherwise this time."""
+    if before.behaviour is not None and now.behaviour is not None:
+        check_behaviour(before.behaviour, now.behaviour, f"the run in {out}")
+    old, new = (header.model_dump(mode="json") for header in (before, now))
+    if now.model.sha256 is not None:
+        new["model"]["name"] = old["model"]["name"]  # the same weights may have moved
+    names = [key for key in old if key not in NOT_COMPARED and old[key] != new[key]]
+    if names:
+        details = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in names[:3])
+        raise RunError(f"{out} holds another run ({details}). Give another --out, or the same options to continue it.")
+    return before

@@ -18,6 +18,8 @@ def rejudged(run: Run, rule: Rule) -> Run:
 
     Raises: RunError for runs whose samples depend on the rule, or that a memory has changed.
     """
+    if run.header.stateless is not None:
+        raise RunError(f"{run.path} is of a rule over several sigmas, whose samples no other rule asks for.")
     looks = {len(row.fresh.looks) for row in run.rows if row.fresh is not None}
     if looks - {1} or any(row.memory is not None for row in run.rows):
         raise RunError(f"{run.path} cannot be judged by another rule: expected certificates of one look each.")

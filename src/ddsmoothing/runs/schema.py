@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import Claim, Measurement, Rule, rule_for
+from ddsmoothing.claims import STATELESS, Claim, Measurement, Rule, StatelessRule, rule_for, stateless_rule
 from ddsmoothing.claims.measurement import Count as Count
 from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
+from ddsmoothing.streams import Role
 
 SCHEMA_VERSION: Final = 2
 NOT_COMPARED: Final = {"created", "versions", "config", "behaviour"}  # what may differ when a run is continued
@@ -19,8 +21,10 @@ Reason = Literal[
     "certified", "abstained", "planned", "wrong", "out of reach", "kept", "cut", "answered"
 ]  # words of ours alone: they are shown and exported
 Level = Literal["pointwise", "memory", "stateless"]
+PILOT: Final = Role.PILOT.name.lower()
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
+Sigmas = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1e6)], ...], Field(min_length=1, max_length=1000)]
 Size = Annotated[int, Field(ge=0, le=2**40)]  # of a data set: more is no data set
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -61,16 +65,27 @@ class ModelIdentity(_Strict):
     model_id: str | None = None
 
 
+class PairsSpec(_Strict):
+    """One sigma for each pair of classes; fields are those of ``PairTable``."""
+
+    kind: Literal["pairs"]
+    sigmas: Sigmas
+    slots: tuple[tuple[int, ...], ...]
+    groups: tuple[int, ...]
+
+
 class RuleSpec(_Strict):
     """How noisy answers become the smoothed answer, and how its radius is bounded: part of the classifier.
 
     Attributes:
         offsets: one a class, for a pairwise vote; None, and absent from the file, for none.
+        stateless: how answers at several sigmas become one; None, and absent from the file, where there is one sigma.
     """
 
     vote: Literal["pairwise", "plurality"]
     bound: Literal["one-class", "two-class"]
     offsets: tuple[float, ...] | None = None
+    stateless: PairsSpec | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -78,7 +93,7 @@ class RuleSpec(_Strict):
 
 
 class OffsetsNote(_Strict):
-    """Where class offsets come from.
+    """Where class offsets, or a pair table with its offsets, come from.
 
     Attributes:
         sha256: of their file.   seen: they were fitted on inputs of this run, so that its figures flatter them.
@@ -102,7 +117,8 @@ class Header(_Strict):
     """``header.json``: everything that defines a run.
 
     Attributes:
-        rule: which smoothed classifier is meant.   offsets: where its class offsets come from, None without a file.
+        rule: which smoothed classifier is meant.   offsets: where its class offsets or its pair table come from, None
+            without a file.
         units: of sigma and radius.
         behaviour: classes that the base classifier gave to keyed noisy copies of the first inputs: drawn again when the
             run is continued, since a hash of weights does not see everything; None where it was not asked for.
@@ -111,7 +127,8 @@ class Header(_Strict):
             run.   numerics: how floats were computed there, see ``settled_numerics``; nothing on a CPU.
         any_range: inputs outside [0, 1] were let in on request.
         snap, levels: inputs were moved to the grid; its steps to the unit, 255 for 8-bit images.
-        sigma_policy: ``fixed``, ``search`` or ``file``.   sigma: the fixed one, else None.
+        sigma_policy: ``fixed``, ``search``, ``file``, or ``rule`` where a stateless rule has its own.   sigma: the
+            fixed one, else None.
         policy: options of the search.   config: options of the command that made it.
         level: what the certificates hold for; with ``fixed`` all levels coincide.
         versions: of the packages that made it.   created: UTC, ISO 8601.
@@ -126,7 +143,7 @@ class Header(_Strict):
     num_classes: Annotated[int, Field(ge=2)]
     norm: Literal["l1", "l2"]
     level: Level
-    sigma_policy: Literal["fixed", "search", "file"]
+    sigma_policy: Literal["fixed", "search", "file", "rule"]
     sigma: Annotated[Length, Field(gt=0.0)] | None
     rule: RuleSpec
     offsets: OffsetsNote | None = None
@@ -162,20 +179,44 @@ class Header(_Strict):
         """``one-class`` or ``two-class``."""
         return self.rule.bound
 
+    @model_validator(mode="after")
+    def _one_level(self) -> Header:
+        stateless = self.rule.stateless is not None
+        if stateless != (self.sigma_policy == "rule") or (stateless and self.level != STATELESS.name):
+            raise ValueError("a rule over several sigmas, the policy rule and the level stateless belong together")
+        if self.stateless is not None and (self.rule.vote, self.rule.bound) != (self.stateless.vote, "one-class"):
+            raise ValueError(f"the stateless rule has a {self.stateless.vote} vote and a one-class bound")
+        return self
+
     @property
     def judge(self) -> Rule:
-        """The rule that rows are judged by."""
+        """The rule that rows of one sigma are judged by."""
         return rule_for(self.rule.vote, self.rule.bound, offsets=self.rule.offsets, norm=self.norm)
+
+    @property
+    def stateless(self) -> StatelessRule | None:
+        """The rule over several sigmas that rows are judged by, None where there is one sigma a row."""
+        return _stateless(self.rule, self.num_classes, self.norm)
 
     def claim(self, row: ResultRow, alpha: float | None = None) -> Claim:
         """What a row's measurements claim at the run's alpha, or at a smaller one, fixed before they were drawn.
 
-        Errs low; whatever the row itself says is not looked at.
+        Errs low; whatever the row itself says is not looked at. A stateless rule has the run's alpha only.
         """
+        if self.stateless is not None:
+            theorem = certificate_for(self.norm)
+            return self.stateless.claim(row.pilots, row.certifying, theorem, self.alpha, row.moved)
         fresh, share = row.fresh, self.alpha if alpha is None else min(alpha, self.alpha)
         if fresh is not None and share < self.alpha:
             fresh = fresh.shrunk(share / self.alpha * (1.0 - 2.0**-50))
         return self.judge.claim(row.pilot, fresh, certificate_for(self.norm), share, row.moved)
+
+
+@lru_cache(maxsize=16)
+def _stateless(rule: RuleSpec, num_classes: int, norm: str) -> StatelessRule | None:
+    if rule.stateless is None:
+        return None
+    return stateless_rule(rule.stateless.model_dump(), num_classes=num_classes, norm=norm, offsets=rule.offsets)
 
 
 class SigmaChoice(_Strict):
@@ -219,10 +260,12 @@ class ResultRow(_Strict):
 
     Attributes:
         p_lower, p_upper: bounds on the event that binds, and on what it is held against; see ``claims.Claim``.
+        sigma: standard deviation of the noise; of several that which binds, the first one where nothing was drawn.
         lambda_: half-width of uniform noise (``lambda`` in the file), None for Gaussian noise.
         moved: bound on the distance the input was moved to the grid (``snap``), subtracted from the radius.
         choice: how a search chose sigma, None without one.
-        measurements: the pilot that chose the class, then the fresh samples that bound it, if any were drawn.
+        measurements: the pilot that chose the class, then the fresh samples that bound it, if any were drawn; for a
+            stateless rule a pilot at each sigma, then samples at those of them that bound the class.
         samples: of all measurements.
         seconds: wall time of choice and certification, the batch's divided by its inputs.
         memory: what a certified memory made of it, at level ``memory``.
@@ -242,25 +285,35 @@ class ResultRow(_Strict):
     noise: Literal["grid", "float"]
     moved: Annotated[float, Field(ge=0.0)]
     choice: SigmaChoice | None
-    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1, max_length=2)]
+    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1)]
     samples: Count
     seconds: Annotated[float, Field(ge=0.0, le=1e12)]
     memory: MemoryNote | None = None
 
     @property
-    def pilot(self) -> Measurement:
+    def pilots(self) -> tuple[Measurement, ...]:
         """What chose the class."""
-        return self.measurements[0]
+        return tuple(one for one in self.measurements if one.role == PILOT)
+
+    @property
+    def certifying(self) -> tuple[Measurement, ...]:
+        """What bounds it; none where nothing was drawn."""
+        return tuple(one for one in self.measurements if one.role != PILOT)
+
+    @property
+    def pilot(self) -> Measurement:
+        """What chose the class; of several the one at the row's sigma."""
+        return next(one for one in self.pilots if one.sigma == self.sigma)
 
     @property
     def fresh(self) -> Measurement | None:
-        """What bounds it, None where nothing was drawn."""
-        return self.measurements[1] if len(self.measurements) > 1 else None
+        """What bounds it, None where nothing was drawn; of several the one at the row's sigma."""
+        return next((one for one in self.certifying if one.sigma == self.sigma), None)
 
     @property
     def tv(self) -> float:
         """Bound on the total-variation distance of the drawn noise to the theorem's; 0 where it is not known."""
-        return self.measurements[-1].tv
+        return max(one.tv for one in self.measurements)
 
     def line(self) -> str:
         """As the file holds it."""

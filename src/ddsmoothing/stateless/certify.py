@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -20,34 +20,11 @@ from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
 from ddsmoothing.labels import checked_labels
-from ddsmoothing.plan import N0, DrawAt, Exact
+from ddsmoothing.plan import N0, Divided, Draw, N, Sampler, Talk
 from ddsmoothing.streams import Stream, checked_seed
 
 PILOT: Final = N0  # samples at each sigma that choose the class
 Drawn = tuple[tuple[Measurement, ...], tuple[Measurement, ...]]
-Talk = Generator[tuple[DrawAt, ...], list[Measurement], Drawn]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Divided(Exact):
-    """n0 samples at each of several scales choose the class; n fresh ones in all, divided between scales, bound it.
-
-    Guarantee: class and division depend on the pilots only, so each bound fails with probability at most alpha. With
-    one scale it is ``exact``.
-
-    Attributes:
-        scales: of the rule.
-    """
-
-    name = "divided"
-    scales: int = 1
-
-    def check(self, alpha: float, bound: str) -> None:
-        check_count(self.n0, "n0")
-        check_count(self.n, "n")
-
-    def largest(self) -> int:
-        return self.n0 * self.scales + self.n
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,7 +123,7 @@ class StatelessCertification:
     def evidence(self, i: int) -> str:
         """JSON of all that the claim of one input follows from."""
         found: dict[str, Any] = {
-            "rule": self.rule.config() | {"offsets": self.rule.given_offsets, "norm": self.norm},
+            "rule": self.rule.described() | {"norm": self.norm},
             "alpha": self.alpha,
             "moved": float(self.moved[i]),
             "measurements": [one.compact() for one in self.measurements[i]],
@@ -241,21 +218,40 @@ def check_rule(smoothed: SmoothedClassifier, rule: StatelessRule, n0: int, n: in
     rule.check(n, alpha)
 
 
+def divided(
+    rule: StatelessRule, n0: int | None, n: int | None, n_max: int | None, radii: Sequence[float] | None
+) -> Divided:
+    """The sampler of a stateless rule; InputError where numbers of another one are given."""
+    if n_max is not None or radii is not None:
+        raise InputError(
+            "a stateless rule divides n fresh samples between its sigmas; expected n0 and n, no n_max and radii."
+        )
+    return Divided(n0=N0 if n0 is None else n0, n=N if n is None else n, scales=len(rule.sigmas))
+
+
+def check_stateless(
+    smoothed: SmoothedClassifier, rule: StatelessRule, sampler: Sampler, alpha: float, bound: str, randomized: bool
+) -> None:
+    """Raise InputError, or InfeasibleError with the n that works, before a run is begun."""
+    if bound != "one-class" or randomized:
+        raise InputError("the atoms of a stateless rule have one-class bounds, expected no other bound and no coin.")
+    assert isinstance(sampler, Divided), "that of a stateless rule"
+    check_rule(smoothed, rule, sampler.n0, sampler.n, alpha)
+
+
 def stateless_talk(
     rule: StatelessRule, n0: int, n: int, alpha: float, label: int | None, role: Stream | None = None
-) -> Talk:
+) -> Talk[Drawn]:
     """Ask for a pilot at every scale, then for the samples of the class it chose.
 
     Args:
         role: one stream for both parts, one after the other; None for those of certificates.
     """
     first, second = (Stream.PILOT, Stream.CERTIFY) if role is None else (role, role)
-    pilots = yield tuple(
-        DrawAt(first, n0, rule.pilot_tally(slot), sigma, slot) for slot, sigma in enumerate(rule.sigmas)
-    )
+    pilots = yield tuple(Draw(first, n0, rule.pilot_tally(slot), sigma, slot) for slot, sigma in enumerate(rule.sigmas))
     top = rule.commit(pilots).top
     if label not in (None, top):
         return tuple(pilots), ()
     shares = rule.allocated(pilots, n, alpha)
-    fresh = yield tuple(DrawAt(second, m, rule.tally(top, k), rule.sigmas[k], k) for k, m in shares.items())
+    fresh = yield tuple(Draw(second, m, rule.tally(top, k), rule.sigmas[k], k) for k, m in shares.items())
     return tuple(pilots), rule.looked(pilots, fresh, alpha)

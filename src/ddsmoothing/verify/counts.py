@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from ddsmoothing.verify.arithmetic import LARGEST_N, binomial_tail, normal_quantile
-from ddsmoothing.verify.offsets import chosen, judged_margin, needed_by_plan, offsets_of
+from ddsmoothing.verify.offsets import Atom, chosen, judged_margin, needed_by_plan, offsets_of
 from ddsmoothing.verify.planning import planned
 
 TOLERANCE: Final = Fraction(1, 10**9)  # claims may lie so far on the safe side, never on the other
@@ -50,8 +50,9 @@ def pilot_of(row: Row) -> Row:
 
 
 def fresh_of(row: Row) -> Row | None:
-    """What bounds it; None where nothing was drawn."""
-    return row["measurements"][1] if len(row["measurements"]) > 1 else None
+    """What bounds it, of several measurements the one at the row's sigma; None where nothing was drawn."""
+    parts = [part for part in row["measurements"] if part["role"] != "pilot"]
+    return next((part for part in parts if part["sigma"] == row["sigma"]), parts[0] if parts else None)
 
 
 def measurements_of(row: Row, header: Row) -> Iterator[str]:
@@ -227,21 +228,24 @@ def judged(row: Row, header: Row) -> Judged:
     if fresh is None:
         wrong = ["there is a bound without fresh samples"] if lower > 0 or upper < 1 else []
         return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
-    if offsets_of(header) is not None:
-        return _above_thresholds(row, header, fresh, top, lower, upper)
+    offsets = offsets_of(header)
+    if offsets is not None:
+        at = {b: Fraction(beta - offsets[top]) for b, beta in enumerate(offsets) if b != top}
+        return above_thresholds(row, header, wins(fresh, row, at), top)
     wrong = list(_bounds(fresh, top, header, lower, upper))
     low, high = radius_of(row, header, lower, upper)
     certified = lower > upper and not (row.get("moved") and high == 0)
     return Judged(top=top, certified=certified, radius=(low, high), wrong=wrong)
 
 
-def _above_thresholds(row: Row, header: Row, fresh: Row, top: int, lower: Fraction, upper: Fraction) -> Judged:
-    """The same for a vote with class offsets, where the pair with the least margin above its threshold binds."""
+def above_thresholds(row: Row, header: Row, atoms: Sequence[Atom], top: int) -> Judged:
+    """The same where events have thresholds, and the one with the least margin above its threshold binds."""
+    lower, upper = Fraction(row["p_lower"]), Fraction(row["p_upper"])
     if not (0 <= lower <= 1 and 0 <= upper <= 1) or not 0 <= upper - (1 - lower) <= TOLERANCE:
         wrong = ["p_lower and p_upper must lie in [0, 1] and add up to 1"]
         return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
-    tv, moved = Fraction(fresh.get("tv", 0)), Fraction(row.get("moved") or 0)
-    (low, high), wrong = judged_margin(row, header, top, lower, tv, partial(_beats, fresh))
+    moved = Fraction(row.get("moved") or 0)
+    (low, high), wrong = judged_margin(row, header, atoms, lower)
     if moved < 0:
         raise ValueError(f"an input cannot move by {float(moved)}")
     certified = high > moved if row["prediction"] >= 0 else low > moved  # what lies between is within rounding
@@ -253,9 +257,18 @@ def _above_thresholds(row: Row, header: Row, fresh: Row, top: int, lower: Fracti
     )
 
 
-def _beats(fresh: Row, b: int, p: Fraction) -> bool:
-    """Is p a lower bound on the probability that the anchor beats b?"""
-    looks = [[n, [counts[b]], alpha] for n, counts, alpha in fresh["looks"]]
+def wins(fresh: Row, at: Row, thresholds: dict[int, Fraction]) -> list[Atom]:
+    """The atoms "the anchor beats b", by the thresholds of b; at: the sigma and lambda of their noise."""
+    tv = Fraction(fresh.get("tv", 0))
+    return [
+        Atom(f"the wins against class {b}", threshold, at, tv, partial(event_holds, fresh, b))
+        for b, threshold in thresholds.items()
+    ]
+
+
+def event_holds(fresh: Row, index: int, p: Fraction) -> bool:
+    """Is p a lower bound on the probability of one of the events that were looked at?"""
+    looks = [[n, [counts[index]], alpha] for n, counts, alpha in fresh["looks"]]
     return p <= 0 or (p < 1 and lower_holds({**fresh, "looks": looks}, p))
 
 

@@ -17,10 +17,10 @@ from ddsmoothing.verify.notes import Shares
 from ddsmoothing.verify.offsets import wrong_offsets
 from ddsmoothing.verify.old import is_old, new_header, new_row
 from ddsmoothing.verify.rows import SHA_DIGITS, check_row
+from ddsmoothing.verify.several import wrong_rule
 
-SAMPLERS: Final = ("exact", "plan", "target")
-LEVELS: Final = ("pointwise", "memory", "stateless")
-RECOMPUTED: Final = ("pointwise", "memory")  # memory: as far as the run alone shows it
+SAMPLERS: Final = ("exact", "divided", "plan", "target")
+LEVELS: Final = ("pointwise", "memory", "stateless")  # memory: as far as the run alone shows it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,17 +189,16 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
         if header[name] not in known:
             yield f"{name} is {header[name]!r}, expected one of {', '.join(known)}"
     rule = header["rule"]
-    if set(rule) - {"offsets"} != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
+    if set(rule) - {"offsets", "stateless"} != {"vote", "bound"} or (rule["vote"], rule["bound"]) not in RULES:
         yield f"rule is {rule!r}, expected a vote and a bound that go together"
     yield from wrong_offsets(header)
+    yield from wrong_rule(header)
     if header["level"] == "memory" and (
         header["label_aware"] or header["snap"] or header.get("levels", STEPS) != STEPS or "offsets" in rule
     ):
         yield "a memory takes no run that is label-aware, has class offsets, or moved inputs to a grid or used another"
     if header["randomized"] and rule["bound"] != "one-class":
         yield "the randomised bound is a one-class bound"
-    if header["level"] not in RECOMPUTED:
-        yield f"level {header['level']!r} is not recomputed by this version"
     if not 0 < header["alpha"] < 1:
         yield f"alpha is {header['alpha']}, expected a number between 0 and 1"
     subset, data = header["subset"], header["data"]
@@ -213,7 +212,7 @@ def check_header(header: dict[str, Any]) -> Iterator[str]:
     if subset["size"] != expected:
         yield f"the subset's size is {subset['size']}, but its rule gives {expected}"
     policy = header["policy"]
-    sources = {"fixed": (), "search": ("sigma0",), "file": ("sha256",)}
+    sources = {"fixed": (), "search": ("sigma0",), "file": ("sha256",), "rule": ("sigma_grid",)}
     if header["sigma_policy"] not in sources:
         yield f"sigma_policy is {header['sigma_policy']!r}, expected one of {', '.join(sources)}"
     elif any(policy.get(name) is None for name in sources[header["sigma_policy"]]):

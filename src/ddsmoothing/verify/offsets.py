@@ -6,9 +6,9 @@ The atom "A beats b" has the threshold ``beta_b - beta_A``; a radius is the leas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -16,11 +16,25 @@ from scipy.special import ndtr, ndtri
 from ddsmoothing.verify.arithmetic import normal_quantile
 
 Row = dict[str, Any]
-Holds = Callable[[int, Fraction], bool]  # is this a lower bound for the probability that A beats this class?
 CLOSE: Final = Fraction(1, 10**12)
 TOLERANCE: Final = Fraction(1, 10**9)
 EDGE: Final = Fraction(1, 10**20)
 FAR: Final = Fraction(10**9)
+
+
+class Atom(NamedTuple):
+    """An event whose phi has to exceed a threshold.
+
+    Attributes:
+        name: of it.   at: a row with the sigma and lambda of its noise.   tv: budget of that noise.
+        holds: whether a number is a lower bound for the event's probability.
+    """
+
+    name: str
+    threshold: Fraction
+    at: Row
+    tv: Fraction
+    holds: Callable[[Fraction], bool]
 
 
 def offsets_of(header: Row) -> list[float] | None:
@@ -32,8 +46,9 @@ def offsets_of(header: Row) -> list[float] | None:
 def wrong_offsets(header: Row) -> Iterator[str]:
     """What is wrong with the offsets that a header states."""
     offsets, note = offsets_of(header), header.get("offsets")
-    if note is not None and (offsets is None or set(note) != {"sha256", "seen"}):
-        yield "the header says where offsets come from, and has none"
+    none = offsets is None and header["rule"].get("stateless") is None
+    if note is not None and (none or set(note) != {"sha256", "seen"}):
+        yield "the header says where offsets or a table come from, and has none"
     if offsets is None:
         return
     if header["rule"]["vote"] != "pairwise" or header["level"] == "memory":
@@ -99,32 +114,33 @@ def probability(level: Fraction, row: Row, header: Row) -> Fraction:
 
 
 def judged_margin(
-    row: Row, header: Row, top: int, lower: Fraction, tv: Fraction, holds: Holds
+    row: Row, header: Row, atoms: Sequence[Atom], lower: Fraction
 ) -> tuple[tuple[Fraction, Fraction], list[str]]:
     """Bounds on the margin that the counts give, and what is wrong with the p_lower and the radius that a row states.
 
     Args:
-        lower: the p_lower that the row states, the bound of the pair with the least margin.
-        holds: by class b and probability.
+        atoms: all that have to hold together.
+        lower: the p_lower that the row states, the bound of the atom with the least margin, at the row's sigma.
     """
-    offsets = offsets_of(header) or []
-    thresholds = {b: Fraction(beta - offsets[top]) for b, beta in enumerate(offsets) if b != top}
     fitting = [
-        b
-        for b in thresholds
-        if (lower <= 0 or holds(b, lower + tv))
-        and (lower + tv + TOLERANCE >= 1 or not holds(b, lower + tv + TOLERANCE))
+        atom
+        for atom in atoms
+        if atom.at["sigma"] == row["sigma"]
+        and (lower <= 0 or atom.holds(lower + atom.tv))
+        and (lower + atom.tv + TOLERANCE >= 1 or not atom.holds(lower + atom.tv + TOLERANCE))
     ]
     if not fitting:
-        return (Fraction(0), Fraction(0)), [f"p_lower is {float(lower)}, the bound of no pair of classes"]
-    threshold = max(thresholds[b] for b in fitting)
+        return (Fraction(0), Fraction(0)), [f"p_lower is {float(lower)}, the bound of no event that has to hold"]
+    threshold = max(atom.threshold for atom in fitting)
     low, high = (value - threshold for value in phi(lower, row, header))
     stated = Fraction(row["radius"]) + Fraction(row.get("moved") or 0)
     wrong = []
-    for b, t in thresholds.items():
-        if Fraction(row["radius"]) > 0 and not holds(b, probability(stated + t, row, header) + tv):
-            wrong.append(f"radius is {row['radius']}, more than the wins against class {b} allow")
-        least = probability(low - TOLERANCE + t, row, header) + tv - TOLERANCE
-        if 0 < least < 1 and not holds(b, least):
-            wrong.append(f"p_lower is that of another pair than the one that binds, class {b}")
+    for atom in atoms:
+        if Fraction(row["radius"]) > 0 and not atom.holds(
+            probability(stated + atom.threshold, atom.at, header) + atom.tv
+        ):
+            wrong.append(f"radius is {row['radius']}, more than {atom.name} allow")
+        least = probability(low - TOLERANCE + atom.threshold, atom.at, header) + atom.tv - TOLERANCE
+        if 0 < least < 1 and not atom.holds(least):
+            wrong.append(f"p_lower is that of another event than the one that binds: {atom.name} give less")
     return (low, high), wrong

@@ -9,6 +9,7 @@ from typing import Final
 from ddsmoothing.verify.budget import Tables, check_noise
 from ddsmoothing.verify.counts import TOLERANCE, Judged, Row, fresh_of, judged, measurements_of
 from ddsmoothing.verify.notes import check_note
+from ddsmoothing.verify.several import check_several, judged_several, several
 
 SHA_DIGITS: Final = frozenset("0123456789abcdef")
 
@@ -16,12 +17,14 @@ SHA_DIGITS: Final = frozenset("0123456789abcdef")
 def check_row(row: Row, header: Row, tables: Tables) -> Iterator[str]:
     """What is wrong with one row, held against its own counts and the header."""
     yield from _identity(row, header)
-    wrong = list(measurements_of(row, header))
+    one_sigma = several(header) is None
+    wrong = list(measurements_of(row, header) if one_sigma else check_several(row, header, tables))
     yield from wrong
     if wrong:
         return
-    yield from check_noise(row, header, tables)
-    found = judged(row, header)
+    if one_sigma:
+        yield from check_noise(row, header, tables)
+    found = judged(row, header) if one_sigma else judged_several(row, header)
     yield from found.wrong
     if header["level"] == "memory":
         yield from check_note(row, header, found)

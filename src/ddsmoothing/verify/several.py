@@ -1,0 +1,292 @@
+"""Rows of rules over several sigmas: what the pilots ask for, and what the counts give; see ``verify``.
+
+``G(x) = A`` while every atom "A beats b" has its phi, at the sigma of the pair (A, b), above ``beta_b - beta_A``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any, Final
+
+from scipy.special import betaincinv, ndtr, ndtri
+
+from ddsmoothing.verify.budget import LARGEST_SIGMA, NOTHING, Tables, check_noise, one_number
+from ddsmoothing.verify.counts import MOST_DUELLISTS, Judged, Row, above_thresholds, counted, seen, wins
+from ddsmoothing.verify.offsets import Atom, offsets_of
+
+KINDS: Final = {"pairs": ("pairwise", {"kind", "sigmas", "slots", "groups"})}
+PARTS: Final = 32  # steps in which the samples are divided
+NEAR: Final = 1e-9  # expected margins so close may change places
+MOST_SIGMAS: Final = 1000
+
+
+def several(header: Row) -> Row | None:
+    """The rule over several sigmas of a header, None where it has none."""
+    found: Row | None = header["rule"].get("stateless")
+    return found
+
+
+def wrong_rule(header: Row) -> Iterator[str]:
+    """What is wrong with the rule over several sigmas that a header states."""
+    rule = several(header)
+    if (rule is None) == (header["sigma_policy"] == "rule"):
+        yield "the policy rule belongs to a rule over several sigmas, and only there"
+    if rule is None:
+        if header["level"] == "stateless":
+            yield "the level stateless belongs to a rule over several sigmas"
+        if header["sampler"] == "divided":
+            yield "the sampler divided belongs to a rule over several sigmas"
+        return
+    if rule.get("kind") not in KINDS:
+        yield f"the rule is {rule.get('kind')!r}, expected one of {', '.join(KINDS)}"
+        return
+    vote, fields = KINDS[rule["kind"]]
+    if set(rule) != fields or (header["rule"]["vote"], header["rule"]["bound"]) != (vote, "one-class"):
+        yield f"the rule {rule['kind']} has a {vote} vote, a one-class bound, and {', '.join(sorted(fields))}"
+        return
+    if header["level"] != "stateless" or header["randomized"] or header["sampler"] != "divided":
+        yield "a rule over several sigmas is of level stateless, without a coin, with the sampler divided"
+        return
+    yield from _wrong_sigmas(header, rule)
+    yield from _wrong_table(header, rule)
+
+
+def _wrong_sigmas(header: Row, rule: Row) -> Iterator[str]:
+    sigmas, options = rule["sigmas"], header["sampler_options"]
+    numbers = type(sigmas) is list and all(type(s) is float and 0 < s <= LARGEST_SIGMA for s in sigmas)
+    if not numbers or not 1 <= len(set(sigmas)) == len(sigmas) <= MOST_SIGMAS:
+        yield f"the sigmas of the rule are {sigmas!r}"
+    elif header["policy"].get("sigma_grid") != sorted(sigmas):
+        yield "the policy's set of sigmas is not that of the rule"
+    elif set(options) != {"n0", "n", "scales"} or any(type(k) is not int or k < 1 for k in options.values()):
+        yield f"the sampler's options are {options!r}, expected n0, n and scales"
+    elif options["scales"] != len(sigmas):
+        yield f"the sampler has {options['scales']} scales, the rule {len(sigmas)} sigmas"
+
+
+def _wrong_table(header: Row, rule: Row) -> Iterator[str]:
+    slots, groups, size = rule["slots"], rule["groups"], len(rule["slots"])
+    known = range(len(rule["sigmas"]))
+    if any(len(row) != size or any(type(k) is not int or k not in known for k in row) for row in slots):
+        yield "the table is not square, or names a sigma that is not there"
+    elif any(slots[a][b] != slots[b][a] for a in range(size) for b in range(a)):
+        yield "the table gives a pair of classes two sigmas, so that both could win"
+    elif len(groups) != header["num_classes"] or any(type(g) is not int or g not in range(size) for g in groups):
+        yield f"the groups are not those of {header['num_classes']} classes"
+
+
+def slot_of(rule: Row, a: int, b: int) -> int:
+    """Which sigma a pair of classes has."""
+    found: int = rule["slots"][rule["groups"][a]][rule["groups"][b]]
+    return found
+
+
+def _betas(header: Row) -> list[float]:
+    return offsets_of(header) or [0.0] * header["num_classes"]
+
+
+def _at(row: Row, part: Row) -> Row:
+    """The row as if it were of this measurement alone."""
+    half_width = None if row["lambda"] is None else math.sqrt(3.0) * part["sigma"]
+    return dict(row, sigma=part["sigma"], measurements=[part], **{"lambda": half_width})
+
+
+def check_several(row: Row, header: Row, tables: Tables) -> Iterator[str]:
+    """What is impossible in a row's measurements, or not what its pilots ask for."""
+    rule = several(header)
+    assert rule is not None
+    wrong = list(_places(row, header, rule))
+    yield from wrong
+    if wrong:
+        return
+    pilots, fresh = _parts(row)
+    for part in row["measurements"]:
+        yield from check_noise(_at(row, part), header, tables)
+    if row["noise"] == "grid":
+        yield from _sizes(row, header, tables)
+    total = sum(part["n"] for part in row["measurements"])
+    if row["samples"] != total:
+        yield f"samples is {row['samples']}, the measurements have {total}"
+    top = chosen(pilots, header, rule)
+    wrong_class = bool(header["label_aware"]) and row["label"] != top
+    if bool(fresh) == wrong_class or (not fresh and row["reason"] != "wrong"):
+        yield "sampling stops where labels show that the pilots' class is wrong, and only there"
+        return
+    if row["sigma"] not in [part["sigma"] for part in fresh or pilots[:1]]:
+        yield f"sigma is {row['sigma']}, at which nothing was drawn that certifies"
+    if fresh:
+        yield from _asked(fresh, pilots, header, rule, top)
+
+
+def _parts(row: Row) -> tuple[list[Row], list[Row]]:
+    """Pilots, and what certifies."""
+    pilots = [part for part in row["measurements"] if part["role"] == "pilot"]
+    return pilots, row["measurements"][len(pilots) :]
+
+
+def _places(row: Row, header: Row, rule: Row) -> Iterator[str]:
+    """Role, slot, sigma and counts of every measurement."""
+    sigmas, classes = rule["sigmas"], header["num_classes"]
+    roles = [part["role"] for part in row["measurements"]]
+    slots = [part.get("slot", 0) for part in row["measurements"]]
+    count, later = len(sigmas), slots[len(sigmas) :]
+    if roles != ["pilot"] * count + ["certify"] * len(later) or slots[:count] != list(range(count)):
+        yield "the measurements are not a pilot at each sigma and what certifies"
+        return
+    if later != sorted(set(later)) or any(type(k) is not int or not 0 <= k < count for k in later):
+        yield "what certifies is not in the order of the sigmas, each once"
+        return
+    for part, slot in zip(row["measurements"], slots, strict=True):
+        yield from counted(
+            {key: value for key, value in part.items() if key not in ("rivals", "slot")},
+            classes,
+            {"sigma": sigmas[slot]},
+        )
+        if part["role"] == "pilot":
+            yield from _pilot(part, header, rule, slot)
+
+
+def _pilot(part: Row, header: Row, rule: Row, slot: int) -> Iterator[str]:
+    """Whether a pilot counts what the rule asks for, with rivals that it holds its classes against."""
+    classes, n0 = header["num_classes"], header["sampler_options"]["n0"]
+    duels = classes <= MOST_DUELLISTS
+    if ("least" in part) != duels or ("rivals" in part) != duels or "wins" in part or part.get("looks"):
+        yield "the pilot does not count what the rule asks for"
+        return
+    if part["n"] != n0:
+        yield f"the pilot has {part['n']} samples, the header says {n0}"
+    for c, b in enumerate(part.get("rivals", ())):
+        held = [b for b in range(classes) if b != c and slot_of(rule, c, b) == slot]
+        if type(b) is not int or (b not in held if held else b != c):
+            yield f"the pilot holds class {c} against {b}, which the table does not at sigma {part['sigma']}"
+            return
+
+
+def _sizes(row: Row, header: Row, tables: Tables) -> Iterator[str]:
+    """Whether the budgets at all sigmas are of inputs of one size."""
+    sizes = set()
+    for part in row["measurements"]:
+        at = _at(row, part)
+        one = one_number(at, header) if tables.has(at, header) else Fraction(0)
+        if one > NOTHING:
+            sizes.add(round(Fraction(part.get("tv", 0)) / one))
+    if len(sizes) > 1:
+        yield f"the budgets of the noise are of inputs of {' and '.join(map(str, sorted(sizes)))} numbers"
+
+
+def chosen(pilots: Sequence[Row], header: Row, rule: Row) -> int:
+    """The class that the pilots choose: the largest smallest margin, then the most votes, then the first."""
+    scores = []
+    for c in range(header["num_classes"]):
+        margins = [margin for pilot in pilots for margin in _margin(pilot, header, rule, c)]
+        scores.append((min(margins, default=math.inf), sum(pilot["votes"][c] for pilot in pilots), -c))
+    return scores.index(max(scores))
+
+
+def _binding(pilot: Row, header: Row, rule: Row, c: int) -> tuple[int, int] | None:
+    """The count of the event that binds a class at a sigma and its rival; None where it has no pair there."""
+    held = [b for b in range(header["num_classes"]) if b != c and slot_of(rule, c, b) == pilot.get("slot", 0)]
+    if not held:
+        return None
+    if "rivals" in pilot:
+        return pilot["least"][c], pilot["rivals"][c]
+    betas = _betas(header)
+    return pilot["votes"][c], max(held, key=lambda b: (betas[b], -b))
+
+
+def _margin(pilot: Row, header: Row, rule: Row, c: int) -> Iterator[float]:
+    found = _binding(pilot, header, rule, c)
+    if found is not None:
+        betas = _betas(header)
+        share = (found[0] + 0.5) / (pilot["n"] + 1.0)
+        yield _phi(share, pilot["sigma"], header) - (betas[found[1]] - betas[c])
+
+
+def _phi(share: float, sigma: float, header: Row) -> float:
+    if header["norm"] == "l2":
+        return sigma * float(ndtri(share))
+    return 2.0 * math.sqrt(3.0) * sigma * (share - 0.5)
+
+
+def _asked(fresh: list[Row], pilots: list[Row], header: Row, rule: Row, top: int) -> Iterator[str]:
+    """Whether the samples that certify are of the class, the sigmas and the numbers that the pilots ask for."""
+    classes = range(header["num_classes"])
+    slots = sorted({slot_of(rule, top, b) for b in classes if b != top})
+    if [part.get("slot", 0) for part in fresh] != slots:
+        yield f"what certifies is not at the sigmas of class {top}, which the pilots chose"
+        return
+    for part in fresh:
+        looks = seen(part)
+        if "least" in part or "rivals" in part or part.get("coin") is not None or part.get("anchor") != top:
+            yield f"what certifies does not count the wins of class {top}, which the pilots chose"
+            return
+        if len(looks) != 1 or looks[0][:2] != (part["n"], part["wins"]):
+            yield "the look is not the counts"
+            return
+        if looks[0][2] != Fraction(header["alpha"]):
+            yield f"the look has alpha {float(looks[0][2]):g}, the run's is {header['alpha']:g}"
+    sizes = [part["n"] for part in fresh]
+    favoured = [None, *slots]
+    if sizes not in [_divided(pilots, header, rule, top, slots, favour) for favour in favoured]:
+        yield f"{sizes} fresh samples, which is not how the pilots divide {header['sampler_options']['n']}"
+
+
+def _divided(pilots: list[Row], header: Row, rule: Row, top: int, slots: list[int], favour: int | None) -> list[int]:
+    """How many samples each sigma of the class gets: step by step that which is expected to bind.
+
+    Args:
+        favour: a sigma that comes first where two are all but alike.
+    """
+    alpha, betas, n = header["alpha"], _betas(header), header["sampler_options"]["n"]
+    sizes = {}
+    for slot in slots:
+        handicap = max(betas[b] - betas[top] for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot)
+        sizes[slot] = max(
+            1, math.floor(math.log(alpha) / math.log(_needed(handicap, rule["sigmas"][slot], header))) + 1
+        )
+    left = n - sum(sizes.values())
+    step = max(1, left // PARTS)
+
+    def expected(slot: int) -> float:
+        found = _binding(pilots[slot], header, rule, top)
+        assert found is not None, "a sigma of the class"
+        share, m = (found[0] + 0.5) / (pilots[slot]["n"] + 1.0), sizes[slot]
+        lower = float(betaincinv(m * share, m * (1.0 - share) + 1.0, alpha))
+        margin = _phi(lower, rule["sigmas"][slot], header) - (betas[found[1]] - betas[top])
+        return margin - (NEAR if slot == favour else 0.0)
+
+    while left > 0:
+        slot = min(slots, key=lambda k: (expected(k), k))
+        sizes[slot] += min(step, left)
+        left -= min(step, left)
+    return [sizes[slot] for slot in slots]
+
+
+def _needed(threshold: float, sigma: float, header: Row) -> float:
+    """The probability at which an event's phi is at its threshold, kept away from 0 and 1."""
+    if header["norm"] == "l2":
+        found = float(ndtr(threshold / sigma))
+    else:
+        found = 0.5 + threshold / (2.0 * math.sqrt(3.0) * sigma)
+    return min(max(found, 1e-9), 1.0 - 1e-9)
+
+
+def judged_several(row: Row, header: Row) -> Judged:
+    """What the counts of all sigmas give together, held against the bounds that the row states."""
+    rule: Any = several(header)
+    pilots, fresh = _parts(row)
+    top = chosen(pilots, header, rule)
+    if not fresh:
+        wrong = ["there is a bound without fresh samples"] if row["p_lower"] > 0 or row["p_upper"] < 1 else []
+        return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
+    betas, atoms = _betas(header), list[Atom]()
+    for part in fresh:
+        thresholds = {
+            b: Fraction(betas[b] - betas[top])
+            for b in range(len(betas))
+            if b != top and slot_of(rule, top, b) == part.get("slot", 0)
+        }
+        atoms += wins(part, _at(row, part), thresholds)
+    return above_thresholds(row, header, atoms, top)

@@ -1,0 +1,401 @@
+"""Runs of level ``stateless``: made, continued, merged, recomputed, drawn again, attacked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ddsmoothing as dds
+from ddsmoothing.attacks import Attack
+from ddsmoothing.campaigns import SigmaPolicy, certify_run
+from ddsmoothing.campaigns.attack import attack_run
+from ddsmoothing.campaigns.resample import resample_run
+from ddsmoothing.certificate import certificate_for
+from ddsmoothing.claims import PairTable, Plurality, StatelessRule
+from ddsmoothing.errors import InfeasibleError, InputError, RunError
+from ddsmoothing.memory.inputs import check_run
+from ddsmoothing.runs import load_run, rejudged
+from ddsmoothing.runs.merge import merge_runs
+from ddsmoothing.stateless import certify_stateless
+from ddsmoothing.verify import verify_run
+
+OFFSETS = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
+SLOTS = tuple(map(tuple, (np.add.outer(np.arange(10), np.arange(10)) % 2).tolist()))
+TABLE = PairTable(sigmas=(0.4, 0.9), slots=SLOTS, groups=tuple(range(10)), offsets=OFFSETS)
+PLAIN_L1 = PairTable(sigmas=(0.3, 0.6), slots=SLOTS, groups=tuple(range(10)), norm="l1")
+RULES: dict[str, StatelessRule] = {"table": TABLE, "l1": PLAIN_L1}
+N0, N = 50, 600
+
+
+def make(out: Path, data: dds.Dataset, model: torch.nn.Module, rule: StatelessRule, **options: Any) -> dds.Run:
+    smoothed = dds.SmoothedClassifier(model, rule.norm, num_classes=10, block_size=256)
+    given = {"n0": N0, "n": N, "skip": 100, "seed": 3, "model_name": "fashion-mnist-cnn"} | options
+    return certify_run(smoothed, data, SigmaPolicy.stateless(rule), out, **given)
+
+
+@pytest.fixture(scope="module", params=RULES)
+def made(
+    request: pytest.FixtureRequest, model: torch.nn.Module, data: dds.Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dds.Run, StatelessRule]:
+    rule = RULES[request.param]
+    out = tmp_path_factory.mktemp("stateless") / "run"
+    return make(out, data, model, rule, label_aware=request.param == "l1"), rule
+
+
+def test_a_run_holds_the_talk_of_its_rule(
+    made: tuple[dds.Run, StatelessRule], model: torch.nn.Module, data: dds.Dataset
+) -> None:
+    run, rule = made
+    assert run.level == run.header.level == "stateless"
+    assert run.header.stateless == rule
+    assert load_run(run.path).rows == run.rows
+    smoothed = dds.SmoothedClassifier(model, rule.norm, num_classes=10, block_size=256)
+    ids = run.ids.tolist()
+    x, y = data[ids]
+    labels = y if run.header.label_aware else None
+    again = certify_stateless(smoothed, x, rule, n0=N0, n=N, seed=3, ids=ids, labels=labels)
+    assert tuple(row.measurements for row in run.rows) == again.measurements
+    assert run.radius.tolist() == again.radius.tolist()
+    assert run.prediction.tolist() == again.prediction.tolist()
+    for row in run.rows:
+        assert run.header.claim(row).radius == row.radius
+        assert [one.n for one in row.pilots] == [N0] * len(rule.sigmas)
+        assert sum(one.n for one in row.certifying) == (0 if row.reason == "wrong" else N)
+    assert len({row.sigma for row in run.rows}) > 1  # that which binds
+
+
+def test_verify_recomputes_and_draws_again(
+    made: tuple[dds.Run, StatelessRule], model: torch.nn.Module, data: dds.Dataset
+) -> None:
+    run, rule = made
+    found = verify_run(run.path)
+    assert found.findings == ()
+    assert found.d == 784
+    smoothed = dds.SmoothedClassifier(model, rule.norm, num_classes=10)
+    assert [one.message for one in resample_run(run, smoothed, data, 4)] == [None] * 4
+    changed = [row.model_copy(update={"measurements": _other(row.measurements)}) for row in run.rows]
+    redrawn = resample_run(replace(run, rows=tuple(changed)), smoothed, data, 2)
+    assert all(one.moved > 0 for one in redrawn)
+
+
+def _other(measurements: tuple[Any, ...]) -> tuple[Any, ...]:
+    last = measurements[-1]
+    votes = list(last.votes)
+    a, b = np.argsort(votes)[[-1, 0]]
+    votes[a], votes[b] = votes[a] - 1, votes[b] + 1
+    return (*measurements[:-1], replace(last, votes=tuple(votes)))
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+def _radius(header: dict[str, Any], row: dict[str, Any]) -> None:
+    row["radius"] += 1e-6
+
+
+def _smaller(header: dict[str, Any], row: dict[str, Any]) -> None:
+    row["radius"] -= 1e-6
+
+
+def _offsets(header: dict[str, Any], row: dict[str, Any]) -> None:
+    offsets = header["rule"].setdefault("offsets", [0.0] * 10)
+    offsets[row["prediction"]] += 0.05
+
+
+def _binding(row: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """What was drawn at the sigma that binds, and the class that the certified one beat least often there."""
+    part = next(one for one in row["measurements"][2:] if one["sigma"] == row["sigma"])
+    return part, int(np.argmin(part["wins"]))
+
+
+def _slots(header: dict[str, Any], row: dict[str, Any]) -> None:
+    a, slots = row["prediction"], header["rule"]["stateless"]["slots"]
+    b = _binding(row)[1]
+    slots[a][b] = slots[b][a] = 1 - slots[a][b]
+
+
+def _asymmetric(header: dict[str, Any], row: dict[str, Any]) -> None:
+    header["rule"]["stateless"]["slots"][0][1] = 0
+
+
+def _sigma(header: dict[str, Any], row: dict[str, Any]) -> None:
+    sigmas = header["rule"]["stateless"]["sigmas"]
+    row["sigma"] = sigmas[1 - sigmas.index(row["sigma"])]
+    row["lambda"] = row["lambda"] and 3**0.5 * row["sigma"]
+
+
+def _widest(header: dict[str, Any], row: dict[str, Any]) -> None:
+    """The larger of two radii: with it all that belongs to the other sigma."""
+    rule = RULES["table" if header["norm"] == "l2" else "l1"]
+    found = load_run_row(header, row)
+    made = rule.commit(found.pilots)
+    atoms = [(rule.atom(made, one, certificate_for(rule.norm), 0.001), one.sigma) for one in found.certifying]
+    best, sigma = max(atoms)
+    row |= {"radius": best.margin, "p_lower": best.p_lower, "p_upper": best.p_upper, "sigma": sigma}
+    row["lambda"] = row["lambda"] and 3**0.5 * sigma
+
+
+def load_run_row(header: dict[str, Any], row: dict[str, Any]) -> Any:
+    from ddsmoothing.runs import ResultRow
+
+    return ResultRow.model_validate(row)
+
+
+def _sizes(header: dict[str, Any], row: dict[str, Any]) -> None:
+    header["sampler_options"]["n"] += 1
+
+
+def _division(header: dict[str, Any], row: dict[str, Any]) -> None:
+    """As many samples, divided in another way."""
+    for part, more in zip(row["measurements"][2:], (1, -1), strict=True):
+        part["n"] += more
+        part["votes"][part["anchor"]] += more
+        part["wins"] = [k + more for k in part["wins"]]
+        part["looks"] = [[part["n"], part["wins"], part["looks"][0][2]]]
+
+
+def _missing(header: dict[str, Any], row: dict[str, Any]) -> None:
+    at = next(i for i, one in enumerate(row["measurements"]) if i >= 2 and one["sigma"] != row["sigma"])
+    row["samples"] -= row["measurements"].pop(at)["n"]
+
+
+def _wins(header: dict[str, Any], row: dict[str, Any]) -> None:
+    part, b = _binding(row)
+    part["wins"][b] += 1 if part["wins"][b] + part["votes"][b] < part["n"] else -1
+    part["looks"][0][1] = part["wins"]
+
+
+def _alpha(header: dict[str, Any], row: dict[str, Any]) -> None:
+    row["measurements"][2]["looks"][0][2] = 0.002
+
+
+def _pilot(header: dict[str, Any], row: dict[str, Any]) -> None:
+    top = row["prediction"]
+    for one in row["measurements"][:2]:
+        one["least"][top] = one["votes"][top]
+        one["votes"] = [0] * 9 + [one["n"]] if top != 9 else [one["n"]] + [0] * 9
+        one["least"] = [max(a, b) for a, b in zip(one["least"], one["votes"], strict=True)]
+        one["least"][top] = 0
+
+
+def _rivals(header: dict[str, Any], row: dict[str, Any]) -> None:
+    one = row["measurements"][0]
+    one["rivals"][0] = 1 if header["rule"]["stateless"]["slots"][0][1] == 1 else 2
+
+
+def _level(header: dict[str, Any], row: dict[str, Any]) -> None:
+    header["level"] = "pointwise"
+
+
+def _tv(header: dict[str, Any], row: dict[str, Any]) -> None:
+    row["measurements"][2]["tv"] /= 2
+
+
+CHANGES = (
+    *(_radius, _smaller, _offsets, _slots, _asymmetric, _sigma, _widest, _sizes, _division, _missing, _wins),
+    *(_alpha, _pilot, _rivals, _level, _tv),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_finds_what_the_counts_do_not_give(
+    change: Change, made: tuple[dds.Run, StatelessRule], tmp_path: Path
+) -> None:
+    run, _ = made
+    header = json.loads((run.path / "header.json").read_text())
+    lines = [json.loads(line) for line in (run.path / "results.jsonl").read_text().splitlines()]
+    row = next(line for line in lines if line["radius"] > 0.01 and len(line["measurements"]) == 4)
+    change(header, row)
+    (tmp_path / "header.json").write_text(json.dumps(header))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not verify_run(tmp_path).ok
+
+
+@pytest.mark.parametrize("change", [_asymmetric, _missing, _level, _sigma])
+def test_reading_refuses_what_is_no_such_run(
+    change: Change, made: tuple[dds.Run, StatelessRule], tmp_path: Path
+) -> None:
+    """What a header excludes is said in one line when the run is read; a sigma that binds is for verify to show."""
+    run, _ = made
+    header = json.loads((run.path / "header.json").read_text())
+    lines = [json.loads(line) for line in (run.path / "results.jsonl").read_text().splitlines()]
+    change(header, next(line for line in lines if line["radius"] > 0.01 and len(line["measurements"]) == 4))
+    (tmp_path / "header.json").write_text(json.dumps(header))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if change is _sigma:
+        load_run(tmp_path)
+        return
+    with pytest.raises(RunError):
+        load_run(tmp_path)
+
+
+def bare(run: dds.Run) -> list[dict[str, Any]]:
+    return [{**json.loads(row.line()), "seconds": 0.0} for row in run.rows]
+
+
+def test_shards_and_interruptions_change_nothing(
+    model: torch.nn.Module, data: dds.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(tmp_path / "whole", data, model, TABLE, skip=150)
+    parts = [make(tmp_path / f"shard-{i}", data, model, TABLE, skip=150, shard=(i, 2)) for i in (1, 2)]
+    assert bare(merge_runs([part.path for part in parts], tmp_path / "merged")) == bare(whole)
+    asked = 0
+
+    def stop(samples: int) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "again", data, model, TABLE, skip=150, progress=stop)
+    assert bare(make(tmp_path / "again", data, model, TABLE, skip=150)) == bare(whole)
+    with pytest.raises(RunError, match="holds another run"):
+        make(tmp_path / "again", data, model, replace(TABLE, offsets=None), skip=150)
+
+
+def test_too_few_samples_are_refused_with_the_number_that_works(
+    model: torch.nn.Module, data: dds.Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(InfeasibleError, match=r"Use n >= (\d+)") as error:
+        make(tmp_path / "run", data, model, TABLE, n=12, skip=500)
+    assert not (tmp_path / "run").exists()
+    works = int(str(error.value).rsplit(">= ", 1)[1].strip("."))
+    with pytest.raises(InfeasibleError):
+        make(tmp_path / "run", data, model, TABLE, n=works - 1, skip=500)
+    assert len(make(tmp_path / "run", data, model, TABLE, n=works, skip=500)) == 2
+
+
+def test_what_does_not_go_together_is_refused(
+    model: torch.nn.Module, data: dds.Dataset, tmp_path: Path, made: tuple[dds.Run, StatelessRule]
+) -> None:
+    for options, text in (
+        ({"n_max": 1000, "n": None, "n0": None}, "no n_max and radii"),
+        ({"radii": [0.5], "n": None, "n0": None}, "no n_max and radii"),
+        ({"randomized": True}, "one-class bounds"),
+    ):
+        with pytest.raises(InputError, match=text):
+            make(tmp_path / "run", data, model, TABLE, **options)
+    other = dds.SmoothedClassifier(model, "l1", num_classes=10)
+    with pytest.raises(InputError, match="the rule is of l2"):
+        certify_run(other, data, SigmaPolicy.stateless(TABLE), tmp_path / "run", model_name="m", n=N)
+    with pytest.raises(RunError, match="needs no memory"):
+        check_run(made[0])
+    with pytest.raises(RunError, match="several sigmas"):
+        rejudged(made[0], Plurality())
+
+
+# a deployed classifier that is known: three classes on the plane, class 1 near, class 2 far
+
+
+class Plane(torch.nn.Module):
+    """Class 1 where the first number exceeds 0.7, class 2 where the second exceeds 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(2), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        far = x @ self.weight - torch.tensor([0.7, 3.0])
+        return torch.cat([torch.zeros(len(x), 1), far], dim=1)
+
+
+NEAR = PairTable(sigmas=(0.1, 0.5), slots=((0, 0, 1), (0, 0, 1), (1, 1, 0)), groups=(0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> tuple[dds.Run, dds.SmoothedClassifier, dds.Dataset]:
+    x = torch.from_numpy(np.random.default_rng(0).integers(110, 150, (24, 2)).astype(np.uint8))
+    data = dds.Dataset(name="plane", split="test", x=x.numpy(), y=np.zeros(24, dtype=np.int64))
+    smoothed = dds.SmoothedClassifier(Plane(), "l2", num_classes=3, block_size=256)
+    out = tmp_path_factory.mktemp("plane") / "run"
+    policy = SigmaPolicy.stateless(NEAR)
+    return certify_run(smoothed, data, policy, out, model_name="plane", n0=50, n=1000, seed=1), smoothed, data
+
+
+ATTACK = Attack(steps=4, samples=16, restarts=1)
+
+
+def attacked(run: dds.Run, plane: tuple[dds.Run, dds.SmoothedClassifier, dds.Dataset]) -> Any:
+    return attack_run(run, plane[1], plane[2], factors=[0.5, 0.95], attack=ATTACK, n=500, seed=2)
+
+
+def test_no_attack_on_the_whole_classifier_succeeds_inside_a_radius(
+    plane: tuple[dds.Run, dds.SmoothedClassifier, dds.Dataset],
+) -> None:
+    assert verify_run(plane[0].path).ok
+    report = attacked(plane[0], plane)
+    assert (report.level, report.covered, report.inputs) == ("stateless", True, 24)
+    assert report.inside == ()
+    with pytest.raises(InputError, match="no sigma to keep"):
+        attack_run(plane[0], plane[1], plane[2], level="pointwise")
+
+
+def test_the_largest_radius_over_sigmas_is_caught(
+    plane: tuple[dds.Run, dds.SmoothedClassifier, dds.Dataset],
+) -> None:
+    run, rows = plane[0], []
+    for row in run.rows:
+        made = NEAR.commit(row.pilots)
+        margins = [NEAR.atom(made, one, dds.L2Certificate(), 0.001).margin for one in row.certifying]
+        assert max(margins) > 2.0 * row.radius
+        rows.append(row.model_copy(update={"radius": max(margins)}))
+    assert attacked(replace(run, rows=tuple(rows)), plane).contradicted
+
+
+def test_another_rule_than_the_certified_one_is_caught(
+    plane: tuple[dds.Run, dds.SmoothedClassifier, dds.Dataset], tmp_path: Path
+) -> None:
+    """Certified with offsets that favour class 0, deployed without."""
+    _, smoothed, data = plane
+    favoured = replace(NEAR, offsets=(0.1, -0.1, 0.0))
+    policy = SigmaPolicy.stateless(favoured)
+    run = certify_run(smoothed, data, policy, tmp_path / "run", model_name="plane", n0=50, n=1000, seed=1)
+    assert attacked(run, plane).inside == ()
+    rule = run.header.rule.model_copy(update={"offsets": None})
+    deployed = replace(run, header=run.header.model_copy(update={"rule": rule}))
+    assert attacked(deployed, plane).contradicted
+
+
+def test_the_command_line_certifies_with_a_table(cli: Callable[..., Any], tmp_path: Path) -> None:
+    common = ["--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--block-size", "256"]
+    table = tmp_path / "pairs.json"
+    fit = ["--sigmas", "0.5,1", "--max", "24", "--n", "16", "--samples", "300", "--n0", "50", "--seed", "1"]
+    assert cli("pairs", "fit", *common, *fit, "--out", table).code == 0
+    certify = ["certify", *common, "--pair-sigmas", table, "--n0", "50", "--n", "400", "--seed", "2"]
+    seen = cli(*certify, "--max", "4", "--out", tmp_path / "seen")
+    assert "was fitted on 3 of the 4 inputs" in seen.err
+    both = cli(*certify, "--sigma", "0.5", "--out", tmp_path / "seen")
+    assert (both.code, "sigmas and offsets of its own, got --sigma" in both.err) == (2, True)
+    assert cli(*certify, "--max", "4", "--allow-seen", "--out", tmp_path / "seen").code == 0
+    note = load_run(tmp_path / "seen").header.offsets
+    assert note is not None
+    assert note.seen
+    out = tmp_path / "run"
+    unseen = ["--skip", "300", "--shard", "2/2"]  # inputs 300 and 900
+    assert "2 inputs: 1,000 samples" in cli(*certify, *unseen, "--forecast").out
+    assert cli(*certify, *unseen, "--out", out).code == 0
+    again = cli("certify", "--out", out)
+    assert (again.code, "give it again with --pair-sigmas" in again.err) == (2, True)
+    assert cli("certify", "--pair-sigmas", table, "--out", out).code == 0
+    assert cli("verify", out, "--resample", "2").code == 0
+    assert cli("attack", out, "--factors", "0.9", "--steps", "2", "--samples", "8", "--n", "300").code == 0
+    refused = cli(
+        "memory",
+        "apply",
+        out,
+        "--data",
+        "fashion-mnist-sample",
+        "--store",
+        tmp_path / "m",
+        "--out",
+        tmp_path / "memory",
+    )
+    assert "needs no memory" in refused.err
