@@ -21,8 +21,9 @@ from torch import nn
 
 import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise, rule_for
-from ddsmoothing.claims.routed import Centres, Routed, Seen, reach_radius
+from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise
+from ddsmoothing.claims.centres import Centres, Seen
+from ddsmoothing.claims.routed import Routed, reach_radius, routed_from
 from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.stateless import SmoothedGate, certify_routed, predict_routed
 from ddsmoothing.stateless.certify import Drawn, stateless_talk
@@ -382,15 +383,7 @@ OPTIONS: dict[str, Any] = {"n0": 50, "n": 400, "seed": 4}
 def read_back(text: str) -> tuple[Routed, list[Measurement], float]:
     """The rule and the measurements of a piece of evidence, read without the result that wrote it."""
     found = json.loads(text)
-    rule = found["rule"] if "stateless" not in found["rule"] else found["rule"]["stateless"]
-    experts = [rule_for(one["vote"], one["bound"], offsets=one.get("offsets"), norm="l2") for one in rule["experts"]]
-    again = Routed(
-        experts=tuple(one for one in experts if isinstance(one, Pairwise)),
-        sigmas=tuple(rule["sigmas"]),
-        classes=10,
-        groups=None if rule["groups"] is None else tuple(rule["groups"]),
-        branches=rule["branches"],
-    )
+    again = routed_from(found["rule"]["stateless"], 10, "l2")
     if found["seen"] is not None:
         again = again.at(Seen(found["seen"]["chosen"], tuple(found["seen"]["away"])))
     parts = [

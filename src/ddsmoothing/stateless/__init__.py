@@ -1,6 +1,6 @@
 """Stateless rules: class offsets and pair tables, fitted on inputs that no run will certify; experts behind a gate."""
 
-from ddsmoothing.claims.routed import Centres
+from ddsmoothing.claims.centres import Centres
 from ddsmoothing.stateless.certify import StatelessCertification, certify_stateless, predict_stateless
 from ddsmoothing.stateless.files import Figures, OffsetsFile, PairsFile, load_offsets, load_pairs, save_fit
 from ddsmoothing.stateless.offsets import fit_offsets

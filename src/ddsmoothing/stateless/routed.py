@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import Claim, Pairwise
-from ddsmoothing.claims.routed import Centres, Routed, Seen
+from ddsmoothing.claims.centres import Centres, Seen
+from ddsmoothing.claims.routed import Routed
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.conversation import converse
 from ddsmoothing.counting.contract import Progress, Request
