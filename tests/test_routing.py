@@ -23,7 +23,7 @@ import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise
 from ddsmoothing.claims.centres import Centres, Seen
-from ddsmoothing.claims.routed import Routed, reach_radius, routed_from
+from ddsmoothing.claims.gated import Gated, gated_from, gated_radius
 from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.stateless import SmoothedGate, certify_routed, predict_routed
 from ddsmoothing.stateless.certify import Drawn, stateless_talk
@@ -83,21 +83,21 @@ def toys(norm: str) -> tuple[Counter[str], Counter[str]]:
             of_answer = radii_of[rows, :, np.maximum(answers, 0)]
             own = of_answer[rows, picked]
             radii = {
-                name: [reach_radius(a, r.tolist(), int(c)) for a, r, c in zip(away, of_answer, picked, strict=True)],
+                name: [gated_radius(a, r.tolist(), int(c)) for a, r, c in zip(away, of_answer, picked, strict=True)],
                 f"dual, {name}": [
-                    reach_radius(a, [v if i == c else -math.inf for i, v in enumerate(r.tolist())], int(c))
+                    gated_radius(a, [v if i == c else -math.inf for i, v in enumerate(r.tolist())], int(c))
                     for a, r, c in zip(away, of_answer, picked, strict=True)
                 ],
                 f"{name}: {NO_GATE}": own,
                 f"{name}: larger of gate and chosen": np.maximum(own, np.delete(away, 0, 1).max(1)),
                 f"{name}: one expert left out": [
-                    reach_radius(np.where(np.arange(EXPERTS) == (c + 1) % EXPERTS, np.inf, a), r.tolist(), int(c))
+                    gated_radius(np.where(np.arange(EXPERTS) == (c + 1) % EXPERTS, np.inf, a), r.tolist(), int(c))
                     for a, r, c in zip(away, of_answer, picked, strict=True)
                 ],
             }
             if name == "nearest centre":
                 radii["nearest centre: centres at twice their distance"] = [
-                    reach_radius(2.0 * a, r.tolist(), int(c)) for a, r, c in zip(away, of_answer, picked, strict=True)
+                    gated_radius(2.0 * a, r.tolist(), int(c)) for a, r, c in zip(away, of_answer, picked, strict=True)
                 ]
             for key, found in radii.items():
                 usable = np.flatnonzero((answers >= 0) & (np.array(found) > 1e-6))
@@ -148,7 +148,7 @@ def test_wrong_variants_are_violated(variant: str, norm: str) -> None:
 def test_reach_is_never_below_the_gate_alone_and_the_experts_alone(
     away: list[float], radii: list[float], chosen: int
 ) -> None:
-    found = reach_radius(away, radii, chosen)
+    found = gated_radius(away, radii, chosen)
     others = [e for i, e in enumerate(away) if i != chosen]
     assert found >= max(0.0, min(radii[chosen], *others))
     assert found >= max(0.0, min(radii))
@@ -221,7 +221,7 @@ def categorical(shares: list[float], seed: int) -> Logits:
     return draw
 
 
-def drive(rule: Routed, draws: list[Logits], n0: int = 30, n: int = 450, role: Stream | None = None) -> Drawn:
+def drive(rule: Gated, draws: list[Logits], n0: int = 30, n: int = 450, role: Stream | None = None) -> Drawn:
     """One conversation, answered with fresh logits of each slot's own base classifier."""
     talk = stateless_talk(rule, n0, n, ALPHA, None, role)
     wishes = next(talk)
@@ -240,7 +240,7 @@ def drive(rule: Routed, draws: list[Logits], n0: int = 30, n: int = 450, role: S
             return drawn
 
 
-def world(norm: str, k: int, branches: str, seed: int) -> tuple[Routed, list[Logits]]:
+def world(norm: str, k: int, branches: str, seed: int) -> tuple[Gated, list[Logits]]:
     """Three experts of K classes with offsets; nothing protects class 0, so that every certificate is false.
 
     The gate is at one half exactly, and so stand several pairs of the second expert at their thresholds, which are not
@@ -255,7 +255,7 @@ def world(norm: str, k: int, branches: str, seed: int) -> tuple[Routed, list[Log
     )
     groups = tuple(c % 3 for c in range(k))
     shares = [(0.5 if g == 0 else 0.25) / groups.count(g) for g in groups]
-    rule = Routed(experts=rules, sigmas=(0.5, 1.0, 2.0, 0.7), classes=k, groups=groups, branches=branches, norm=norm)
+    rule = Gated(experts=rules, sigmas=(0.5, 1.0, 2.0, 0.7), classes=k, groups=groups, branches=branches, norm=norm)
     draws = [gaussian(sure, seed=seed), gaussian(mean, seed=seed + 1), gaussian(sure, seed=seed + 2)]
     return rule, [*draws, categorical(shares, seed + 3)]
 
@@ -298,7 +298,7 @@ def test_a_branch_that_is_chosen_afterwards_fails_too_often(norm: str) -> None:
         fresh = rule.looked(pilots, raw, ALPHA)
         false.append(rule.claim(pilots, [fresh[slot] for slot in made.slots], certificate, ALPHA).radius > 0.0)
         margins = [rule.atom(made, one, certificate, ALPHA).margin for one in fresh]
-        uncommitted.append(reach_radius([margins[3]] * 3, margins[:3], 0) > 0.0)
+        uncommitted.append(gated_radius([margins[3]] * 3, margins[:3], 0) > 0.0)
     assert len(false) > 1800
     assert is_valid(np.array(false), ALPHA)
     assert not is_valid(np.array(uncommitted), ALPHA)
@@ -309,7 +309,7 @@ def test_behind_a_gate_without_noise_the_chosen_expert_binds_at_alpha(norm: str)
     """It stands at its threshold; the others' distances are exact: the first is kept away, the second is too near."""
     mean = [0.4, 0.1, -6.0]
     vote = OffsetPairwise(offsets=at_threshold(mean, [1], norm), norm=norm)
-    rule = Routed(experts=(vote, Pairwise(), Pairwise()), sigmas=(1.0, 0.5, 0.5), classes=3, norm=norm)
+    rule = Gated(experts=(vote, Pairwise(), Pairwise()), sigmas=(1.0, 0.5, 0.5), classes=3, norm=norm)
     rule = rule.at(Seen(0, (0.0, 5.0, 0.0)))
     draws = [gaussian(mean, seed=1), gaussian([-3.0, 3.0, 0.0], seed=2), gaussian([3.0, -3.0, -3.0], seed=3)]
     found = [drive(rule, draws) for _ in range(1000)]
@@ -319,7 +319,7 @@ def test_behind_a_gate_without_noise_the_chosen_expert_binds_at_alpha(norm: str)
 
 
 def test_the_radius_ends_where_a_gate_without_noise_may_pick_another() -> None:
-    rule = Routed(experts=(Pairwise(), Pairwise()), sigmas=(1.0, 1.0), classes=2, branches="dual")
+    rule = Gated(experts=(Pairwise(), Pairwise()), sigmas=(1.0, 1.0), classes=2, branches="dual")
     draws = [gaussian([3.0, -3.0], seed=1), gaussian([-3.0, 3.0], seed=2)]
     for away, moved in ((0.25, 0.0), (0.25, 0.1), (0.25, 0.25), (9.0, 0.0)):
         here = rule.at(Seen(0, (0.0, away)))
@@ -339,7 +339,7 @@ def test_the_pilot_commits_to_what_reaches_farther_and_counts_thresholds() -> No
     draws = [gaussian([3.0, -3.0], seed=2), gaussian([1.6, 0.0], seed=3), gate]
     for offsets, slots in (((0.0, 0.0), (0, 1)), ((0.0, 0.8), (0, 2))):
         rules = (Pairwise(), OffsetPairwise(offsets=offsets, norm="l2"))
-        rule = Routed(experts=rules, sigmas=(1.0, 1.0, 1.0), classes=2, groups=(0, 1))
+        rule = Gated(experts=rules, sigmas=(1.0, 1.0, 1.0), classes=2, groups=(0, 1))
         pilots, fresh = drive(rule, draws, n0=2000, n=4000)
         assert rule.commit(pilots).slots == slots
         assert [one.slot for one in fresh] == list(slots)
@@ -380,10 +380,10 @@ def gates(smoothed: dds.SmoothedClassifier, x: torch.Tensor) -> dict[str, Any]:
 OPTIONS: dict[str, Any] = {"n0": 50, "n": 400, "seed": 4}
 
 
-def read_back(text: str) -> tuple[Routed, list[Measurement], float]:
+def read_back(text: str) -> tuple[Gated, list[Measurement], float]:
     """The rule and the measurements of a piece of evidence, read without the result that wrote it."""
     found = json.loads(text)
-    again = routed_from(found["rule"]["stateless"], 10, "l2")
+    again = gated_from(found["rule"]["stateless"], 10, "l2")
     if found["seen"] is not None:
         again = again.at(Seen(found["seen"]["chosen"], tuple(found["seen"]["away"])))
     parts = [
@@ -486,6 +486,6 @@ def test_wrong_routes_are_refused(smoothed: dds.SmoothedClassifier) -> None:
         certify_routed(two, x, centres, n=19)
     certify_routed(two, x, centres, n=20, n0=10, seed=0)
     with pytest.raises(InputError, match="has not seen the input"):
-        Routed(experts=(Pairwise(),), sigmas=(1.0,), classes=2).commit([])
+        Gated(experts=(Pairwise(),), sigmas=(1.0,), classes=2).commit([])
     with pytest.raises(InputError, match="other classes or of another norm"):
-        Routed(experts=(OffsetPairwise(offsets=(0.0, 0.1), norm="l1"),), sigmas=(1.0,), classes=2)
+        Gated(experts=(OffsetPairwise(offsets=(0.0, 0.1), norm="l1"),), sigmas=(1.0,), classes=2)

@@ -1,10 +1,11 @@
-"""Pair tables and cascades: valid at full alpha, driven through the package's own samplers."""
+"""Pair tables, routing among experts and cascades: valid at full alpha, driven through the package's own samplers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from scipy.special import ndtr
 
 import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import ABSTAIN, Measurement, PairTable
-from ddsmoothing.claims.reach import Cascade
+from ddsmoothing.claims import ABSTAIN, Measurement, PairTable, Plurality
+from ddsmoothing.claims.reach import Cascade, Reach
 from ddsmoothing.errors import DataError, InfeasibleError, InputError
 from ddsmoothing.stateless import load_pairs
 from ddsmoothing.stateless.certify import Drawn, certify_stateless, predict_stateless, stateless_talk
@@ -195,7 +196,7 @@ def test_the_sigma_that_binds_gets_most() -> None:
     assert sizes[0] > 2 * sizes[1]
 
 
-# cascades: two classes, so that the counts of one event are those of all
+# routing: two classes, so that the counts of one event are those of all
 
 
 def votes(role: str, slot: int, counts: list[int], sigma: float = 1.0) -> Measurement:
@@ -205,6 +206,31 @@ def votes(role: str, slot: int, counts: list[int], sigma: float = 1.0) -> Measur
 def drawn(rng: np.random.Generator, p: float, n: int, role: str = "certify", slot: int = 0) -> Measurement:
     k = int(rng.binomial(n, p))
     return votes(role, slot, [k, n - k])
+
+
+@pytest.mark.parametrize("branches", ["reach", "dual"])
+def test_reach_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
+    """Gate and second expert are both exactly at one half: nothing protects class 0."""
+    rng, rule, false, uncommitted = (
+        np.random.default_rng(5),
+        Reach(experts=(Plurality(),) * 2, branches=branches),
+        [],
+        [],
+    )
+    for _ in range(3 * R):
+        gate, pilots = drawn(rng, 0.5, 50, "pilot"), [drawn(rng, 0.95, 50), drawn(rng, 0.5, 50)]
+        gate = replace(gate, votes=(max(gate.votes), min(gate.votes)))  # whichever is chosen, call it the first
+        made = rule.commit(gate, pilots, L2)
+        if made.top != 0:
+            continue
+        new_gate, raw = drawn(rng, 0.5, 300), [drawn(rng, 0.95, 300), drawn(rng, 0.5, 300)]
+        fresh = [replace(one, looks=(Plurality().look(one, 0, ALPHA),)) for one in raw]
+        claim = partial(rule.claim, gate=new_gate, fresh=fresh, certificate=L2, alpha=ALPHA)
+        false.append(claim(made).radius > 0.0)
+        both = [claim(replace(made, by_gate=branch)).radius for branch in ((), (1,))]
+        uncommitted.append(max(both) > 0.0)
+    assert is_valid(np.array(false), ALPHA)
+    assert not is_valid(np.array(uncommitted), ALPHA)
 
 
 @pytest.mark.parametrize("reach", [True, False])
@@ -224,9 +250,15 @@ def test_cascades_at_their_threshold_are_as_wrong_as_alpha_says(reach: bool) -> 
     assert np.mean(uncommitted) > 0.5  # where it is unsure the second one's answer is certified
 
 
-def test_thresholds_that_make_no_cascade_are_refused() -> None:
+def test_routing_refuses_what_makes_no_rule() -> None:
+    with pytest.raises(InputError, match="branches"):
+        Reach(experts=(Plurality(),), branches="both")
     with pytest.raises(InputError, match="the last 0"):
         Cascade(taus=(0.1, 0.2))
+    rule = Reach(experts=(Plurality(),) * 2)
+    made = rule.commit(votes("pilot", 0, [9, 1]), [votes("pilot", 0, [9, 1])] * 2, L2)
+    with pytest.raises(InputError, match="nothing was drawn"):
+        rule.claim(replace(made, by_gate=()), votes("certify", 0, [90, 10]), [None, None], L2, ALPHA)
 
 
 def test_tables_are_fitted_beside_fixed_sigmas(cli: Callable[..., object], tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import norm as gaussian
 
 from ddsmoothing.claims import OffsetPairwise, PairTable
-from ddsmoothing.claims.reach import cascade_radius
-from ddsmoothing.claims.routed import reach_radius
+from ddsmoothing.claims.reach import cascade_radius, reach_radius
 
 Array = NDArray[np.float64]
 WORLDS, POINTS, CLASSES = 200, 200, 3
@@ -161,7 +160,7 @@ def toys(norm: str) -> tuple[Counter[str], Counter[str]]:
         answers = each[rows, picked]
         of_answer = phis[rows[:, None], np.arange(3)[None], np.maximum(answers, 0)[:, None]]
         keeps = gate[rows, picked]
-        reach = [reach_radius([float(keeps[i])] * 3, of_answer[i].tolist(), int(picked[i])) for i in range(points)]
+        reach = [reach_radius(float(keeps[i]), of_answer[i].tolist(), int(picked[i])) for i in range(points)]
         add("reach", answers, np.array(reach))
         own = of_answer[rows, picked]
         add("dual", answers, np.minimum(keeps, own))

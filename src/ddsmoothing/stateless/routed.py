@@ -20,7 +20,7 @@ from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import Claim, Pairwise
 from ddsmoothing.claims.centres import Centres, Seen
-from ddsmoothing.claims.routed import Routed
+from ddsmoothing.claims.gated import Gated
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.conversation import converse
 from ddsmoothing.counting.contract import Progress, Request
@@ -71,9 +71,9 @@ class RoutedCertification(StatelessCertification):
         )
 
     @property
-    def rules(self) -> tuple[Routed, ...]:
+    def rules(self) -> tuple[Gated, ...]:
         """Of each input the rule at what its gate says."""
-        assert isinstance(self.rule, Routed)
+        assert isinstance(self.rule, Gated)
         return _rules(self.rule, self.seen)
 
     def evidence(self, i: int) -> str:
@@ -166,7 +166,7 @@ def predict_routed(
     )
 
 
-def _rules(rule: Routed, seen: Sequence[Seen | None]) -> tuple[Routed, ...]:
+def _rules(rule: Gated, seen: Sequence[Seen | None]) -> tuple[Gated, ...]:
     return tuple(rule if one is None else rule.at(one) for one in seen)
 
 
@@ -201,7 +201,7 @@ class _House:
         self.rule.check(self._n, self._alpha)
         return [known[id(one)] for one, _ in self.slots]
 
-    def _rule(self) -> Routed:
+    def _rule(self) -> Gated:
         experts, groups = [one for one, _ in self.slots[: self._experts]], None
         classes = {one.num_classes for one in experts}
         if len(classes) > 1:
@@ -212,7 +212,7 @@ class _House:
             if len(groups) != outputs:
                 raise InputError(f"the gate has {outputs} outputs, and groups name the experts of {len(groups)}.")
         rules = [one.rule() for one in experts]
-        return Routed(
+        return Gated(
             experts=tuple(rule for rule in rules if isinstance(rule, Pairwise)),
             sigmas=tuple(float(sigma) for _, sigma in self.slots),
             classes=classes.pop(),

@@ -32,7 +32,7 @@ BRANCHES: Final = ("reach", "dual")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routed(StatelessRule):
+class Gated(StatelessRule):
     """Experts with pairwise votes behind a gate that picks one of them.
 
     A smoothed gate picks the expert that its noisy votes are most often for. Of a gate without noise each input's
@@ -48,7 +48,8 @@ class Routed(StatelessRule):
         seen: what a gate without noise says of the input.
     """
 
-    kind = "routed"
+    kind = "gated"
+    words = "gate before experts"
     vote = "pairwise"
     experts: tuple[Pairwise, ...]
     sigmas: tuple[float, ...]
@@ -82,7 +83,7 @@ class Routed(StatelessRule):
     def num_classes(self) -> int:
         return self.classes
 
-    def at(self, seen: Seen) -> Routed:
+    def at(self, seen: Seen) -> Gated:
         """The same rule at an input of which a gate without noise says this."""
         if self.groups is not None or len(seen.away) != len(self.experts):
             raise InputError(f"a gate without noise and of {len(self.experts)} experts is expected, got {seen}.")
@@ -98,7 +99,7 @@ class Routed(StatelessRule):
             chosen = int(np.argmax(self._gate_votes(pilots[gate])))
             away = [self.expected(Commitment(0, (), chosen), pilots[gate])] * gate
         elif self.seen is None:
-            raise InputError("this gate has not seen the input, expected the rule at what it says: Routed.at(seen).")
+            raise InputError("this gate has not seen the input, expected the rule at what it says: Gated.at(seen).")
         else:
             chosen, away = self.seen.chosen, list(self.seen.away)
         made = Commitment(self.experts[chosen].choose(pilots[chosen]), (), chosen)
@@ -201,8 +202,8 @@ class Routed(StatelessRule):
         }
 
 
-def routed_from(config: Mapping[str, Any], num_classes: int, norm: str) -> Routed:
-    """The rule that ``Routed.config`` describes.
+def gated_from(config: Mapping[str, Any], num_classes: int, norm: str) -> Gated:
+    """The rule that ``Gated.config`` describes.
 
     Raises: InputError where it makes no rule.
     """
@@ -211,7 +212,7 @@ def routed_from(config: Mapping[str, Any], num_classes: int, norm: str) -> Route
         offsets = one.get("offsets")
         experts.append(Pairwise() if offsets is None else OffsetPairwise(offsets=tuple(offsets), norm=norm))
     groups = config["groups"]
-    return Routed(
+    return Gated(
         experts=tuple(experts),
         sigmas=tuple(config["sigmas"]),
         classes=num_classes,
@@ -221,7 +222,7 @@ def routed_from(config: Mapping[str, Any], num_classes: int, norm: str) -> Route
     )
 
 
-def reach_radius(away: Sequence[float], radii: Sequence[float], chosen: int) -> float:
+def gated_radius(away: Sequence[float], radii: Sequence[float], chosen: int) -> float:
     """T of exact values: ``E_i`` and the signed radii ``R_i``, negative where an expert answers another class."""
     others = [max(away[i], radius) for i, radius in enumerate(radii) if i != chosen]
     return max(0.0, min([radii[chosen], *others]))
