@@ -381,10 +381,12 @@ def check_demo(out: str, folder: Path, inputs: int) -> None:
     assert "The largest radius that n=" in out
     runs = [dds.load_run(path) for path in sorted(folder.iterdir()) if path.is_dir()]
     fixed = ["fixed-0.12", "fixed-0.25", "fixed-0.5", "fixed-1"]
-    assert [run.name for run in runs] == ["data-dependent", *fixed, "memory"]
-    assert [run.level for run in runs] == ["pointwise"] * 5 + ["memory"]
+    assert [run.name for run in runs] == ["data-dependent", *fixed, "memory", "stateless"]
+    assert [run.level for run in runs] == ["pointwise"] * 5 + ["memory", "stateless"]
+    assert runs[-1].header.offsets is not None
+    assert not runs[-1].header.offsets.seen  # fitted on training images
     assert all(len(run) == inputs and not run.partial for run in runs)
-    assert len({run.header.seed for run in runs}) == 5
+    assert len({run.header.seed for run in runs}) == 6
     for kind in ("svg", "png"):
         assert (folder / f"certified_accuracy.{kind}").stat().st_size > 3000
     assert f"report: {folder / 'report.html'}" in out
@@ -394,6 +396,9 @@ def check_demo(out: str, folder: Path, inputs: int) -> None:
         "fixed sigma 1",
         "data-dependent sigma (pointwise)",
         "data-dependent sigma (memory)",
+        "sigma 1, offsets (stateless)",
+        "abstained %",
+        "Right by class",
         "ACR",
     ):
         assert text in out

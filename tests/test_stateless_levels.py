@@ -6,7 +6,6 @@ Simulated at alpha = .05: certificates that are false happen as often as alpha s
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ import torch
 
 import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import Measurement, OffsetPairwise, PairTable
-from ddsmoothing.claims.reach import Cascade
+from ddsmoothing.claims import ABSTAIN, Cascade, Look, Measurement, PairTable
+from ddsmoothing.claims.several import probability_at
 from ddsmoothing.stateless import Centres, certify_routed, certify_stateless, predict_stateless
 from reference import is_valid, violations_allowed
 from test_pairwise import Logits, counted, gaussian
@@ -30,7 +29,7 @@ SIGMAS, TAUS = (0.5, 1.0, 0.7), (0.3, 0.2, 0.0)
 
 def share(norm: str, sigma: float, phi: float) -> float:
     """The probability of an event with this phi."""
-    return OffsetPairwise(offsets=(0.0, 0.0), norm=norm).probability_at(phi, sigma)
+    return float(probability_at(norm, phi, sigma))
 
 
 def votes(rng: np.random.Generator, shares: list[list[float]], n: int, role: str) -> list[Measurement]:
@@ -57,25 +56,34 @@ def at_thresholds(norm: str, k: int) -> list[list[float]]:
 @pytest.mark.parametrize("reach", [True, False])
 @pytest.mark.parametrize("k", [3, 6, 10])
 def test_cascades_with_several_at_their_thresholds_are_as_wrong_as_alpha_says(k: int, reach: bool, norm: str) -> None:
-    rng, rule, shares, false = np.random.default_rng(k), Cascade(taus=TAUS, reach=reach), at_thresholds(norm, k), []
+    rng, shares, certificate = np.random.default_rng(k), at_thresholds(norm, k), certificate_for(norm)
+    rule, false, answers = Cascade(sigmas=SIGMAS, taus=TAUS, classes=k, reach=reach, norm=norm), 0, 0
     for _ in range(600):
-        last, top = rule.commit(votes(rng, shares, 50, "pilot"), certificate_for(norm))
-        fresh = votes(rng, shares, 300, "certify")
-        false.append(rule.claim(last, top, fresh, certificate_for(norm), ALPHA).radius > 0.0)
-    assert sum(false) <= violations_allowed(len(false), ALPHA)
+        pilots = votes(rng, shares, 50, "pilot")
+        raw = votes(rng, shares, 300, "certify")
+        fresh = rule.looked(pilots, [raw[slot] for slot in rule.commit(pilots).slots], ALPHA)
+        false += rule.claim(pilots, fresh, certificate, ALPHA).radius > 0.0
+        answers += rule.answer(pilots, fresh, ALPHA) != ABSTAIN
+    assert false <= violations_allowed(600, ALPHA)
+    assert answers <= violations_allowed(600, ALPHA)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_a_cascade_that_chooses_its_branch_afterwards_fails_too_often(norm: str) -> None:
     """At the second scale class 0 is about to be sure, at the last about to win: each branch fails at about alpha."""
-    rng, rule, certificate = np.random.default_rng(1), Cascade(taus=TAUS), certificate_for(norm)
+    rng, certificate = np.random.default_rng(1), certificate_for(norm)
+    rule = Cascade(sigmas=SIGMAS, taus=TAUS, classes=3, norm=norm)
     shares = [spread(0.5, 3), spread(share(norm, SIGMAS[1], TAUS[1]), 3), spread(0.5, 3)]
     committed, afterwards = [], []
     for _ in range(3000):
-        last, top = rule.commit(votes(rng, shares, 50, "pilot"), certificate)
-        claim = partial(rule.claim, fresh=votes(rng, shares, 300, "certify"), certificate=certificate, alpha=ALPHA)
-        committed.append(claim(last, top).radius > 0.0)
-        afterwards.append(max(claim(j, top).radius for j in range(3)) > 0.0)
+        pilots, raw = votes(rng, shares, 50, "pilot"), votes(rng, shares, 300, "certify")
+        made, margins = rule.commit(pilots), []
+        for last in range(3):
+            branch = made._replace(slots=tuple(range(last + 1)), chosen=last)
+            looked = [replace(raw[j], looks=(Look(300, rule.events(branch, raw[j]), ALPHA),)) for j in branch.slots]
+            margins.append(min(rule.atom(branch, one, certificate, ALPHA).margin for one in looked))
+        committed.append(margins[made.chosen] > 0.0)
+        afterwards.append(max(margins) > 0.0)
     assert is_valid(np.array(committed), ALPHA)
     assert not is_valid(np.array(afterwards), ALPHA)
 

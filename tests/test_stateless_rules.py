@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,17 @@ from scipy.special import ndtr
 
 import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import ABSTAIN, Measurement, PairTable, Plurality
-from ddsmoothing.claims.reach import Cascade, Reach
+from ddsmoothing.claims import (
+    ABSTAIN,
+    Cascade,
+    Look,
+    Measurement,
+    PairTable,
+    Routed,
+    StatelessRule,
+    stateless_rule,
+)
+from ddsmoothing.claims.several import Commitment
 from ddsmoothing.errors import DataError, InfeasibleError, InputError
 from ddsmoothing.stateless import load_pairs
 from ddsmoothing.stateless.certify import Drawn, certify_stateless, predict_stateless, stateless_talk
@@ -203,32 +211,43 @@ def votes(role: str, slot: int, counts: list[int], sigma: float = 1.0) -> Measur
     return Measurement(role=role, slot=slot, sigma=sigma, n=sum(counts), votes=tuple(counts))
 
 
-def drawn(rng: np.random.Generator, p: float, n: int, role: str = "certify", slot: int = 0) -> Measurement:
+def drawn(rng: np.random.Generator, p: float, n: int, role: str, slot: int, sigma: float) -> Measurement:
     k = int(rng.binomial(n, p))
-    return votes(role, slot, [k, n - k])
+    return votes(role, slot, [k, n - k], sigma)
+
+
+def looked(rule: StatelessRule, made: Commitment, *fresh: Measurement) -> list[Measurement]:
+    """With the one look that the rule takes."""
+    return [replace(one, looks=(Look(one.n, rule.events(made, one), ALPHA),)) for one in fresh]
+
+
+def margin(rule: StatelessRule, made: Commitment, fresh: list[Measurement]) -> float:
+    """The least of the atoms at these scales."""
+    return min(rule.atom(made, one, L2, ALPHA).margin for one in looked(rule, made, *fresh))
 
 
 @pytest.mark.parametrize("branches", ["reach", "dual"])
-def test_reach_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
+def test_a_gate_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
     """Gate and second expert are both exactly at one half: nothing protects class 0."""
-    rng, rule, false, uncommitted = (
-        np.random.default_rng(5),
-        Reach(experts=(Plurality(),) * 2, branches=branches),
-        [],
-        [],
-    )
+    rng, sigmas = np.random.default_rng(5), (1.0, 2.0, 3.0)
+    rule, false, uncommitted = Routed(sigmas=sigmas, classes=2, groups=(0, 1), branches=branches), [], []
+
+    def samples(n: int, role: str) -> list[Measurement]:
+        return [drawn(rng, p, n, role, slot, sigmas[slot]) for slot, p in enumerate((0.95, 0.5, 0.5))]
+
     for _ in range(3 * R):
-        gate, pilots = drawn(rng, 0.5, 50, "pilot"), [drawn(rng, 0.95, 50), drawn(rng, 0.5, 50)]
-        gate = replace(gate, votes=(max(gate.votes), min(gate.votes)))  # whichever is chosen, call it the first
-        made = rule.commit(gate, pilots, L2)
+        first, second, gate = samples(50, "pilot")
+        gate = replace(gate, votes=(max(gate.votes), min(gate.votes)))  # whichever is picked, call it the first
+        pilots = [first, second, gate]
+        made = rule.commit(pilots)
         if made.top != 0:
             continue
-        new_gate, raw = drawn(rng, 0.5, 300), [drawn(rng, 0.95, 300), drawn(rng, 0.5, 300)]
-        fresh = [replace(one, looks=(Plurality().look(one, 0, ALPHA),)) for one in raw]
-        claim = partial(rule.claim, gate=new_gate, fresh=fresh, certificate=L2, alpha=ALPHA)
-        false.append(claim(made).radius > 0.0)
-        both = [claim(replace(made, by_gate=branch)).radius for branch in ((), (1,))]
-        uncommitted.append(max(both) > 0.0)
+        fresh = samples(300, "certify")
+        asked = [one for one in fresh if one.slot in made.slots]
+        false.append(rule.claim(pilots, looked(rule, made, *asked), L2, ALPHA).radius > 0.0)
+        uncommitted.append(
+            max(margin(rule, made, [fresh[0], fresh[1]]), margin(rule, made, [fresh[0], fresh[2]])) > 0.0
+        )
     assert is_valid(np.array(false), ALPHA)
     assert not is_valid(np.array(uncommitted), ALPHA)
 
@@ -236,29 +255,57 @@ def test_reach_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None
 @pytest.mark.parametrize("reach", [True, False])
 def test_cascades_at_their_threshold_are_as_wrong_as_alpha_says(reach: bool) -> None:
     """The first expert stands exactly at its threshold, above which it would answer class 1; the second one is sure."""
-    rng, tau = np.random.default_rng(6), 0.4
-    rule, p, false, uncommitted = Cascade(taus=(tau, 0.0), reach=reach), 1.0 - float(ndtr(0.4)), [], []
+    rng, sigmas = np.random.default_rng(6), (1.0, 2.0)
+    rule, p, false, alone = (
+        Cascade(sigmas=sigmas, classes=2, taus=(0.4, 0.0), reach=reach),
+        1.0 - float(ndtr(0.4)),
+        [],
+        [],
+    )
     for _ in range(R):
-        last, top = rule.commit([drawn(rng, p, 50, "pilot"), drawn(rng, 0.95, 50, "pilot")], L2)
-        if last == 0:
+        pilots = [drawn(rng, q, 50, "pilot", slot, sigmas[slot]) for slot, q in enumerate((p, 0.95))]
+        made = rule.commit(pilots)
+        if made.chosen == 0:
             continue
-        assert top == 0
-        fresh = [drawn(rng, p, 300), drawn(rng, 0.95, 300)]
-        false.append(rule.claim(last, top, fresh, L2, ALPHA).radius > 0.0)
-        uncommitted.append(rule.claim(last, top, [drawn(rng, 0.5, 300), fresh[1]], L2, ALPHA).radius > 0.0)
+        assert made.top == 0
+        fresh = [drawn(rng, q, 300, "certify", slot, sigmas[slot]) for slot, q in enumerate((p, 0.95))]
+        false.append(rule.claim(pilots, looked(rule, made, *fresh), L2, ALPHA).radius > 0.0)
+        alone.append(margin(rule, made, fresh[1:]) > 0.0)
     assert is_valid(np.array(false), ALPHA)
-    assert np.mean(uncommitted) > 0.5  # where it is unsure the second one's answer is certified
+    assert not is_valid(np.array(alone), ALPHA)  # the expert that answers alone
+
+
+def test_a_cascade_answers_where_all_its_atoms_hold() -> None:
+    """Where the first expert is unsure and the second one sure, the class of the second is certified."""
+    rng, sigmas = np.random.default_rng(7), (1.0, 2.0)
+    rule = Cascade(sigmas=sigmas, classes=2, taus=(0.4, 0.0))
+    pilots = [drawn(rng, q, 50, "pilot", slot, sigmas[slot]) for slot, q in enumerate((0.5, 0.95))]
+    made = rule.commit(pilots)
+    fresh = looked(rule, made, *(drawn(rng, q, 400, "certify", k, sigmas[k]) for k, q in enumerate((0.5, 0.95))))
+    claim = rule.claim(pilots, fresh, L2, ALPHA)
+    atoms = [rule.atom(made, one, L2, ALPHA).margin for one in fresh]
+    assert (claim.prediction, claim.radius) == (0, min(atoms))
+    assert rule.claim(pilots, fresh[1:], L2, ALPHA).radius == 0.0  # one is missing
+    assert rule.claim(pilots, fresh, L2, ALPHA, moved=0.1).radius == pytest.approx(claim.radius - 0.1)
 
 
 def test_routing_refuses_what_makes_no_rule() -> None:
     with pytest.raises(InputError, match="branches"):
-        Reach(experts=(Plurality(),), branches="both")
+        Routed(sigmas=(1.0, 2.0), classes=2, groups=(0, 0), branches="both")
+    with pytest.raises(InputError, match="different positive numbers"):
+        Routed(sigmas=(1.0, 1.0), classes=2, groups=(0, 0))
+    with pytest.raises(InputError, match="1 experts for each"):
+        Routed(sigmas=(1.0, 2.0), classes=2, groups=(0, 1))
     with pytest.raises(InputError, match="the last 0"):
-        Cascade(taus=(0.1, 0.2))
-    rule = Reach(experts=(Plurality(),) * 2)
-    made = rule.commit(votes("pilot", 0, [9, 1]), [votes("pilot", 0, [9, 1])] * 2, L2)
-    with pytest.raises(InputError, match="nothing was drawn"):
-        rule.claim(replace(made, by_gate=()), votes("certify", 0, [90, 10]), [None, None], L2, ALPHA)
+        Cascade(sigmas=(1.0, 2.0), classes=2, taus=(0.1, 0.2))
+    with pytest.raises(InputError, match="has 1 thresholds"):
+        Cascade(sigmas=(1.0, 2.0), classes=2, taus=(0.0,))
+    with pytest.raises(InfeasibleError, match=r"Use n >= \d+"):
+        Cascade(sigmas=(1.0, 0.5), classes=2, taus=(1.0, 0.0)).check(20, 0.001)
+    with pytest.raises(InputError, match="unknown rule"):
+        stateless_rule({"kind": "largest"}, num_classes=2, norm="l2")
+    with pytest.raises(InputError, match="pairwise vote"):
+        stateless_rule({"kind": "cascade"}, num_classes=2, norm="l2", offsets=(0.0, 1.0))
 
 
 def test_tables_are_fitted_beside_fixed_sigmas(cli: Callable[..., object], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -18,12 +19,16 @@ from ddsmoothing.campaigns import SigmaPolicy, certify_run
 from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import PairTable, Plurality, StatelessRule
+from ddsmoothing.claims import Cascade, PairTable, Plurality, Routed, StatelessRule
 from ddsmoothing.errors import InfeasibleError, InputError, RunError
 from ddsmoothing.memory.inputs import check_run
+from ddsmoothing.plots.accuracy import certified_accuracy_figure, panels
+from ddsmoothing.report import card_of, card_schema, write_report
 from ddsmoothing.runs import load_run, rejudged
 from ddsmoothing.runs.merge import merge_runs
 from ddsmoothing.stateless import certify_stateless
+from ddsmoothing.tables import accuracy_tables, paired
+from ddsmoothing.tables.summary import ENVELOPE, groups
 from ddsmoothing.verify import verify_run
 
 OFFSETS = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
@@ -31,6 +36,12 @@ SLOTS = tuple(map(tuple, (np.add.outer(np.arange(10), np.arange(10)) % 2).tolist
 TABLE = PairTable(sigmas=(0.4, 0.9), slots=SLOTS, groups=tuple(range(10)), offsets=OFFSETS)
 PLAIN_L1 = PairTable(sigmas=(0.3, 0.6), slots=SLOTS, groups=tuple(range(10)), norm="l1")
 RULES: dict[str, StatelessRule] = {"table": TABLE, "l1": PLAIN_L1}
+VOTED: dict[str, StatelessRule] = {
+    "cascade": Cascade(sigmas=(0.9, 0.4), taus=(0.5, 0.0), classes=10),
+    "published": Cascade(sigmas=(0.9, 0.4), taus=(0.5, 0.0), classes=10, reach=False),
+    "reach": Routed(sigmas=(0.4, 0.8, 0.5), groups=(0, 1) * 5, classes=10),
+    "dual": Routed(sigmas=(0.3, 0.6, 0.5), groups=(0, 1) * 5, classes=10, norm="l1", branches="dual"),
+}
 N0, N = 50, 600
 
 
@@ -47,6 +58,57 @@ def made(
     rule = RULES[request.param]
     out = tmp_path_factory.mktemp("stateless") / "run"
     return make(out, data, model, rule, label_aware=request.param == "l1"), rule
+
+
+@pytest.fixture(scope="module", params=VOTED)
+def voted(
+    request: pytest.FixtureRequest, model: torch.nn.Module, data: dds.Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dds.Run, StatelessRule]:
+    rule = VOTED[request.param]
+    return make(tmp_path_factory.mktemp("voted") / "run", data, model, rule), rule
+
+
+def test_cascades_and_gates_are_rows_too(
+    voted: tuple[dds.Run, StatelessRule], model: torch.nn.Module, data: dds.Dataset, tmp_path: Path
+) -> None:
+    run, rule = voted
+    assert load_run(run.path).header.stateless == rule
+    assert (run.radius > 0.0).sum() > 4
+    assert verify_run(run.path).findings == ()
+    smoothed = dds.SmoothedClassifier(model, rule.norm, num_classes=10)
+    assert [one.message for one in resample_run(run, smoothed, data, 3)] == [None] * 3
+    for row in run.rows:
+        assert sum(one.n for one in row.certifying) == N
+        assert [one.slot for one in row.certifying] == list(rule.commit(row.pilots).slots)
+
+
+@pytest.mark.parametrize("change", ["radius", "sigma", "division", "threshold", "alpha"])
+def test_verify_finds_what_votes_do_not_give(change: str, voted: tuple[dds.Run, StatelessRule], tmp_path: Path) -> None:
+    run, rule = voted
+    header = json.loads((run.path / "header.json").read_text())
+    lines = [json.loads(line) for line in (run.path / "results.jsonl").read_text().splitlines()]
+    pilots = len(rule.sigmas)
+    row = next(line for line in lines if line["radius"] > 0.01 and len(line["measurements"]) > pilots)
+    fresh = row["measurements"][pilots:]
+    if change == "radius":
+        row["radius"] += 1e-6
+    elif change == "sigma":
+        row["sigma"] = next(s for s in rule.sigmas if s != row["sigma"])
+        row["lambda"] = row["lambda"] and 3**0.5 * row["sigma"]
+    elif change == "division":
+        fresh[0]["n"] += 1
+        fresh[0]["votes"][row["prediction"]] += 1
+        fresh[0]["looks"] = [[fresh[0]["n"], [fresh[0]["looks"][0][1][0] + 1], fresh[0]["looks"][0][2]]]
+        row["samples"] += 1
+    elif change == "alpha":
+        fresh[0]["looks"][0][2] = 0.002
+    elif isinstance(rule, Cascade):
+        header["rule"]["stateless"]["taus"][0] = 0.05
+    else:
+        header["rule"]["stateless"]["groups"] = [1, 0] * 5
+    (tmp_path / "header.json").write_text(json.dumps(header))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not verify_run(tmp_path).ok
 
 
 def test_a_run_holds_the_talk_of_its_rule(
@@ -399,3 +461,75 @@ def test_the_command_line_certifies_with_a_table(cli: Callable[..., Any], tmp_pa
         tmp_path / "memory",
     )
     assert "needs no memory" in refused.err
+
+
+# beside other runs
+
+
+@pytest.fixture(scope="module")
+def beside(model: torch.nn.Module, data: dds.Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dds.Run]:
+    """A fixed sigma, a sigma for each input, and two stateless rules on the same inputs."""
+    smoothed = dds.SmoothedClassifier(model, "l2", num_classes=10, block_size=256)
+    one = PairTable(sigmas=(0.5,), slots=((0,) * 10,) * 10, groups=tuple(range(10)), offsets=OFFSETS)
+    policies = {
+        "fixed": SigmaPolicy.fixed(0.5),
+        "smaller": SigmaPolicy.fixed(0.25),
+        "own": SigmaPolicy.search(0.5),
+        "table": SigmaPolicy.stateless(TABLE),
+        "offsets": SigmaPolicy.stateless(one),
+    }
+    out = tmp_path_factory.mktemp("beside")
+    options: dict[str, Any] = {"model_name": "fashion-mnist-cnn", "n0": 50, "n": 300, "skip": 100, "seed": 1}
+    return {name: certify_run(smoothed, data, policy, out / name, **options) for name, policy in policies.items()}
+
+
+def test_stateless_rows_stand_beside_fixed_sigmas_and_apart_from_chosen_ones(beside: dict[str, dds.Run]) -> None:
+    runs = list(beside.values())
+    tables = {table.title.partition("level ")[2].partition(",")[0]: table for table in accuracy_tables(runs)}
+    rows = {level: [row[0] for row in table.rows] for level, table in tables.items()}
+    assert rows == {
+        "pointwise": ["fixed sigma 0.5", "fixed sigma 0.25", "data-dependent sigma (pointwise)", ENVELOPE],
+        "stateless": [
+            *("fixed sigma 0.5", "fixed sigma 0.25", "pair table of sigma 0.4, 0.9, offsets (stateless)"),
+            *("sigma 0.5, offsets (stateless)", ENVELOPE),
+        ],
+    }
+    without = [beside[name] for name in ("fixed", "smaller", "table")]
+    assert [level for _, level, _ in groups(without)] == ["stateless"]
+    assert [level for _, level, _ in groups([beside["fixed"], beside["own"]])] == ["pointwise"]
+    assert len(paired(beside["table"], beside["fixed"]).ids) == 10
+    with pytest.raises(RunError, match="not comparable"):
+        paired(beside["table"], beside["own"])
+    assert {title: [run.name for run in some] for title, some in panels(runs).items()} == {
+        "level stateless": ["fixed", "smaller", "table", "offsets"],
+        "level pointwise": ["fixed", "smaller", "own"],
+    }
+    assert list(panels(without)) == [""]
+    figure = certified_accuracy_figure(runs)
+    assert len(figure.axes) == 2
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(named) == len(set(named)) == 6
+
+
+def test_report_and_card_say_what_stateless_means(beside: dict[str, dds.Run], tmp_path: Path) -> None:
+    page = write_report(list(beside.values()), tmp_path / "report.html").read_text()
+    assert "applies its whole rule anew at every query" in page
+    for name in ("table", "offsets"):
+        card = card_of(beside[name])
+        assert card.claim.level == "stateless"
+        assert "one function of the input" in card.claim.statement
+        assert card.method.offsets == OFFSETS
+        assert card.method.stateless is not None
+        assert any("same sigmas" in text for text in card.limits)
+        jsonschema.validate(json.loads(card.model_dump_json()), card_schema())
+
+
+def test_with_one_sigma_a_rule_says_what_the_fixed_sigma_says(
+    beside: dict[str, dds.Run], model: torch.nn.Module, data: dds.Dataset, tmp_path: Path
+) -> None:
+    """Levels coincide for one sigma: the same counts, claims and bits."""
+    smoothed = dds.SmoothedClassifier(model, "l2", num_classes=10, block_size=256, offsets=OFFSETS)
+    options: dict[str, Any] = {"model_name": "fashion-mnist-cnn", "n0": 50, "n": 300, "skip": 100, "seed": 1}
+    fixed = certify_run(smoothed, data, SigmaPolicy.fixed(0.5), tmp_path / "run", **options)
+    assert bare(fixed) == bare(beside["offsets"])
+    assert card_of(fixed).method.offsets == OFFSETS

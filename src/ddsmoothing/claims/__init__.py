@@ -5,6 +5,7 @@ from ddsmoothing.claims.measurement import Look, Measurement, Tally, measured
 from ddsmoothing.claims.named import RULES, rule_for, stateless_rule
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
 from ddsmoothing.claims.pair_table import PairTable
+from ddsmoothing.claims.reach import Cascade, Routed
 from ddsmoothing.claims.results import Certification, Evidence, Outcome, Prediction, total_variation
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise, Plurality, Rule
 from ddsmoothing.claims.several import StatelessRule
@@ -16,6 +17,7 @@ __all__ = [
     "POINTWISE",
     "RULES",
     "STATELESS",
+    "Cascade",
     "Certification",
     "Claim",
     "Evidence",
@@ -28,6 +30,7 @@ __all__ = [
     "Pairwise",
     "Plurality",
     "Prediction",
+    "Routed",
     "Rule",
     "StatelessRule",
     "Tally",

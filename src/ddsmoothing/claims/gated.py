@@ -23,10 +23,10 @@ from ddsmoothing.bounds import lower_of_looks, top_two_bounds
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.centres import Seen
 from ddsmoothing.claims.measurement import VOTES, Measurement, Tally
-from ddsmoothing.claims.offsets import CERTAIN, OffsetPairwise
+from ddsmoothing.claims.offsets import OffsetPairwise
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise
-from ddsmoothing.claims.several import Atom, Commitment, StatelessRule
-from ddsmoothing.errors import InfeasibleError, InputError
+from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, fewest_at, probability_at
+from ddsmoothing.errors import InputError
 
 BRANCHES: Final = ("reach", "dual")
 
@@ -120,15 +120,9 @@ class Gated(StatelessRule):
         return self._fewest(made.top, slot, alpha)
 
     def _fewest(self, top: int, slot: int, alpha: float) -> int:
-        expert, needed = None if slot == len(self.experts) else self.experts[slot], 0.5
-        if isinstance(expert, OffsetPairwise):
-            needed = expert.probability_at(expert.handicap(top), self.sigmas[slot])
-        if needed >= 1.0 - CERTAIN:
-            raise InfeasibleError(
-                f"the offsets leave class {top} without any number of samples that certifies it by expert {slot}. Use "
-                "smaller offsets or larger sigmas."
-            )
-        return max(1, math.floor(math.log(alpha) / math.log(needed)) + 1)
+        threshold = 0.0 if slot == len(self.experts) else self.experts[slot].handicap(top)
+        needed = probability_at(self.norm, threshold, self.sigmas[slot])
+        return fewest_at(needed, alpha, f"the threshold {threshold:g} of expert {slot}", self.sigmas[slot])
 
     def most_needed(self, alpha: float) -> int:
         most, gate = 0, self._fewest(0, len(self.experts), alpha) if self.groups is not None else 0

@@ -76,6 +76,10 @@ STATELESS: Final = Level(
         "gives the certified class {ball}. It is one function of the input: it needs no memory, and what was asked "
         "before changes nothing."
     ),
+    limits=(
+        "The rule over several sigmas is part of the classifier: a deployed system has to use the same sigmas, the "
+        "same table or thresholds, and the same order of steps.",
+    ),
     asks_anew=True,
 )
 LEVELS: Final[dict[str, Level]] = {level.name: level for level in (POINTWISE, MEMORY, STATELESS)}

@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
 from ddsmoothing.claims.pair_table import PairTable
+from ddsmoothing.claims.reach import Cascade, Routed
 from ddsmoothing.claims.rules import Pairwise, Plurality, Rule
 from ddsmoothing.claims.several import StatelessRule
 from ddsmoothing.errors import InputError, unknown
 
 RULES: Final[dict[str, type[Plurality | Pairwise]]] = {rule.vote: rule for rule in (Pairwise, Plurality)}
+STATELESS_RULES: Final[dict[str, type[StatelessRule]]] = {rule.kind: rule for rule in (PairTable, Cascade, Routed)}
 
 
 def rule_for(vote: str, bound: str = "one-class", *, offsets: Sequence[float] | None = None, norm: str = "l2") -> Rule:
@@ -38,8 +40,17 @@ def stateless_rule(
 
     Raises: InputError where it makes no rule, or one of other classes.
     """
-    options = {key: value for key, value in config.items() if key != "kind"}
-    found = PairTable(**options, offsets=None if offsets is None else tuple(offsets), norm=norm)
+    options: dict[str, Any] = {key: value for key, value in config.items() if key != "kind"} | {"norm": norm}
+    kind = config["kind"]
+    if kind not in STATELESS_RULES:
+        raise InputError(unknown("rule", kind, STATELESS_RULES))
+    if kind == PairTable.kind:
+        options["offsets"] = None if offsets is None else tuple(offsets)
+    elif offsets is not None:
+        raise InputError(f"class offsets belong to a pairwise vote, got them with the rule {kind}.")
+    else:
+        options["classes"] = num_classes
+    found = STATELESS_RULES[kind](**options)
     if found.num_classes != num_classes:
         raise InputError(f"the rule is of {found.num_classes} classes, expected {num_classes}.")
     return found

@@ -16,16 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from ddsmoothing.bounds import lower_of_looks, top_two_bounds
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import DUELS, Look, Measurement, Tally
 from ddsmoothing.claims.rules import ABSTAIN, Pairwise
+from ddsmoothing.claims.several import CERTAIN, probability_at
 from ddsmoothing.errors import InfeasibleError, InputError
 
 LARGEST_OFFSET: Final = 1e3  # in the units of the input, where no radius comes near it
-CERTAIN: Final = 1e-9  # probabilities nearer to 0 and 1 are no plan's concern
 
 
 def check_offsets(offsets: Sequence[float], num_classes: int | None = None) -> tuple[float, ...]:
@@ -119,12 +118,7 @@ class OffsetPairwise(Pairwise):
 
     def probability_at(self, threshold: float, sigma: float) -> float:
         """Of an event whose phi is at the threshold (float64), kept away from 0 and 1."""
-        certificate = certificate_for(self.norm)
-        if self.norm == "l2":
-            found = float(ndtr(threshold / sigma))
-        else:
-            found = 0.5 + threshold / (2.0 * certificate.noise.scale(sigma))
-        return min(max(found, CERTAIN), 1.0 - CERTAIN)
+        return probability_at(self.norm, threshold, sigma)
 
     def handicap(self, top: int) -> float:
         return float(self.thresholds(top)[self.against(top)].max())

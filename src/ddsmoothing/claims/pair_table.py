@@ -9,7 +9,6 @@ test).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +20,9 @@ from scipy.special import betaincinv
 
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import Measurement, Tally
-from ddsmoothing.claims.offsets import CERTAIN, OffsetPairwise, check_offsets
-from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas
-from ddsmoothing.errors import InfeasibleError, InputError
+from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
+from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas, fewest_at
+from ddsmoothing.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +51,7 @@ class PairTable(StatelessRule):
     """
 
     kind = "pairs"
+    words = "pair table"
     vote = "pairwise"
     sigmas: tuple[float, ...]
     slots: tuple[tuple[int, ...], ...]
@@ -77,6 +77,14 @@ class PairTable(StatelessRule):
             raise InputError(f"the groups of {len(self.groups)} classes are not of the table's {size}.")
         if self.offsets is not None:
             check_offsets(self.offsets, len(self.groups))
+
+    @classmethod
+    def one(cls, sigma: float, offsets: Sequence[float], norm: str = "l2") -> PairTable:
+        """One sigma for all pairs: a pairwise vote with these offsets, one a class."""
+        size = len(offsets)
+        return cls(
+            sigmas=(sigma,), slots=((0,) * size,) * size, groups=tuple(range(size)), offsets=tuple(offsets), norm=norm
+        )
 
     @property
     def num_classes(self) -> int:
@@ -128,12 +136,7 @@ class PairTable(StatelessRule):
     def _fewest(self, top: int, slot: int, alpha: float) -> int:
         part = self.parts[slot]
         needed = part.probability_at(part.handicap(top), self.sigmas[slot])
-        if needed >= 1.0 - CERTAIN:
-            raise InfeasibleError(
-                f"the offsets leave class {top} without any number of samples that certifies it at sigma "
-                f"{self.sigmas[slot]:g}. Use smaller offsets or larger sigmas."
-            )
-        return max(1, math.floor(math.log(alpha) / math.log(needed)) + 1)
+        return fewest_at(needed, alpha, f"the offsets that class {top} is held against", self.sigmas[slot])
 
     def most_needed(self, alpha: float) -> int:
         return max(

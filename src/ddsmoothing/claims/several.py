@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, NamedTuple
 
+from scipy.special import ndtr
+
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import Look, Measurement, Tally
 from ddsmoothing.claims.rules import ABSTAIN, Claim
 from ddsmoothing.errors import InfeasibleError, InputError
 
+CERTAIN: Final = 1e-9  # probabilities nearer to 0 and 1 are no plan's concern
 PARTS: Final = 32  # into which the samples are divided between the scales
 
 
@@ -48,6 +51,7 @@ class StatelessRule(ABC):
 
     Attributes:
         kind: as files name it.
+        words: as people do.
         vote: ``pairwise`` or ``plurality``: what is counted at each scale.
         sigmas: the scales in the order of their slots, standard deviations in the units of the input.
         norm: ``l2`` or ``l1``.
@@ -56,6 +60,7 @@ class StatelessRule(ABC):
     """
 
     kind: ClassVar[str]
+    words: ClassVar[str]
     vote: ClassVar[str]
     sigmas: tuple[float, ...]
     norm: str
@@ -188,6 +193,24 @@ class StatelessRule(ABC):
         """PREDICT: one-sided tests of every atom, each at full alpha; all must pass."""
         bare = [replace(one, tv=0.0, coin=None) for one in self.looked(pilots, fresh, alpha)]
         return self.claim(pilots, bare, certificate_for(self.norm), alpha).prediction
+
+
+def probability_at(norm: str, threshold: float, sigma: float) -> float:
+    """Of an event whose phi is at the threshold (float64), kept away from 0 and 1."""
+    if norm == "l2":
+        found = float(ndtr(threshold / sigma))
+    else:
+        found = 0.5 + threshold / (2.0 * certificate_for(norm).noise.scale(sigma))
+    return min(max(found, CERTAIN), 1.0 - CERTAIN)
+
+
+def fewest_at(needed: float, alpha: float, what: str, sigma: float) -> int:
+    """The fewest samples that can show a probability above ``needed``; InfeasibleError naming what if no number can."""
+    if needed >= 1.0 - CERTAIN:
+        raise InfeasibleError(
+            f"no number of samples certifies above {what} at sigma {sigma:g}. Use a smaller one or a larger sigma."
+        )
+    return max(1, math.floor(math.log(alpha) / math.log(needed)) + 1)
 
 
 def check_sigmas(sigmas: Sequence[float], what: str, *, ascending: bool = False) -> None:

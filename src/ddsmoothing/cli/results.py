@@ -33,6 +33,13 @@ def print_table(runs: Sequence[Results], radii: Sequence[float] | None = None) -
     _print(accuracy_tables(runs, RADII if radii is None else radii))
 
 
+def print_noise(runs: Sequence[Results]) -> None:
+    """Abstentions, certificates of a wrong class, sigma and cost; one table a norm and level."""
+    from ddsmoothing.tables import noise_tables
+
+    _print(noise_tables(runs))
+
+
 def _print(tables: Sequence[Table]) -> None:
     from rich import box
     from rich.console import Console

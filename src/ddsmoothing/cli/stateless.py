@@ -193,7 +193,7 @@ def with_offsets(
     from ddsmoothing.stateless import load_offsets
 
     file, digest = load_offsets(options["offsets"])
-    note = _note(options["offsets"], file, digest, len(file.offsets), smoothed, data, ids, options)
+    note = fitted_note(options["offsets"], file, digest, len(file.offsets), smoothed, data, ids, options)
     return smoothed.with_offsets(file.offsets), note
 
 
@@ -222,12 +222,12 @@ def stateless_policy(
     if given:
         raise InputError(f"a pair table has sigmas and offsets of its own, got {given[0]} too; leave one of them out.")
     file, digest = load_pairs(options["pair_sigmas"])
-    note = _note(options["pair_sigmas"], file, digest, len(file.groups), smoothed, data, ids, options)
+    note = fitted_note(options["pair_sigmas"], file, digest, len(file.groups), smoothed, data, ids, options)
     return SigmaPolicy.stateless(file.table), note
 
 
-def _note(
-    path: Path,
+def fitted_note(
+    path: Path | str,
     file: Fitted,
     digest: str,
     classes: int,

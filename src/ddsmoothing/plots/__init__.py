@@ -32,6 +32,7 @@ class Picture:
         draw: the figure.
         text: what it shows in words, for readers who cannot see it.
         table: its numbers.
+        panels: the runs of each of its panels by title, where some do not belong together.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Picture:
     draw: Callable[[Sequence[Results]], Figure]
     text: Callable[[Sequence[Results]], str]
     table: Callable[[Sequence[Results]], Table]
+    panels: Callable[[Sequence[Results]], dict[str, list[Results]]] = lambda runs: {"": list(runs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ FIGURES: Final[dict[str, Picture]] = {
         draw=accuracy.certified_accuracy_figure,
         text=accuracy.certified_accuracy_text,
         table=accuracy.certified_accuracy_table,
+        panels=accuracy.panels,
     ),
     "sigma": Picture(
         title="Sigma of each input",

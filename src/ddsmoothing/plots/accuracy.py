@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ddsmoothing.analysis import acr, certified_accuracy, certified_accuracy_interval, envelope, held_radius
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.plots.chosen import once, one_axis
+from ddsmoothing.claims import STATELESS
+from ddsmoothing.plots.chosen import of_rule, once, one_axis
 from ddsmoothing.plots.style import canvas, legend, line_styles, literal, norm_of, radius_axis, styled
 from ddsmoothing.runs import Results
 from ddsmoothing.tables import Table, fixed_group, heading, labelled, percent, side_by_side
-from ddsmoothing.tables.facts import votes_text
+from ddsmoothing.tables.facts import levels_of, votes_text
 
 POINTS: Final = 400
 ROWS: Final = 13  # of the table under the figure
@@ -54,7 +56,8 @@ def _until_zero(values: NDArray[np.float64]) -> int:
 def certified_accuracy_figure(runs: Sequence[Results]) -> Figure:
     """Certified accuracy against radius, one curve a run with its 95 % band; between two points the lower is drawn.
 
-    A curve ends where it reaches 0. A run that says the same as one of another level is not drawn again.
+    A curve ends where it reaches 0. A run that says the same as one of another level is not drawn again. Stateless
+    rules and a sigma for each input stand in panels of their own, fixed sigmas in both.
 
     Args:
         runs: Of one norm and unit, with labels.
@@ -63,20 +66,56 @@ def certified_accuracy_figure(runs: Sequence[Results]) -> Figure:
     """
     axis = radius_axis(runs)
     (radii, drawn, best), shown = curves(runs), [run for run, _ in once(runs)]
-    figure, (axes,) = canvas(height=3.9 + 0.1 * len(drawn))
-    if best is not None:
-        end = _until_zero(best[1])
-        axes.plot(radii[:end], best[1][:end], color=GREY, lw=5.5, label=ENVELOPE, zorder=1.8, drawstyle="steps-pre")
-    for run, (label, values), style in zip(shown, drawn, line_styles(shown), strict=True):
-        end = _until_zero(values)
-        axes.plot(radii[:end], values[:end], label=literal(label), drawstyle="steps-pre", **style)
-        above = radii[: int((values > 0.0).sum())]
-        band = 100 * certified_accuracy_interval(run, above).reshape(-1, 2)
-        axes.fill_between(above, band[:, 0], band[:, 1], color=style["color"], alpha=0.12, lw=0, step="pre")
-    axes.set(xlabel=axis, ylabel="certified accuracy (%)", xlim=(0.0, radii[-1]), ylim=(0.0, 100.0))
+    apart, named = panels(shown), set[str]()
+    figure, places = canvas(7.0 if len(apart) == 1 else 11.0, 3.9 + 0.1 * len(drawn), columns=len(apart))
+
+    def label_of(text: str) -> str:
+        new = text not in named
+        named.add(text)
+        return literal(text) if new else "_"  # a legend names each curve once
+
+    for axes, (title, members) in zip(places, apart.items(), strict=True):
+        if best is not None:
+            end, label = _until_zero(best[1]), label_of(ENVELOPE)
+            axes.plot(radii[:end], best[1][:end], color=GREY, lw=5.5, label=label, zorder=1.8, drawstyle="steps-pre")
+        for run, (text, values), style in zip(shown, drawn, line_styles(shown), strict=True):
+            if run in members:
+                _curve(axes, run, radii, values, label_of(text), style)
+        axes.set(xlabel=axis, ylabel="certified accuracy (%)", xlim=(0.0, radii[-1]), ylim=(0.0, 100.0), title=title)
     legend(figure, [*([] if best is None else [ENVELOPE]), *(label for label, _ in drawn)])
-    axes.set_title(literal(heading(runs), TITLE) + f"\n{votes_text(runs)}; bands: 95 % intervals")
+    said = literal(heading(runs), TITLE) + f"\n{votes_text(runs)}; bands: 95 % intervals"
+    if len(apart) > 1:
+        figure.suptitle(said, fontsize=10)
+    else:
+        places[0].set_title(said)
     return figure
+
+
+def panels(runs: Sequence[Results]) -> dict[str, list[Results]]:
+    """The runs of each panel by its title: beside stateless rules stand fixed sigmas alone, all others apart."""
+    beside = [run for run in runs if STATELESS.name in levels_of(run)]
+    apart = [run for run in runs if run not in beside]
+    if not apart or not any(of_rule(run) for run in beside):
+        return {"": list(runs)}
+    levels = dict.fromkeys(run.level for run in apart)
+    others = [run for run in runs if not of_rule(run)]
+    return {f"level {STATELESS.name}": beside, f"level {' and '.join(levels)}": others}
+
+
+def _curve(
+    axes: Axes,
+    run: Results,
+    radii: NDArray[np.float64],
+    values: NDArray[np.float64],
+    label: str,
+    style: dict[str, Any],
+) -> None:
+    """One run's curve with its band."""
+    end = _until_zero(values)
+    axes.plot(radii[:end], values[:end], label=label, drawstyle="steps-pre", **style)
+    above = radii[: int((values > 0.0).sum())]
+    band = 100 * certified_accuracy_interval(run, above).reshape(-1, 2)
+    axes.fill_between(above, band[:, 0], band[:, 1], color=style["color"], alpha=0.12, lw=0, step="pre")
 
 
 def certified_accuracy_text(runs: Sequence[Results]) -> str:

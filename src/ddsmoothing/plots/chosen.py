@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddsmoothing.claims import level_named
 from ddsmoothing.runs import Results
 from ddsmoothing.tables import alike, labels_of, same_run
 
@@ -16,8 +17,13 @@ def one_axis(runs: Sequence[Results]) -> bool:
 
 
 def own_sigma(runs: Sequence[Results]) -> list[Results]:
-    """The runs that have a sigma of its own for each input."""
-    return [run for run in runs if run.header.sigma is None and bool(np.isfinite(run.sigma).all())]
+    """The runs that chose a sigma of its own for each input."""
+    return [run for run in runs if run.header.sigma is None and bool(np.isfinite(run.sigma).all()) and not of_rule(run)]
+
+
+def of_rule(run: Results) -> bool:
+    """Whether one rule over several sigmas served every input."""
+    return level_named(run.level).asks_anew
 
 
 def once(runs: Sequence[Results]) -> list[tuple[Results, str]]:

@@ -14,10 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.plots.chosen import one_axis, own_sigma
+from ddsmoothing.plots.chosen import of_rule, one_axis, own_sigma
 from ddsmoothing.plots.style import RASTER, canvas, literal, norm_of, radius_axis, styled
 from ddsmoothing.runs import Results
 from ddsmoothing.tables import Paired, Table, labelled, labels_of, paired, same_inputs
+from ddsmoothing.tables.facts import levels_of
 
 COLUMNS: Final = 2
 TITLE, AXIS = 50, 34  # characters a line
@@ -55,9 +56,9 @@ def _pairs(runs: Sequence[Results]) -> list[Pair]:
     return [
         Pair(ours=ours, theirs=theirs, both=paired(run, base))
         for run, ours in names
-        if own_sigma([run])
+        if own_sigma([run]) or of_rule(run)
         for base, theirs in names
-        if base.header.sigma is not None and run.header.norm == base.header.norm and run.level == base.level
+        if base.header.sigma is not None and run.header.norm == base.header.norm and levels_of(run) & levels_of(base)
         if same_inputs(run, base, some=True)
     ]
 

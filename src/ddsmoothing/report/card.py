@@ -84,6 +84,8 @@ class Method(_Part):
     sampler_options: dict[str, Any]
     vote: str
     bound: str
+    offsets: tuple[float, ...] | None = None
+    stateless: dict[str, Any] | None = None
     randomized: bool
     label_aware: bool
     samples_per_input: Amount
@@ -93,7 +95,7 @@ class Method(_Part):
 class Sigma(_Part):
     """Where sigma comes from, and what it was; ``fixed`` is null where it depends on the input."""
 
-    policy: Literal["fixed", "search", "file"]
+    policy: Literal["fixed", "search", "file", "rule"]
     options: dict[str, Any]
     fixed: Amount | None
     smallest: Amount

@@ -28,7 +28,7 @@ OFFSETS: Final = (
     "Some classes have to win by more than others (class offsets), in the deployed system as well. A mean radius can "
     "be made as large as one likes by offsets, so it says nothing without the accuracy beside it."
 )
-SEEN: Final = " The offsets were fitted on inputs of this run, which flatters its figures."
+SEEN: Final = "The offsets or the pair table were fitted on inputs of this run, which flatters its figures."
 RHO: Final = 0.001  # failure probability of the statement about all certificates at once
 MORE_RADII: Final = 8  # in a table
 
@@ -136,7 +136,9 @@ def limits(run: Run) -> list[str]:
         found.extend(level_named(header.level).limits)
     found.append(VOTES[header.vote])
     if header.rule.offsets is not None:
-        found.append(OFFSETS + (SEEN if header.offsets is not None and header.offsets.seen else ""))
+        found.append(OFFSETS)
+    if header.offsets is not None and header.offsets.seen:
+        found.append(SEEN)
     grid = "8-bit grid" if header.levels == LEVELS else f"grid of multiples of 1/{header.levels}"
     notes = (
         (run.partial, f"Partial run: {len(run)} of {header.subset.size} inputs are finished."),

@@ -13,6 +13,7 @@ from ddsmoothing.data import Dataset
 from ddsmoothing.errors import RunError, printable
 from ddsmoothing.files import write_durably
 from ddsmoothing.plots import FIGURES, PHOTOS, Figure, Picture, curves, svg_text
+from ddsmoothing.plots.chosen import own_sigma
 from ddsmoothing.report.claims import limits, radii_for, set_risk, statement
 from ddsmoothing.report.headers import common_facts, different_facts
 from ddsmoothing.report.overview import tiles_of, title_of
@@ -30,7 +31,7 @@ from ddsmoothing.tables import (
     provenance,
     side_by_side,
 )
-from ddsmoothing.tables.facts import vote_of
+from ddsmoothing.tables.facts import rule_text, vote_of
 
 LARGEST_PAGE: Final = 20_000_000  # bytes
 Progress = Callable[[int], None]
@@ -129,6 +130,7 @@ def _kind(run: Results) -> str:
     if not isinstance(run, Run):
         return "Imported results"
     sigma = "a sigma for each input" if run.header.sigma is None else "one sigma for all inputs"
+    sigma = rule_text(run) or sigma
     return f"Level {run.level}, {vote_of(run)} vote, {sigma}"
 
 
@@ -154,9 +156,11 @@ def _figures(runs: Sequence[Results], data: Sequence[Dataset | None]) -> Iterato
         number = norms.count(norms[-1])
         for name, picture in FIGURES.items():
             if picture.applies(same):
-                yield _figure("-".join([norms[-1], name, *([str(number)] if number > 1 else [])]), picture, same)
+                key = "-".join([norms[-1], name, *([str(number)] if number > 1 else [])])
+                for title, some in picture.panels(same).items():
+                    yield _figure(key + title.replace("level ", "-").replace(" ", "-"), picture, some, title)
     for run, dataset in zip(runs, data, strict=True):
-        if isinstance(run, Run) and run.header.sigma is None and dataset is not None and is_images(dataset):
+        if isinstance(run, Run) and own_sigma([run]) and dataset is not None and is_images(dataset):
             yield _photo(run, dataset)
             return
 
@@ -175,12 +179,13 @@ def _photo(run: Run, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _figure(key: str, picture: Picture, runs: Sequence[Results]) -> dict[str, Any]:
+def _figure(key: str, picture: Picture, runs: Sequence[Results], panel: str) -> dict[str, Any]:
+    """A figure, or one panel of it where it has several."""
     figure = picture.draw(runs)
     svg = _base64(svg_text(figure))  # its layout is known after it was drawn
     return {
         "id": key,
-        "title": picture.title,
+        "title": f"{picture.title}, {panel}" if panel else picture.title,
         "photos": False,
         "runs": runs,
         "svg": svg,

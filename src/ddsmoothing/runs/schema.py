@@ -74,6 +74,24 @@ class PairsSpec(_Strict):
     groups: tuple[int, ...]
 
 
+class CascadeSpec(_Strict):
+    """The first of several sigmas that is sure answers; fields are those of ``Cascade``."""
+
+    kind: Literal["cascade"]
+    sigmas: Sigmas
+    taus: tuple[Length, ...]
+    reach: bool
+
+
+class RoutedSpec(_Strict):
+    """Experts behind a gate; fields are those of ``Routed``."""
+
+    kind: Literal["routed"]
+    sigmas: Sigmas
+    groups: tuple[int, ...]
+    branches: Literal["reach", "dual"]
+
+
 class RuleSpec(_Strict):
     """How noisy answers become the smoothed answer, and how its radius is bounded: part of the classifier.
 
@@ -85,7 +103,7 @@ class RuleSpec(_Strict):
     vote: Literal["pairwise", "plurality"]
     bound: Literal["one-class", "two-class"]
     offsets: tuple[float, ...] | None = None
-    stateless: PairsSpec | None = None
+    stateless: Annotated[PairsSpec | CascadeSpec | RoutedSpec, Field(discriminator="kind")] | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -181,8 +199,8 @@ class Header(_Strict):
 
     @model_validator(mode="after")
     def _one_level(self) -> Header:
-        stateless = self.rule.stateless is not None
-        if stateless != (self.sigma_policy == "rule") or (stateless and self.level != STATELESS.name):
+        signs = (self.rule.stateless is not None, self.sigma_policy == "rule", self.level == STATELESS.name)
+        if any(signs) != all(signs):
             raise ValueError("a rule over several sigmas, the policy rule and the level stateless belong together")
         if self.stateless is not None and (self.rule.vote, self.rule.bound) != (self.stateless.vote, "one-class"):
             raise ValueError(f"the stateless rule has a {self.stateless.vote} vote and a one-class bound")

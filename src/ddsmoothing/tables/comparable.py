@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddsmoothing.analysis import held_radius
 from ddsmoothing.errors import RunError
 from ddsmoothing.runs import Results, Run
-from ddsmoothing.tables.facts import is_pointwise, units_of, vote_of
+from ddsmoothing.tables.facts import is_pointwise, levels_of, units_of, vote_of
 
 SEEN: Final = 1e-6  # of the largest radius: smaller differences are less than a pixel of any figure
 
@@ -59,7 +59,7 @@ def paired(run: Results, baseline: Results) -> Paired:
     """Match two runs by id; RunError where their norms, units, levels, data or labels differ."""
     kinds = [(one.header.norm, units_of(one), one.level) for one in (run, baseline)]
     for what, one, other in zip(("norm", "units", "level"), *kinds, strict=True):
-        if one != other:
+        if one != other and not (what == "level" and levels_of(run) & levels_of(baseline)):
             raise RunError(f"{run.path} is of {what} {one} and {baseline.path} of {what} {other}: not comparable.")
     if run.stops_at_radius or baseline.stops_at_radius:
         raise RunError(f"{run.path} or {baseline.path} stopped sampling at a wanted radius: its radii do not compare.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsmoothing.claims import ABSTAIN, POINTWISE
+from ddsmoothing.claims import ABSTAIN, POINTWISE, STATELESS
 from ddsmoothing.errors import printable
 from ddsmoothing.runs import ResultRow, Results, Run
 
@@ -51,6 +51,22 @@ def bound_words(runs: Sequence[Results]) -> str:
 def is_pointwise(run: Results) -> bool:
     """Whether its certificates are those of its own samples, not answers of a memory or a rule over several sigmas."""
     return run.level == POINTWISE.name
+
+
+def levels_of(run: Results) -> frozenset[str]:
+    """The levels that its certificates hold at: with one sigma for all inputs pointwise and stateless coincide."""
+    one_classifier = run.header.sigma is not None and is_pointwise(run)
+    return frozenset({POINTWISE.name, STATELESS.name} if one_classifier else {run.level})
+
+
+def rule_text(run: Results) -> str | None:
+    """What a stateless rule is called, ``pair table of sigma 0.5, 1``; None for runs without one."""
+    rule = run.header.stateless if isinstance(run, Run) else None
+    if rule is None:
+        return None
+    sigmas = ", ".join(f"{sigma:.4g}" for sigma in rule.sigmas)
+    text = f"sigma {sigmas}" if len(rule.sigmas) == 1 else f"{rule.words} of sigma {sigmas}"
+    return text if rule.given_offsets is None else f"{text}, offsets"
 
 
 def abstained(run: Results) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from ddsmoothing.errors import InputError, printable
 from ddsmoothing.runs import Imported, Results, Run
 from ddsmoothing.runs.schema import DataIdentity, ModelIdentity
-from ddsmoothing.tables.facts import is_pointwise, vote_of, votes_text
+from ddsmoothing.tables.facts import is_pointwise, rule_text, vote_of, votes_text
 
 Identity = TypeVar("Identity", DataIdentity, ModelIdentity)
 
@@ -107,7 +107,7 @@ def _label(run: Results) -> str:
     header, mark = run.header, " (partial)" if run.partial else ""
     mark += " (rounded radii)" if run.rounded else ""
     if header.sigma is None:
-        kind = "sigma unknown" if header.sigma_policy == "unknown" else "data-dependent sigma"
+        kind = "sigma unknown" if header.sigma_policy == "unknown" else rule_text(run) or "data-dependent sigma"
         return f"{kind} ({run.level}){mark}"
     text = f"fixed sigma {header.sigma:.4g}"
     if header.norm == "l1":

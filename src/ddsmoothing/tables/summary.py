@@ -26,7 +26,7 @@ from ddsmoothing.bounds import floor_text
 from ddsmoothing.claims.levels import rank
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables.comparable import alike, fixed_group, labelled
-from ddsmoothing.tables.facts import abstained, units_of, vote_of, votes_text
+from ddsmoothing.tables.facts import abstained, levels_of, units_of, vote_of, votes_text
 from ddsmoothing.tables.labels import called, provenance, side_by_side
 from ddsmoothing.tables.numbers import interval_text, percent, percent_up, significant
 from ddsmoothing.tables.table import Table
@@ -87,10 +87,16 @@ def _samples(run: Results) -> float | None:
 
 
 def groups(runs: Sequence[Results]) -> Iterator[tuple[str, str, list[Results]]]:
-    """Norm, level and the runs of both, in the same units; runs of different groups never share a table."""
+    """Norm, level and the runs that hold at it, in the same units; those of different levels never share a table.
+
+    Runs of one sigma stand beside both kinds, but for a group of their own where they stand beside others already.
+    """
     for same in alike(runs):
-        for level in sorted({run.level for run in same}, key=rank):
-            yield same[0].header.norm, level, [run for run in same if run.level == level]
+        levels = sorted({run.level for run in same}, key=rank)
+        held = {level: [run for run in same if level in levels_of(run)] for level in levels}
+        for level, members in held.items():
+            if not any(len(members) < len(other) and all(run in other for run in members) for other in held.values()):
+                yield same[0].header.norm, level, members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +135,14 @@ def accuracy_tables(runs: Sequence[Results], radii: Sequence[float] = RADII, sho
         radii: In the units of the inputs.
         shown: Which columns, and how.
     """
-    return [_accuracy_table(same, called(same, runs, shown.names), radii, shown) for _, _, same in groups(runs)]
+    return [
+        _accuracy_table(level, same, called(same, runs, shown.names), radii, shown) for _, level, same in groups(runs)
+    ]
 
 
-def _accuracy_table(runs: Sequence[Results], labels: Sequence[str], radii: Sequence[float], shown: Shown) -> Table:
+def _accuracy_table(
+    level: str, runs: Sequence[Results], labels: Sequence[str], radii: Sequence[float], shown: Shown
+) -> Table:
     rows = [
         (label, f"{len(run):,}", *shown.part(accuracy_cells(run, radii)))
         for label, run in zip(labels, runs, strict=True)
@@ -147,7 +157,7 @@ def _accuracy_table(runs: Sequence[Results], labels: Sequence[str], radii: Seque
     second = "; second lines are 95 % intervals over inputs" if shown.intervals else ""
     what = WHAT[shown.only].format(runs[0].header.norm.upper())
     return Table(
-        title=f"{what}; level {runs[0].level}, {votes_text(runs)}",
+        title=f"{what}; level {level}, {votes_text(runs)}",
         columns=(_first(shown.names), "inputs", *shown.part([*(f"{radius:g}" for radius in radii), "ACR"])),
         rows=tuple(rows),
         notes=(*notes, f"Radii in {units_of(runs[0])}. Figures are rounded down{second}."),
@@ -246,10 +256,14 @@ def flat(record: Record, label: str) -> Record:
 def summary_records(runs: Sequence[Results], radii: Sequence[float] = RADII, names: Sequence[str] = ()) -> list[Record]:
     """One flat record a run, and one for each envelope of fixed sigmas."""
     records = [flat(summary(run, radii), label) for run, label in zip(runs, called(runs, runs, names), strict=True)]
-    for norm, level, same in groups(runs):
+    for same in alike(runs):
         if fixed := fixed_group(same):
             best = dict(zip((f"{radius:g}" for radius in radii), envelope(fixed, radii).tolist(), strict=True))
-            empty = dict.fromkeys(records[0]) | {"label": ENVELOPE, "level": level, "norm": norm}
+            empty = dict.fromkeys(records[0]) | {
+                "label": ENVELOPE,
+                "level": fixed[0].level,
+                "norm": fixed[0].header.norm,
+            }
             empty |= {"vote": vote_of(fixed[0]), "units": units_of(fixed[0])}
             empty |= {"inputs": len(fixed[0]), "partial": any(run.partial for run in fixed)}
             empty |= {"rounded": any(run.rounded for run in fixed)}

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, Final
 
-from scipy.special import betaincinv, ndtr, ndtri
+from scipy.special import betaincinv, ndtr
 
 from ddsmoothing.verify.budget import LARGEST_SIGMA, NOTHING, Tables, check_noise, one_number
-from ddsmoothing.verify.counts import MOST_DUELLISTS, Judged, Row, above_thresholds, counted, seen, wins
+from ddsmoothing.verify.counts import MOST_DUELLISTS, Judged, Row, above_thresholds, counted, event_holds, seen, wins
 from ddsmoothing.verify.offsets import Atom, offsets_of
+from ddsmoothing.verify.votes import FIELDS, Made, commit_votes, event, phi_at, shown, threshold, wrong_votes
 
-KINDS: Final = {"pairs": ("pairwise", {"kind", "sigmas", "slots", "groups"})}
+KINDS: Final = {"pairs": ("pairwise", {"kind", "sigmas", "slots", "groups"})} | {
+    kind: ("plurality", fields) for kind, fields in FIELDS.items()
+}
 PARTS: Final = 32  # steps in which the samples are divided
 NEAR: Final = 1e-9  # expected margins so close may change places
 MOST_SIGMAS: Final = 1000
@@ -50,7 +54,7 @@ def wrong_rule(header: Row) -> Iterator[str]:
         yield "a rule over several sigmas is of level stateless, without a coin, with the sampler divided"
         return
     yield from _wrong_sigmas(header, rule)
-    yield from _wrong_table(header, rule)
+    yield from (_wrong_table if rule["kind"] == "pairs" else wrong_votes)(header, rule)
 
 
 def _wrong_sigmas(header: Row, rule: Row) -> Iterator[str]:
@@ -109,15 +113,15 @@ def check_several(row: Row, header: Row, tables: Tables) -> Iterator[str]:
     total = sum(part["n"] for part in row["measurements"])
     if row["samples"] != total:
         yield f"samples is {row['samples']}, the measurements have {total}"
-    top = chosen(pilots, header, rule)
-    wrong_class = bool(header["label_aware"]) and row["label"] != top
+    made = committed(pilots, header, rule)
+    wrong_class = bool(header["label_aware"]) and row["label"] != made.top
     if bool(fresh) == wrong_class or (not fresh and row["reason"] != "wrong"):
         yield "sampling stops where labels show that the pilots' class is wrong, and only there"
         return
     if row["sigma"] not in [part["sigma"] for part in fresh or pilots[:1]]:
         yield f"sigma is {row['sigma']}, at which nothing was drawn that certifies"
     if fresh:
-        yield from _asked(fresh, pilots, header, rule, top)
+        yield from _asked(fresh, pilots, header, rule, made)
 
 
 def _parts(row: Row) -> tuple[list[Row], list[Row]]:
@@ -151,7 +155,7 @@ def _places(row: Row, header: Row, rule: Row) -> Iterator[str]:
 def _pilot(part: Row, header: Row, rule: Row, slot: int) -> Iterator[str]:
     """Whether a pilot counts what the rule asks for, with rivals that it holds its classes against."""
     classes, n0 = header["num_classes"], header["sampler_options"]["n0"]
-    duels = classes <= MOST_DUELLISTS
+    duels = classes <= MOST_DUELLISTS and rule["kind"] == "pairs"
     if ("least" in part) != duels or ("rivals" in part) != duels or "wins" in part or part.get("looks"):
         yield "the pilot does not count what the rule asks for"
         return
@@ -200,68 +204,79 @@ def _margin(pilot: Row, header: Row, rule: Row, c: int) -> Iterator[float]:
     found = _binding(pilot, header, rule, c)
     if found is not None:
         betas = _betas(header)
-        share = (found[0] + 0.5) / (pilot["n"] + 1.0)
-        yield _phi(share, pilot["sigma"], header) - (betas[found[1]] - betas[c])
+        yield shown(pilot, found[0], header) - (betas[found[1]] - betas[c])
 
 
-def _phi(share: float, sigma: float, header: Row) -> float:
-    if header["norm"] == "l2":
-        return sigma * float(ndtri(share))
-    return 2.0 * math.sqrt(3.0) * sigma * (share - 0.5)
+def committed(pilots: Sequence[Row], header: Row, rule: Row) -> Made:
+    """What the pilots commit to."""
+    if rule["kind"] != "pairs":
+        return commit_votes(pilots, header, rule)
+    top = chosen(pilots, header, rule)
+    return Made(top, sorted({slot_of(rule, top, b) for b in range(header["num_classes"]) if b != top}))
 
 
-def _asked(fresh: list[Row], pilots: list[Row], header: Row, rule: Row, top: int) -> Iterator[str]:
+def _asked(fresh: list[Row], pilots: list[Row], header: Row, rule: Row, made: Made) -> Iterator[str]:
     """Whether the samples that certify are of the class, the sigmas and the numbers that the pilots ask for."""
-    classes = range(header["num_classes"])
-    slots = sorted({slot_of(rule, top, b) for b in classes if b != top})
-    if [part.get("slot", 0) for part in fresh] != slots:
-        yield f"what certifies is not at the sigmas of class {top}, which the pilots chose"
+    pairs = rule["kind"] == "pairs"
+    if [part.get("slot", 0) for part in fresh] != made.slots:
+        yield f"what certifies class {made.top}, which the pilots chose, is not at the sigmas that they ask for"
         return
     for part in fresh:
         looks = seen(part)
-        if "least" in part or "rivals" in part or part.get("coin") is not None or part.get("anchor") != top:
-            yield f"what certifies does not count the wins of class {top}, which the pilots chose"
+        others = "least" in part or "rivals" in part or part.get("coin") is not None or ("wins" in part) != pairs
+        if others or part.get("anchor") != (made.top if pairs else None):
+            yield f"what certifies does not count what class {made.top} needs, which the pilots chose"
             return
-        if len(looks) != 1 or looks[0][:2] != (part["n"], part["wins"]):
+        events = part["wins"] if pairs else [event(part, made, rule)]
+        if len(looks) != 1 or looks[0][:2] != (part["n"], events):
             yield "the look is not the counts"
             return
         if looks[0][2] != Fraction(header["alpha"]):
             yield f"the look has alpha {float(looks[0][2]):g}, the run's is {header['alpha']:g}"
     sizes = [part["n"] for part in fresh]
-    favoured = [None, *slots]
-    if sizes not in [_divided(pilots, header, rule, top, slots, favour) for favour in favoured]:
+    if sizes not in [_divided(pilots, header, rule, made, favour) for favour in (None, *made.slots)]:
         yield f"{sizes} fresh samples, which is not how the pilots divide {header['sampler_options']['n']}"
 
 
-def _divided(pilots: list[Row], header: Row, rule: Row, top: int, slots: list[int], favour: int | None) -> list[int]:
-    """How many samples each sigma of the class gets: step by step that which is expected to bind.
+def _divided(pilots: list[Row], header: Row, rule: Row, made: Made, favour: int | None) -> list[int]:
+    """How many samples each sigma gets: step by step that which is expected to bind.
 
     Args:
         favour: a sigma that comes first where two are all but alike.
     """
-    alpha, betas, n = header["alpha"], _betas(header), header["sampler_options"]["n"]
+    alpha, n, plans = header["alpha"], header["sampler_options"]["n"], {}
+    for slot in made.slots:
+        plans[slot] = _plan(pilots[slot], header, rule, made)
     sizes = {}
-    for slot in slots:
-        handicap = max(betas[b] - betas[top] for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot)
-        sizes[slot] = max(
-            1, math.floor(math.log(alpha) / math.log(_needed(handicap, rule["sigmas"][slot], header))) + 1
-        )
+    for slot, (_, _, handicap) in plans.items():
+        needed = _needed(handicap, rule["sigmas"][slot], header)
+        sizes[slot] = max(1, math.floor(math.log(alpha) / math.log(needed)) + 1)
     left = n - sum(sizes.values())
     step = max(1, left // PARTS)
 
     def expected(slot: int) -> float:
-        found = _binding(pilots[slot], header, rule, top)
-        assert found is not None, "a sigma of the class"
-        share, m = (found[0] + 0.5) / (pilots[slot]["n"] + 1.0), sizes[slot]
+        count, limit, _ = plans[slot]
+        share, m = (count + 0.5) / (pilots[slot]["n"] + 1.0), sizes[slot]
         lower = float(betaincinv(m * share, m * (1.0 - share) + 1.0, alpha))
-        margin = _phi(lower, rule["sigmas"][slot], header) - (betas[found[1]] - betas[top])
-        return margin - (NEAR if slot == favour else 0.0)
+        return phi_at(lower, rule["sigmas"][slot], header) - limit - (NEAR if slot == favour else 0.0)
 
     while left > 0:
-        slot = min(slots, key=lambda k: (expected(k), k))
+        slot = min(made.slots, key=lambda k: (expected(k), k))
         sizes[slot] += min(step, left)
         left -= min(step, left)
-    return [sizes[slot] for slot in slots]
+    return [sizes[slot] for slot in made.slots]
+
+
+def _plan(pilot: Row, header: Row, rule: Row, made: Made) -> tuple[int, float, float]:
+    """Of a scale's event that will bind its count and threshold, and the largest threshold of all."""
+    if rule["kind"] != "pairs":
+        limit = threshold(made, pilot.get("slot", 0), rule)
+        return event(pilot, made, rule), limit, limit
+    betas, top, slot = _betas(header), made.top, pilot.get("slot", 0)
+    found = _binding(pilot, header, rule, top)
+    assert found is not None, "a sigma of the class"
+    most = max(betas[b] - betas[top] for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot)
+    return found[0], betas[found[1]] - betas[top], most
 
 
 def _needed(threshold: float, sigma: float, header: Row) -> float:
@@ -277,16 +292,18 @@ def judged_several(row: Row, header: Row) -> Judged:
     """What the counts of all sigmas give together, held against the bounds that the row states."""
     rule: Any = several(header)
     pilots, fresh = _parts(row)
-    top = chosen(pilots, header, rule)
+    made = committed(pilots, header, rule)
+    top = made.top
     if not fresh:
         wrong = ["there is a bound without fresh samples"] if row["p_lower"] > 0 or row["p_upper"] < 1 else []
         return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
     betas, atoms = _betas(header), list[Atom]()
     for part in fresh:
-        thresholds = {
-            b: Fraction(betas[b] - betas[top])
-            for b in range(len(betas))
-            if b != top and slot_of(rule, top, b) == part.get("slot", 0)
-        }
-        atoms += wins(part, _at(row, part), thresholds)
+        at, slot = _at(row, part), part.get("slot", 0)
+        if rule["kind"] == "pairs":
+            held = [b for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot]
+            atoms += wins(part, at, {b: Fraction(betas[b] - betas[top]) for b in held})
+        else:
+            limit, tv = Fraction(threshold(made, slot, rule)), Fraction(part.get("tv", 0))
+            atoms.append(Atom(f"the votes at sigma {at['sigma']}", limit, at, tv, partial(event_holds, part, 0)))
     return above_thresholds(row, header, atoms, top)
