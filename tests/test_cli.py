@@ -17,6 +17,8 @@ import ddsmoothing as dds
 from ddsmoothing import analysis, tables
 from ddsmoothing.cli import app, main
 
+README = Path(__file__).parents[1] / "README.md"
+
 Cli = Callable[..., object]
 Capture = pytest.CaptureFixture[str]
 BASE = ("--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample")
@@ -420,3 +422,10 @@ def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     acr = {path.name: dds.acr(dds.load_run(path)) for path in (tmp_path / "demo").iterdir() if path.is_dir()}
     assert acr["data-dependent"] > max(value for name, value in acr.items() if name.startswith("fixed"))
     assert acr["memory"] <= acr["data-dependent"]
+    assert acr["stateless"] > acr["fixed-1"]
+    shown = {"data-dependent (`pointwise`)": "data-dependent", "data-dependent (`memory`)": "memory"}
+    shown |= {"1, class offsets (`stateless`)": "stateless", "fixed, 1": "fixed-1", "fixed, 0.25": "fixed-0.25"}
+    lines = README.read_text().splitlines()
+    table = {label: next(line for line in lines if line.startswith(f"| {label}")) for label in shown}
+    for label, name in shown.items():  # another machine may move a sample or two
+        assert float(table[label].split(" | ")[-1].split("<br>")[0]) == pytest.approx(acr[name], abs=0.005)

@@ -435,7 +435,7 @@ def test_the_command_line_certifies_with_a_table(cli: Callable[..., Any], tmp_pa
     seen = cli(*certify, "--max", "4", "--out", tmp_path / "seen")
     assert "was fitted on 3 of the 4 inputs" in seen.err
     both = cli(*certify, "--sigma", "0.5", "--out", tmp_path / "seen")
-    assert (both.code, "sigmas and offsets of its own, got --sigma" in both.err) == (2, True)
+    assert (both.code, "has sigmas of its own and no --sigma" in both.err) == (2, True)
     assert cli(*certify, "--max", "4", "--allow-seen", "--out", tmp_path / "seen").code == 0
     note = load_run(tmp_path / "seen").header.offsets
     assert note is not None
@@ -533,3 +533,23 @@ def test_with_one_sigma_a_rule_says_what_the_fixed_sigma_says(
     fixed = certify_run(smoothed, data, SigmaPolicy.fixed(0.5), tmp_path / "run", **options)
     assert bare(fixed) == bare(beside["offsets"])
     assert card_of(fixed).method.offsets == OFFSETS
+
+
+@pytest.mark.parametrize("rule", ["cascade", "dual"])
+def test_the_command_line_routes_among_sigmas(rule: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    common = ["--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--block-size", "256", "--skip", "400"]
+    numbers = ["--n0", "50", "--n", "300", "--seed", "2", "--rule", rule, "--rule-sigmas", "0.9,0.4"]
+    own = {"cascade": ["--taus", "0.4,0"], "dual": ["--gate-sigma", "0.5", "--gate-groups", "0,1,0,1,0,1,0,1,0,1"]}
+    other = own["dual" if rule == "cascade" else "cascade"]
+    lacking = cli("certify", *common, *numbers, "--out", tmp_path / "run")
+    assert (lacking.code, f"--rule {rule} needs --" in lacking.err) == (2, True)
+    mixed = cli("certify", *common, *numbers, *own[rule], *other, "--out", tmp_path / "run")
+    assert (mixed.code, f"--rule {rule} has no --" in mixed.err) == (2, True)
+    assert cli("certify", *common, *own["cascade"], "--sigma", "0.5", "--out", tmp_path / "run").code == 2
+    made = cli("certify", *common, *numbers, *own[rule], "--out", tmp_path / "run")
+    assert made.code == 0, made.err
+    assert cli("certify", "--out", tmp_path / "run").code == 0  # everything is in the header
+    assert cli("verify", tmp_path / "run", "--resample", "1").code == 0
+    found = load_run(tmp_path / "run").header.stateless
+    assert found is not None
+    assert found.kind == ("cascade" if rule == "cascade" else "routed")

@@ -33,6 +33,7 @@ RECALLED = (  # what a continued run need not be told again; the seed is in the 
     *("precision", "channels_last", "compiled", "snap", "levels", "allow_large_sigma", "data_dependent", "sigma0"),
     *("sigma_min", "sigma_max", "sigma_grid", "n0", "n", "n_max", "radius", "radii", "label_aware", "bound"),
     *("randomized", "model_id", "shard", "units"),
+    *("rule", "rule_sigmas", "taus", "no_reach", "gate_sigma", "gate_groups"),
 )
 
 
@@ -55,6 +56,7 @@ Examples:
   ddsmoothing certify --model net.safetensors --data test.npz --sigma 0.5 --seed 1 --shard 2/8 --out runs/shard-2
   ddsmoothing certify --model net.safetensors --data test.npz --sigma 0.5 --executor ray --workers 8 --out runs/ray
   ddsmoothing certify --model net.safetensors --data test.npz --pair-sigmas pairs.json --n 10000 --out runs/pairs
+  ddsmoothing certify --model net.pt --data test.npz --rule cascade --rule-sigmas 1,0.5 --taus 0.3,0 --out runs/c
   ddsmoothing certify --out runs/dds    (continues an interrupted run)"""
 )
 @data_options
@@ -92,7 +94,7 @@ def certify(context: click.Context, /, **options: Any) -> None:
 
     Sigma, lambda and radii are in the units of the input: pixels in [0, 1] for images. The certificates are of level
     `pointwise`: each holds for the classifier that uses that input's sigma everywhere. Those of a rule over several
-    sigmas (--pair-sigmas) are of level `stateless`: they hold for the deployed classifier, whatever it is asked.
+    sigmas (--pair-sigmas, --rule) are of level `stateless`: they hold for the classifier as it is deployed.
 
     SIGINT and SIGTERM end a run in order, with exit code 75; what was counted is kept.
     """
@@ -266,7 +268,7 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
     header = load_header(options["out"])
     if header.sigma_policy == "file" and options["sigmas"] is None:
         raise InputError(f"the sigmas of {options['out']} are from a file; give it again with --sigmas.")
-    if header.sigma_policy == "rule" and options["pair_sigmas"] is None:
+    if header.stateless is not None and header.config.get("rule") is None and options["pair_sigmas"] is None:
         raise InputError(f"the pair table of {options['out']} is from a file; give it again with --pair-sigmas.")
     if header.offsets is not None and header.stateless is None and options["offsets"] is None:
         raise InputError(f"the class offsets of {options['out']} are from a file; give it again with --offsets.")

@@ -13,9 +13,10 @@ from ddsmoothing.cli.parsing import check_plausible, fixed_sigma, numbers
 from ddsmoothing.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ddsmoothing.campaigns import SigmaPolicy
+    from ddsmoothing.claims import StatelessRule
     from ddsmoothing.classifier import SmoothedClassifier
     from ddsmoothing.data import Dataset
     from ddsmoothing.runs import OffsetsNote
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from ddsmoothing.stateless.files import Fitted
 
 FILE = click.Path(path_type=Path)
+NEEDED = {  # options of each rule
+    "cascade": ("rule_sigmas", "taus"),
+    "reach": ("rule_sigmas", "gate_sigma", "gate_groups"),
+    "dual": ("rule_sigmas", "gate_sigma", "gate_groups"),
+}
+RULES = tuple(NEEDED)
+OWN = "has sigmas of its own and no"  # option of another rule
 Fit = TypeVar("Fit", bound="Fitted")
 
 
@@ -201,6 +209,12 @@ def stateless_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Rules that look at several sigmas."""
     options = [
         click.option("--pair-sigmas", type=FILE, help="A pair table fitted for this model; level stateless."),
+        click.option("--rule", type=click.Choice(RULES), help="Route among sigmas, without a table; level stateless."),
+        click.option("--rule-sigmas", help="Of the experts, such as 1,0.5: for a cascade in the order of asking."),
+        click.option("--taus", help="By how much each expert of a cascade has to be sure, such as 0.3,0."),
+        click.option("--no-reach", is_flag=True, help="The cascade as published, for comparison."),
+        click.option("--gate-sigma", type=float, help="Of the gate before experts; another one than theirs."),
+        click.option("--gate-groups", help="Which expert the gate picks by each class, such as 0,0,1,1 (from 0 on)."),
     ]
     return add(function, options)
 
@@ -212,18 +226,57 @@ def stateless_policy(
 
     Raises: as ``with_offsets``.
     """
+    others = ["sigma", "lambda_", "sigmas", "data_dependent", "offsets"]
+    if options["rule"] is not None:
+        _alone(options, "a rule among sigmas", [*others, "pair_sigmas"])
+        from ddsmoothing.campaigns import SigmaPolicy
+
+        return SigmaPolicy.stateless(_routing(smoothed, options)), None
+    _alone(options, "only --rule", [name for names in NEEDED.values() for name in names] + ["no_reach"], "needs")
     if options["pair_sigmas"] is None:
         return None
     from ddsmoothing.campaigns import SigmaPolicy
     from ddsmoothing.stateless import load_pairs
 
-    others = ("sigma", "lambda_", "sigmas", "data_dependent", "offsets")
-    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options[name]]
-    if given:
-        raise InputError(f"a pair table has sigmas and offsets of its own, got {given[0]} too; leave one of them out.")
+    _alone(options, "a pair table", others)
     file, digest = load_pairs(options["pair_sigmas"])
     note = fitted_note(options["pair_sigmas"], file, digest, len(file.groups), smoothed, data, ids, options)
     return SigmaPolicy.stateless(file.table), note
+
+
+def _alone(
+    options: dict[str, Any], what: str, others: Sequence[str], why: str = "has sigmas of its own and no"
+) -> None:
+    """Refuse options that do not go with a rule."""
+    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options[name]]
+    if given:
+        raise InputError(f"{what} {why} {given[0]}; leave one of them out.")
+
+
+def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:
+    """The cascade or the gate that the options describe."""
+    from ddsmoothing.claims import Cascade, Routed
+
+    kind, needed = options["rule"], NEEDED[options["rule"]]
+    for name in {name for names in NEEDED.values() for name in names}:
+        if (options[name] is None) == (name in needed):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--rule {kind} needs {option}." if name in needed else f"--rule {kind} has no {option}.")
+    if options["no_reach"] and kind != "cascade":
+        raise InputError(f"--rule {kind} has no --no-reach; dual is the rule without it.")
+    sigmas = [
+        check_plausible(sigma, options["allow_large_sigma"])
+        for sigma in numbers(options["rule_sigmas"], "--rule-sigmas")
+    ]
+    same: dict[str, Any] = {"classes": smoothed.num_classes, "norm": smoothed.certificate.norm}
+    if kind == "cascade":
+        taus = tuple(numbers(options["taus"], "--taus"))
+        return Cascade(sigmas=tuple(sigmas), taus=taus, reach=not options["no_reach"], **same)
+    gate = check_plausible(options["gate_sigma"], options["allow_large_sigma"])
+    groups = numbers(options["gate_groups"], "--gate-groups")
+    if any(group != int(group) for group in groups):
+        raise InputError(f"--gate-groups is {options['gate_groups']!r}, expected whole numbers such as 0,0,1,1.")
+    return Routed(sigmas=(*sigmas, gate), groups=tuple(map(int, groups)), branches=kind, **same)
 
 
 def fitted_note(
