@@ -14,6 +14,7 @@ import pytest
 import ddsmoothing as dds
 from conftest import Answer
 from ddsmoothing.campaigns import SigmaPolicy
+from ddsmoothing.claims import PairTable
 from ddsmoothing.errors import DdsmoothingWarning
 
 PAGE = Path(__file__).parents[1] / "docs" / "verification.md"
@@ -23,7 +24,11 @@ WORDS = {  # what else a word might plausibly be
     "one-class": "two-class",
     "l2": "l1",
     "pointwise": "memory",
+    "stateless": "pointwise",
     "exact": "plan",
+    "divided": "exact",
+    "rule": "fixed",
+    "pairs": "cascade",
     "plan": "exact",
     "search": "file",
     "fixed": "file",
@@ -97,7 +102,10 @@ def forged(make_run: Callable[..., dds.Run], tmp_path_factory: pytest.TempPathFa
     make_run(root / "fixed", maximum=3)
     make_run(root / "search", SigmaPolicy.search(0.25), n0=None, n=None, n_max=1000, maximum=3)
     make_run(root / "plurality", vote="plurality", maximum=3)
-    return {name: root / name for name in ("fixed", "search", "plurality")}
+    slots = tuple(tuple((a + b) % 2 for a in range(10)) for b in range(10))
+    table = PairTable(sigmas=(0.4, 0.9), slots=slots, groups=tuple(range(10)))
+    make_run(root / "stateless", SigmaPolicy.stateless(table), maximum=3)
+    return {name: root / name for name in ("fixed", "search", "plurality", "stateless")}
 
 
 def silent(cli: Callable[..., Answer], source: Path, tmp_path: Path, file: str, every: int) -> set[str]:
@@ -128,7 +136,7 @@ def test_some_changed_fields_are_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["header.json", "results.jsonl"])
-@pytest.mark.parametrize("run", ["fixed", "search", "plurality"])
+@pytest.mark.parametrize("run", ["fixed", "search", "plurality", "stateless"])
 def test_every_changed_field_is_named(
     cli: Callable[..., Answer], forged: dict[str, Path], tmp_path: Path, run: str, file: str
 ) -> None:

@@ -29,6 +29,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {  # parameters by what they are a
         *("sigma_grid", "method", "step", "iterations", "anchored", "keep_best", "switch_epoch", "sigma_init"),
         *("sigma_steps", "sigma_step", "sigma_samples", "sigma0_test"),
         *("sigma_steps_test", "sigma_steps_after", "allow_large_sigma"),
+        *("pair_sigmas", "rule", "rule_sigmas", "taus", "no_reach", "gate_sigma", "gate_groups"),
     ),
     "Optimisation": (
         *("epochs", "batch", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "step_epochs"),
