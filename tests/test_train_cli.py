@@ -80,6 +80,7 @@ OURS = {
     "fashion-mnist-catrs": "catrs",
     "fashion-mnist-conditional": "gaussian",
     "fashion-mnist-denoiser": "denoiser",
+    "fashion-mnist-selector": "selector",
     "cifar10-denoised": "gaussian",
     "imagenet-denoised": "gaussian",
 }
@@ -143,6 +144,10 @@ def test_each_fashion_mnist_preset_trains_two_batches(
     preset: str, images: Path, tmp_path: Path, cli: Cli, code: str
 ) -> None:
     own = ["--confidence", "own"] if "catrs" in preset else []
+    if preset == "fashion-mnist-selector":
+        own = ["--predictions", tmp_path / "radii"]
+        made = ["predictions", "--model", "fashion-mnist-cnn", "--experts", "0.25,1", "--n", 2, "--data", images]
+        assert cli(*made, "--out", tmp_path / "radii").code == 0
     places = ["--data", images, "--out", tmp_path / "run", "--seed", 1]
     answer = cli("train", "--preset", preset, *places, *own, "--warmup", 0, *small(8))
     assert answer.code == 0, answer.err
@@ -195,6 +200,7 @@ def test_every_preset_is_a_configuration() -> None:
     assert set(PRESETS) == papers | set(OURS)
     for name in PRESETS:
         settings = {"catrs.confidence": "own"} if "catrs" in name else {}
+        settings |= {"predictions": "radii"} if "selector" in name else {}
         config = resolve(preset=name, settings=settings)
         assert config.objective == OURS.get(name, name.split("-")[1])
         assert (config.data_dependent is not None) == name.endswith("-dds")

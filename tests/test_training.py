@@ -824,7 +824,7 @@ def test_options_come_from_a_preset_a_file_and_settings_in_this_order(tmp_path: 
         ({"objective": "catrs"}, "got no predictions"),
         ({"objective": "catrs", "predictions": "a", "teacher": "b"}, "predictions and teacher"),
         ({"objective": "catrs", "predictions": "a", "catrs.confidence": "own"}, "confidence 'own' got predictions"),
-        ({"teacher": "a"}, "for the objective catrs"),
+        ({"teacher": "a"}, "for the objectives catrs and selector"),
         ({"objective": "denoiser", "condition": "film", "sigma": [0.1, 0.5]}, "by itself"),
         ({"soft_targets": True}, "frozen classifier"),
         ({"catrs.weigth": 1.0}, "Did you mean 'catrs.weight'"),

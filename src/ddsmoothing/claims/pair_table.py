@@ -127,8 +127,8 @@ class PairTable(StatelessRule):
         top = max(range(self.num_classes), key=lambda c: (margins[c], votes[c], -c))
         return Commitment(top, self.slots_of(top))
 
-    def tally(self, top: int) -> Tally:
-        return self.parts[0].tally(top)
+    def tally(self, top: int, slot: int) -> Tally:
+        return self.parts[slot].tally(top)
 
     def fewest(self, made: Commitment, slot: int, alpha: float) -> int:
         return self._fewest(made.top, slot, alpha)

@@ -65,7 +65,7 @@ class _OfVotes(StatelessRule):
     def pilot_tally(self, slot: int) -> Tally:
         return Tally(VOTES)
 
-    def tally(self, top: int) -> Tally:
+    def tally(self, top: int, slot: int) -> Tally:
         return Tally(VOTES)
 
     def events(self, made: Commitment, one: Measurement) -> tuple[int, ...]:

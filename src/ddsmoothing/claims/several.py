@@ -92,8 +92,8 @@ class StatelessRule(ABC):
         """The fewest samples in all with which every class can be certified, whatever the pilot shows."""
 
     @abstractmethod
-    def tally(self, top: int) -> Tally:
-        """What is counted to certify this class, at each scale."""
+    def tally(self, top: int, slot: int) -> Tally:
+        """What is counted to certify this class at a scale."""
 
     @abstractmethod
     def expected(self, made: Commitment, pilot: Measurement, n: int, alpha: float) -> float:

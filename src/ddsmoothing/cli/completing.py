@@ -20,7 +20,13 @@ ARCHITECTURES: Final = (
 PRESETS: Final = (
     *("cifar10-catrs", "cifar10-consistency", "cifar10-denoised", "cifar10-gaussian", "cifar10-gaussian-dds"),
     *("cifar10-macer", "cifar10-macer-dds", "cifar10-smoothadv", "cifar10-smoothadv-dds", "fashion-mnist-catrs"),
-    *("fashion-mnist-conditional", "fashion-mnist-denoiser", "imagenet-catrs", "imagenet-denoised"),
+    *(
+        "fashion-mnist-conditional",
+        "fashion-mnist-denoiser",
+        "fashion-mnist-selector",
+        "imagenet-catrs",
+        "imagenet-denoised",
+    ),
     *("imagenet-gaussian", "imagenet-gaussian-dds", "imagenet-macer", "imagenet-macer-dds", "imagenet-smoothadv"),
     "imagenet-smoothadv-dds",
 )
@@ -29,7 +35,7 @@ OF_TRAINING: Final = {  # options whose values TrainConfig checks, with these va
     "confidence": ("baseline", "own"),
     "freeze": ("denoiser", "classifier"),
     "keep": ("last", "best"),
-    "objective": ("gaussian", "smoothadv", "macer", "consistency", "catrs", "denoiser"),
+    "objective": ("gaussian", "smoothadv", "macer", "consistency", "catrs", "selector", "denoiser"),
     "optimizer": ("sgd", "adamw"),
     "precision": ("fp32", "bf16", "fp16"),
     "schedule": ("step", "cosine", "constant"),

@@ -21,13 +21,13 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {  # parameters by what they are a
     ),
     "Objective": (
         *("objective", "copies", "epsilon", "attack_steps", "attack_warmup", "macer_weight", "macer_gamma"),
-        *("macer_beta", "consistency_weight", "catrs_weight", "predictions", "teacher", "confidence", "soft_targets"),
-        *("favour_accuracy", "with_offsets"),
+        *("macer_beta", "consistency_weight", "catrs_weight", "predictions", "teacher", "confidence", "temperature"),
+        *("soft_targets", "favour_accuracy", "with_offsets"),
     ),
     "Sigma": (
-        *("norm", "sigma", "lambda_", "sigmas", "data_dependent", "sigma0", "sigma_min", "sigma_max", "sigma_grid"),
-        *("method", "step", "iterations", "anchored", "keep_best", "switch_epoch", "sigma_init", "sigma_steps"),
-        *("sigma_step", "sigma_samples", "sigma0_test"),
+        *("norm", "sigma", "lambda_", "sigmas", "experts", "data_dependent", "sigma0", "sigma_min", "sigma_max"),
+        *("sigma_grid", "method", "step", "iterations", "anchored", "keep_best", "switch_epoch", "sigma_init"),
+        *("sigma_steps", "sigma_step", "sigma_samples", "sigma0_test"),
         *("sigma_steps_test", "sigma_steps_after", "allow_large_sigma"),
         *("pair_sigmas", "rule", "rule_sigmas", "taus", "no_reach", "gate_sigma", "gate_groups"),
     ),

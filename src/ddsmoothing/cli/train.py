@@ -33,7 +33,7 @@ PLACES: Final = {  # option: where it stands in the configuration
     **{"denoiser": "denoiser", "resize": "resize"},
     **{"soft_targets": "soft_targets", "consistency_weight": "consistency.weight"},
     **{"catrs_weight": "catrs.weight", "confidence": "catrs.confidence"},
-    "sigma_steps_after": "data_dependent.steps_after",
+    **{"sigma_steps_after": "data_dependent.steps_after", "temperature": "selector.temperature"},
 }
 
 
@@ -71,7 +71,7 @@ def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--objective",
             type=CHOICES["objective"],
-            help="gaussian, smoothadv, macer, consistency, catrs or denoiser.  [default: gaussian]",
+            help="gaussian, smoothadv, macer, consistency, catrs, selector or denoiser.  [default: gaussian]",
         ),
         click.option("--sigma", help="Noise, pixels in [0, 1]; 0.12,1.0: log-uniform between.  [default: 0.25]"),
         click.option("--copies", type=int, help="Noisy copies of each input.  [default: 1]"),
@@ -83,7 +83,8 @@ def _objective_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--macer-beta", type=float, help="MACER: inverse temperature.  [default: 16]"),
         click.option("--consistency-weight", type=float, help="Consistency: lambda.  [default: 10]"),
         click.option("--catrs-weight", type=float, help="CAT-RS: lambda / sigma.  [default: 2]"),
-        click.option("--predictions", help="CAT-RS: a file that `ddsmoothing predictions` made of a baseline."),
+        click.option("--predictions", help="CAT-RS, selector: a file that `ddsmoothing predictions` made."),
+        click.option("--temperature", type=float, help="Selector: of the softmax of radii.  [default: 0.1]"),
         click.option(
             "--teacher", type=MODEL_NAME, help="CAT-RS: a baseline model, asked on the way at each sample's sigma."
         ),
@@ -152,6 +153,7 @@ Examples:
   ddsmoothing train --data fashion-mnist:DIR --model small-cnn --objective smoothadv --data-dependent --out runs/adv
   ddsmoothing train --data fashion-mnist:DIR --model stride-cnn --condition film --sigma 0.12,1.0 --out runs/told
   ddsmoothing train --preset cifar10-macer-dds --data cifar10:DIR --sigma 0.5 --set macer.weight=4 --out runs/macer
+  ddsmoothing train --preset fashion-mnist-selector --data fashion-mnist:DIR --predictions radii --out runs/gate
   torchrun --nproc-per-node 4 --no-python ddsmoothing train --preset imagenet-gaussian --out runs/rs"""
 )
 @_what_options
@@ -277,7 +279,7 @@ def report(done: Trained) -> None:
         click.echo("stopped; the same command continues it.")
         return
     spec, config = spec_of(done.model), done.config
-    if config.denoiser is None and (spec is None or config.objective == "denoiser"):
+    if config.denoiser is None and (spec is None or config.objective in ("denoiser", "selector")):
         return
     start = config.sigma_start if spec is None else spec.sigma0
     places = f"--model {done.path / MODEL}" if config.denoiser is None else denoised_places(done)

@@ -253,5 +253,5 @@ def stateless_talk(
     if label not in (None, top):
         return tuple(pilots), ()
     shares = rule.allocated(pilots, n, alpha)
-    fresh = yield tuple(Draw(second, m, rule.tally(top), rule.sigmas[k], k) for k, m in shares.items())
+    fresh = yield tuple(Draw(second, m, rule.tally(top, k), rule.sigmas[k], k) for k, m in shares.items())
     return tuple(pilots), rule.looked(pilots, fresh, alpha)

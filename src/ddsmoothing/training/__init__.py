@@ -3,7 +3,7 @@
 It knows models, data and the ascent on sigma; it certifies nothing.
 """
 
-from ddsmoothing.training.config import Catrs, Consistency, DataDependent, Macer, SmoothAdv, TrainConfig
+from ddsmoothing.training.config import Catrs, Consistency, DataDependent, Macer, Selector, SmoothAdv, TrainConfig
 from ddsmoothing.training.options import resolve
 from ddsmoothing.training.predictions import load_predictions, make_predictions
 from ddsmoothing.training.presets import PRESETS
@@ -15,6 +15,7 @@ __all__ = [
     "Consistency",
     "DataDependent",
     "Macer",
+    "Selector",
     "SmoothAdv",
     "TrainConfig",
     "Trained",

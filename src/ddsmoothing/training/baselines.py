@@ -1,4 +1,4 @@
-"""Where CAT-RS has its smoothed predictions from: a file, a teacher that is asked on the way, or the network itself.
+"""Whose smoothed predictions training takes: those in a file, a teacher's that is asked on the way, the network's own.
 
 It knows no objective. Each answers for rows of a batch, and is told what the network in training says of them.
 """
@@ -50,7 +50,7 @@ class FromFile:
         self._votes = votes
 
     def predict(self, samples: Samples, rows: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-        votes = self._votes[samples.ids[rows].cpu()].to(probs.device, torch.float32)
+        votes = self._votes[samples.ids[rows].cpu()].to(samples.x.device, torch.float32)
         return votes / votes.sum(1, keepdim=True)
 
 

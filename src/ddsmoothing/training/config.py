@@ -70,6 +70,18 @@ class Catrs(_Section):
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
 
 
+class Selector(_Section):
+    """A selector among experts.
+
+    Attributes:
+        temperature: soft labels are the softmax of the experts' radii over it; in the units of the radius.
+        weight: of the copies' distance from their mean.
+    """
+
+    temperature: Positive = 0.1
+    weight: NotNegative = 1.0
+
+
 class DataDependent(_Section):
     """Data-dependent training.
 
@@ -113,13 +125,15 @@ class TrainConfig(_Section):
         seed: of everything random.   init: a checkpoint or model file to start from, else weights are random;
             init_optimizer: with the state of its optimizer.   sigma_init: a sigma file to start from, of the training
             or the test split.
-        predictions: a file of smoothed predictions of a baseline on the training split.   teacher: a baseline, as for
+        predictions: a file of smoothed predictions of a baseline on the training split; for a selector, of the radii of
+            experts, which it then tells apart in place of classes.   teacher: a baseline, as for
             ``load_model``, whose smoothed predictions are drawn when they are needed, at each sample's own sigma.
         denoiser: as for ``load_denoiser``, put before the model, which is then the classifier that init is of; resize:
             the sides of the images that it wants.
         freeze: the part of a model with parts ``denoiser`` and ``classifier`` that is left as it is.
             soft_targets: the targets are what the frozen classifier says of the clean input, not the labels.
-        smoothadv, macer, consistency, catrs: of those objectives.   data_dependent: None trains with sigma as it is.
+        smoothadv, macer, consistency, catrs, selector: of those objectives.
+        data_dependent: None trains with sigma as it is.
     """
 
     data: Name
@@ -129,7 +143,7 @@ class TrainConfig(_Section):
     condition: Literal["channel", "film"] | None = None
     augmentation: str = "none"
     maximum: AtLeastOne | None = None
-    objective: Literal["gaussian", "smoothadv", "macer", "consistency", "catrs", "denoiser"] = "gaussian"
+    objective: Literal["gaussian", "smoothadv", "macer", "consistency", "catrs", "selector", "denoiser"] = "gaussian"
     sigma: Sigma | tuple[Sigma, Sigma] = 0.25
     copies: AtLeastOne = 1
     epochs: AtLeastOne = 90
@@ -163,6 +177,7 @@ class TrainConfig(_Section):
     macer: Macer = Macer()
     consistency: Consistency = Consistency()
     catrs: Catrs = Catrs()
+    selector: Selector = Selector()
     data_dependent: DataDependent | None = None
 
     @model_validator(mode="after")
@@ -214,8 +229,14 @@ class TrainConfig(_Section):
                     f"catrs with confidence {self.catrs.confidence!r} got {' and '.join(given) or 'no predictions'}; "
                     "expected one of predictions (a file) and teacher (a model), or confidence 'own'"
                 )
+        elif self.objective == "selector":
+            if given != ["predictions"] or self.data_dependent is not None:
+                raise ValueError(
+                    "a selector trains on predictions (a file of the radii of experts, made with --experts), without a "
+                    "teacher and without data-dependent sigmas"
+                )
         elif given:
-            raise ValueError(f"{given[0]} is for the objective catrs, got {self.objective}")
+            raise ValueError(f"{given[0]} is for the objectives catrs and selector, got {self.objective}")
         if self.objective == "denoiser" and (self.data_dependent or self.condition or self.freeze):
             raise ValueError(
                 "the objective denoiser trains a network that takes sigma by itself, with a sigma or a range"

@@ -22,14 +22,17 @@ from ddsmoothing.sigma.files import load_sigmas
 from ddsmoothing.training.checkpoint import is_checkpoint, load_checkpoint
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.keyed import seeded
+from ddsmoothing.training.predictions import predictions_for
 
 Tensors = dict[str, torch.Tensor]
 
 
 def classes_of(config: TrainConfig, data: Dataset) -> int:
-    """K; InputError where the labels do not fit it. 0 for a denoiser, which needs none."""
+    """K; InputError where the labels do not fit it. 0 for a denoiser, which needs none; for a selector, experts."""
     if config.objective == "denoiser":
         return 0
+    if config.objective == "selector":
+        return radii_of_experts(config, data).shape[1]
     if data.y is None:
         raise InputError("training needs labels, and this data set has none.")
     highest = int(data.y.max())
@@ -37,6 +40,18 @@ def classes_of(config: TrainConfig, data: Dataset) -> int:
     if highest >= classes:
         raise InputError(f"label {highest} in the training data but num_classes is {classes}.")
     return classes
+
+
+def radii_of_experts(config: TrainConfig, data: Dataset) -> torch.Tensor:
+    """``(N, E)`` float32, for a selector; InputError where they are of other data, or of other than num_classes."""
+    assert config.predictions is not None
+    radii = predictions_for(config.predictions, data, None).votes.float()
+    if config.num_classes not in (None, radii.shape[1]):
+        raise InputError(
+            f"{config.predictions} holds radii of {radii.shape[1]} experts, got num_classes {config.num_classes}; "
+            "leave it out."
+        )
+    return radii
 
 
 def new_model(config: TrainConfig, seed: int, classes: int, shape: tuple[int, ...]) -> tuple[nn.Module, Tensors]:

@@ -21,7 +21,7 @@ class Objective:
     Args:
         model: the network in training.
         wrapped: the same, whose backward pass is that of all processes.
-        baseline: smoothed predictions, for CAT-RS.
+        baseline: smoothed predictions, for CAT-RS; soft labels, for a selector.
     """
 
     def __init__(self, config: TrainConfig, model: nn.Module, wrapped: nn.Module, baseline: Baseline | None) -> None:
@@ -42,6 +42,11 @@ class Objective:
             return macer(self._wrapped, x, y, noise, sigma, **config.macer.model_dump())
         if config.objective == "consistency":
             return consistency(self._wrapped, x, y, noise, sigma, **config.consistency.model_dump())
+        if config.objective == "selector":
+            assert self._baseline is not None
+            labels = self._baseline.predict(samples, torch.arange(len(x)), x[:0])  # a file asks the network nothing
+            weight = config.selector.weight
+            return consistency(self._wrapped, x, y, noise, sigma, weight=weight, eta=0.0, targets=labels)
         if config.objective == "catrs":
             return self._catrs(samples, noise)
         if config.objective == "denoiser":

@@ -145,6 +145,7 @@ def consistency(
     *,
     weight: float,
     eta: float,
+    targets: torch.Tensor | None = None,
 ) -> Loss:
     """Cross-entropy of the copies, how far they differ from their mean, and how unsure that mean is.
 
@@ -154,12 +155,18 @@ def consistency(
     Args:
         weight: lambda in the paper.
         eta: of the entropy.
+        targets: ``(B, K)`` probabilities in place of the labels y, for a selector: of each expert how good it is here.
     References: Jeong and Shin 2020, arXiv:2006.04062.
     """
     logits = copies_of(model, x, noise, sigma)
     log_each, log_mean = log_softmax(logits, 2), mean_softmax(logits)
     mean = log_mean.exp()
-    right = log_each.gather(2, y[:, None, None].expand(-1, noise.shape[1], 1))
+    if targets is None:
+        right = log_each.gather(2, y[:, None, None].expand(-1, noise.shape[1], 1))
+    else:
+        if targets.shape != log_mean.shape:
+            raise ModelError(f"the network gives {log_mean.shape[1]} outputs for soft labels of {targets.shape[1]}.")
+        right = (targets[:, None].to(log_each.dtype) * log_each).sum(2)
     spread = (mean[:, None] * (log_mean[:, None] - log_each)).sum(2).mean()
     entropy = -(mean * log_mean).sum(1).mean()
     return Loss(value=weight * spread + eta * entropy - right.mean(), log_probs=log_mean, noisy=x + noise[:, 0])

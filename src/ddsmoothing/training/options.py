@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ddsmoothing.errors import InputError, unknown
-from ddsmoothing.training.config import Catrs, Consistency, DataDependent, Macer, SmoothAdv, TrainConfig
+from ddsmoothing.training.config import Catrs, Consistency, DataDependent, Macer, Selector, SmoothAdv, TrainConfig
 from ddsmoothing.training.presets import PRESETS
 
 
@@ -84,6 +84,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "macer": Macer,
     "consistency": Consistency,
     "catrs": Catrs,
+    "selector": Selector,
     "data_dependent": DataDependent,
 }
 

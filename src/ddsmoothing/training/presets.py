@@ -10,7 +10,7 @@ sigma .25, 10 at .5 and 1; CAT-RS .5, 1 and 2, twice sigma. The smoothed predict
 at sigma .25, 10,000 copies an input; give ``predictions`` or ``teacher``. For ImageNet (sigma 1, 2 copies, 1 step) the
 attack's radius doubles after epoch 80; that its learning rate falls once more at 85 is left out.
 
-``fashion-mnist-conditional`` and ``fashion-mnist-denoiser`` are this package's own. ``cifar10-denoised`` fine-tunes a
+``fashion-mnist-conditional``, ``-denoiser`` and ``-selector`` are this package's own. ``cifar10-denoised`` fine-tunes a
 classifier behind a frozen denoiser on denoised images; ``imagenet-denoised`` a denoiser before a frozen classifier by
 the stability objective of Salman et al. 2020 (arXiv:2003.01908), with soft targets. Learning rates and lengths of these
 two are ours, and no claim of reproduction. Both want ``denoiser`` and ``init``, or a model with these two parts.
@@ -61,6 +61,12 @@ _DENOISER: Final = {
     **{"objective": "denoiser", "model": "small-unet", "sigma": [0.1, 1.5], "epochs": 10, "batch": 128},
     **{"optimizer": "adamw", "lr": 2e-3, "weight_decay": 1e-4, "warmup": 0.5},
 }
+_SELECTOR: Final = {
+    **_FASHION,
+    **{"objective": "selector", "model": "small-cnn", "sigma": 0.25, "copies": 2, "epochs": 10, "batch": 128},
+    **{"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "warmup": 0.5},
+    "selector": {"temperature": 0.1, "weight": 1.0},
+}
 _TUNED: Final = {"optimizer": "adamw", "weight_decay": 1e-4, "schedule": "cosine", "batch": 64}
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -101,6 +107,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     },
     "fashion-mnist-conditional": _CONDITIONAL,
     "fashion-mnist-denoiser": _DENOISER,
+    "fashion-mnist-selector": _SELECTOR,
     "cifar10-denoised": {
         **{**_CIFAR, **_TUNED, "lr": 1e-4, "epochs": 10, "warmup": 0.5},
         **{"sigma": [0.12, 1.0], "freeze": "denoiser"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ddsmoothing.training.baselines import Baseline, FromFile, Own, Teacher
 from ddsmoothing.training.checkpoint import Checkpoint, load_checkpoint, write_whole
 from ddsmoothing.training.config import TrainConfig
 from ddsmoothing.training.distributed import World, joined
-from ddsmoothing.training.init import classes_of, new_model, sigmas_from
+from ddsmoothing.training.init import classes_of, new_model, radii_of_experts, sigmas_from
 from ddsmoothing.training.log import BOARD, METRICS, Log
 from ddsmoothing.training.loop import BEST, CHECKPOINT, Loop
 from ddsmoothing.training.parts import frozen, part_of
@@ -99,12 +99,13 @@ def train(
         data = load_data(config.data, split="train") if data is None else data
         if config.passes and test is None:
             test = load_data(config.data, split="test")
+        told = _labelled(config, data)
         if before is not None:
-            _check_same(before, config, data, out)
+            _check_same(before, config, told, out)
         model, state = model_to_train(config, seed, data, model, before)
         borrowed.enter_context(frozen(model, config.freeze))
         baseline = _baseline(config, data, teacher, world)
-        loop = Loop(config, seed, model, data, world, workers, baseline)
+        loop = Loop(config, seed, model, told, world, workers, baseline)
         start(loop, before, state)
         with _Folder(out, loop, before is None, tensorboard) if world.rank == 0 else nullcontext() as folder:
             log = None if folder is None else folder.log
@@ -144,8 +145,17 @@ def model_to_train(
     return new_model(source, seed, classes, shape)
 
 
+def _labelled(config: TrainConfig, data: Dataset) -> Dataset:
+    """The data with what is to be told apart: classes, or for a selector the expert with the largest radius."""
+    if config.objective != "selector":
+        return data
+    return replace(data, y=radii_of_experts(config, data).argmax(1).numpy(), classes=None)
+
+
 def _baseline(config: TrainConfig, data: Dataset, teacher: nn.Module | None, world: World) -> Baseline | None:
-    """Where smoothed predictions come from, for CAT-RS."""
+    """Where smoothed predictions come from, for CAT-RS, and soft labels, for a selector."""
+    if config.objective == "selector":
+        return FromFile((radii_of_experts(config, data) / config.selector.temperature).softmax(1))
     if config.objective != "catrs":
         return None
     classes = classes_of(config, data)

@@ -1,0 +1,222 @@
+"""Routing among experts that exist anyway: the reach rule, behind a smoothed gate or one without noise.
+
+``G(y) = g_{s(y)}(y)``: a gate s picks one of finitely many experts. Let ``E_i`` bound the distance within which the
+gate does not pick expert i, and ``R_i`` the one within which i answers A. With c picked, G is A on
+``T = min(R_c, min over the other i of max(E_i, R_i))``: at a distance below T the expert picked is c, or one whose
+``E_i`` is below T, and then ``R_i`` is at least T. The pilot commits to ``E_i`` or ``R_i`` for each i, which leaves
+atoms that all have to hold; each has the whole alpha. Taking the larger bound of two afterwards fails more often.
+
+References: Berger 1982, Multiparameter hypothesis testing; Sun, Mao, Vechev 2026 (Dual RS: never R_i).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from scipy.special import betaincinv
+
+from ddsmoothing.bounds import lower_of_looks, top_two_bounds
+from ddsmoothing.certificate import Certificate, certificate_for
+from ddsmoothing.claims.centres import Seen
+from ddsmoothing.claims.measurement import VOTES, Measurement, Tally
+from ddsmoothing.claims.offsets import OffsetPairwise
+from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise
+from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, fewest_at, probability_at
+from ddsmoothing.errors import InputError
+
+BRANCHES: Final = ("reach", "dual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(StatelessRule):
+    """Experts with pairwise votes behind a gate that picks one of them.
+
+    A smoothed gate picks the expert that its noisy votes are most often for. Of a gate without noise each input's
+    ``Seen`` is put in by ``at``: its distances are exact and cost neither samples nor alpha.
+
+    Attributes:
+        experts: the vote of each, with its own offsets if it has some.
+        sigmas: of each expert, and behind them that of a smoothed gate.
+        classes: K of the experts.
+        groups: of each output of a smoothed gate the expert that it stands for; None for a gate without noise.
+        branches: ``reach``, or ``dual`` to rely on the gate alone.
+        norm: ``l2`` or ``l1``.
+        seen: what a gate without noise says of the input.
+    """
+
+    kind = "gated"
+    words = "gate before experts"
+    vote = "pairwise"
+    experts: tuple[Pairwise, ...]
+    sigmas: tuple[float, ...]
+    classes: int
+    groups: tuple[int, ...] | None = None
+    branches: str = "reach"
+    norm: str = "l2"
+    seen: Seen | None = None
+
+    def __post_init__(self) -> None:
+        certificate_for(self.norm)
+        count = len(self.experts)
+        if self.branches not in BRANCHES:
+            raise InputError(f"branches are {self.branches!r}, expected one of {', '.join(BRANCHES)}.")
+        if not count or not all(isinstance(expert, Pairwise) for expert in self.experts):
+            raise InputError("routing takes at least one expert, each with a pairwise vote.")
+        if len(self.sigmas) != count + (self.groups is not None) or not all(0.0 < s < math.inf for s in self.sigmas):
+            raise InputError(
+                f"the sigmas are {self.sigmas}, expected positive ones of {count} experts, and of the gate if it is "
+                "smoothed."
+            )
+        if self.groups is not None and set(self.groups) != set(range(count)):
+            raise InputError(
+                f"the gate's outputs stand for the experts {self.groups}, expected each of 0 to {count - 1}."
+            )
+        for expert in self.experts:
+            if isinstance(expert, OffsetPairwise) and (len(expert.offsets), expert.norm) != (self.classes, self.norm):
+                raise InputError("the offsets of an expert are of other classes or of another norm than the rule's.")
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    def at(self, seen: Seen) -> Gated:
+        """The same rule at an input of which a gate without noise says this."""
+        if self.groups is not None or len(seen.away) != len(self.experts):
+            raise InputError(f"a gate without noise and of {len(self.experts)} experts is expected, got {seen}.")
+        return replace(self, seen=seen)
+
+    def pilot_tally(self, slot: int) -> Tally:
+        return Tally(VOTES) if slot == len(self.experts) else self.experts[slot].pilot_tally(self.classes)
+
+    def commit(self, pilots: Sequence[Measurement]) -> Commitment:
+        """Expert, class, and of each other expert whether the gate is to keep it away or it is to answer the class."""
+        gate = len(self.experts)
+        if self.groups is not None:
+            chosen = int(np.argmax(self._gate_votes(pilots[gate])))
+            away = [self.expected(Commitment(0, (), chosen), pilots[gate])] * gate
+        elif self.seen is None:
+            raise InputError("this gate has not seen the input, expected the rule at what it says: Gated.at(seen).")
+        else:
+            chosen, away = self.seen.chosen, list(self.seen.away)
+        made = Commitment(self.experts[chosen].choose(pilots[chosen]), (), chosen)
+        others = [i for i in range(gate) if i != chosen]
+        kept = {i for i in others if self.branches == "dual" or away[i] >= self.expected(made, pilots[i])}
+        slots = [i for i in range(gate) if i not in kept]
+        return made._replace(slots=(*slots, gate) if kept and self.groups is not None else tuple(slots))
+
+    def _gate_votes(self, one: Measurement) -> tuple[int, ...]:
+        """How many samples were for each expert."""
+        found = [0] * len(self.experts)
+        assert self.groups is not None
+        for expert, count in zip(self.groups, one.votes, strict=True):
+            found[expert] += count
+        return tuple(found)
+
+    def fewest(self, made: Commitment, slot: int, alpha: float) -> int:
+        return self._fewest(made.top, slot, alpha)
+
+    def _fewest(self, top: int, slot: int, alpha: float) -> int:
+        threshold = 0.0 if slot == len(self.experts) else self.experts[slot].handicap(top)
+        needed = probability_at(self.norm, threshold, self.sigmas[slot])
+        return fewest_at(needed, alpha, f"the threshold {threshold:g} of expert {slot}", self.sigmas[slot])
+
+    def most_needed(self, alpha: float) -> int:
+        most, gate = 0, self._fewest(0, len(self.experts), alpha) if self.groups is not None else 0
+        for top in range(self.classes):
+            each = [self._fewest(top, slot, alpha) for slot in range(len(self.experts))]
+            by_gate = gate if len(each) > 1 else 0
+            some = max(each) if self.branches == "dual" else sum(each) - (min(each) if len(each) > 1 else 0)
+            most = max(most, some + by_gate, 0 if self.branches == "dual" else sum(each))
+        return most
+
+    def tally(self, top: int, slot: int) -> Tally:
+        return Tally(VOTES) if slot == len(self.experts) else self.experts[slot].tally(top)
+
+    def expected(self, made: Commitment, pilot: Measurement, n: int | None = None, alpha: float = 0.0) -> float:
+        """The margin that n samples will show, if shares are those of the pilot; None: the pilot's own estimate."""
+        needed = 0.5
+        if pilot.slot == len(self.experts):
+            count = self._gate_votes(pilot)[made.chosen]
+        else:
+            expert = self.experts[pilot.slot]
+            count, needed = expert.fewest(pilot, made.top), expert.needed(pilot, made.top)
+        share = (count + 0.5) / (pilot.n + 1.0)
+        if n is not None:
+            share = float(betaincinv(n * share, n * (1.0 - share) + 1.0, alpha))
+        at, threshold = certificate_for(self.norm).estimate(np.full(2, pilot.sigma), np.array([share, needed]))
+        return float(at - threshold)
+
+    def events(self, made: Commitment, one: Measurement) -> tuple[int, ...]:
+        """The gate's votes for the expert picked, or an expert's wins of the class against each other one."""
+        if one.slot == len(self.experts):
+            return (self._gate_votes(one)[made.chosen],)
+        return self.experts[one.slot].counts(one, made.top)
+
+    def atom(self, made: Commitment, one: Measurement, certificate: Certificate, alpha: float) -> Atom:
+        if one.slot < len(self.experts):
+            p_lower, p_upper, margin, held = self.experts[one.slot].judged(one, made.top, certificate, alpha)
+            return Atom(margin if held else 0.0, p_lower, p_upper)
+        lower = lower_of_looks([(look.n, look.counts[0], look.alpha) for look in one.looks], one.coin)
+        p_lower, p_upper = top_two_bounds(lower, 0, one.n, alpha, "one-class", one.tv)
+        return Atom(certificate.phi(one.sigma, p_lower), p_lower, p_upper)
+
+    def claim(
+        self,
+        pilots: Sequence[Measurement],
+        fresh: Sequence[Measurement],
+        certificate: Certificate,
+        alpha: float,
+        moved: float = 0.0,
+    ) -> Claim:
+        """As for every stateless rule; no farther than a gate without noise keeps the experts away that it has to."""
+        found = super().claim(pilots, fresh, certificate, alpha, moved)
+        if self.seen is None or found.prediction == ABSTAIN:
+            return found
+        made = self.commit(pilots)
+        kept = [away for i, away in enumerate(self.seen.away) if i != made.chosen and i not in made.slots]
+        away = min(kept, default=math.inf)
+        if moved > 0.0:
+            away = math.nextafter(away - moved, -math.inf)
+        held = away > 0.0
+        return replace(
+            found, prediction=found.prediction if held else ABSTAIN, radius=min(found.radius, away) if held else 0.0
+        )
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "experts": [expert.config() for expert in self.experts],
+            "sigmas": list(self.sigmas),
+            "groups": None if self.groups is None else list(self.groups),
+            "branches": self.branches,
+        }
+
+
+def gated_from(config: Mapping[str, Any], num_classes: int, norm: str) -> Gated:
+    """The rule that ``Gated.config`` describes.
+
+    Raises: InputError where it makes no rule.
+    """
+    experts: list[Pairwise] = []
+    for one in config["experts"]:
+        offsets = one.get("offsets")
+        experts.append(Pairwise() if offsets is None else OffsetPairwise(offsets=tuple(offsets), norm=norm))
+    groups = config["groups"]
+    return Gated(
+        experts=tuple(experts),
+        sigmas=tuple(config["sigmas"]),
+        classes=num_classes,
+        groups=None if groups is None else tuple(groups),
+        branches=config["branches"],
+        norm=norm,
+    )
+
+
+def gated_radius(away: Sequence[float], radii: Sequence[float], chosen: int) -> float:
+    """T of exact values: ``E_i`` and the signed radii ``R_i``, negative where an expert answers another class."""
+    others = [max(away[i], radius) for i, radius in enumerate(radii) if i != chosen]
+    return max(0.0, min([radii[chosen], *others]))
