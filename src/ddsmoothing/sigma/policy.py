@@ -28,10 +28,17 @@ Chosen = tuple[NDArray[np.float64], SigmaSearch | None]
 
 
 class SigmaPolicy(ABC):
-    """Where each input's sigma comes from: ``fixed``, ``given``, ``search`` or ``stateless``."""
+    """Where each input's sigma comes from: ``fixed``, ``given``, ``search`` or ``stateless``.
+
+    Attributes:
+        kind: As a header names it.
+        forwards: Samples an input that choosing costs.
+        rule: The stateless rule that looks at several sigmas of its own, None where each input has one.
+    """
 
     kind: ClassVar[str]
-    forwards: ClassVar[int] = 0  # samples an input that choosing costs
+    forwards: ClassVar[int] = 0
+    rule: StatelessRule | None = None
 
     @staticmethod
     def fixed(sigma: float) -> FixedSigma:
@@ -89,11 +96,6 @@ class SigmaPolicy(ABC):
     @property
     def one(self) -> float | None:
         """The sigma of every input, None where they differ."""
-        return None
-
-    @property
-    def rule(self) -> StatelessRule | None:
-        """The stateless rule that looks at several sigmas of its own, None where each input has one."""
         return None
 
     @property
