@@ -21,12 +21,22 @@ from torch import nn
 
 import ddsmoothing as dds
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import ABSTAIN, Measurement, OffsetPairwise, Pairwise
+from ddsmoothing.claims import (
+    ABSTAIN,
+    Gated,
+    Measurement,
+    OffsetPairwise,
+    Pairwise,
+    Plurality,
+    Rule,
+    rule_for,
+    stateless_rule,
+)
 from ddsmoothing.claims.centres import Centres, Seen
-from ddsmoothing.claims.gated import Gated, gated_from, gated_radius
+from ddsmoothing.claims.gated import gated_radius
 from ddsmoothing.errors import InfeasibleError, InputError
 from ddsmoothing.stateless import SmoothedGate, certify_routed, predict_routed
-from ddsmoothing.stateless.certify import Drawn, stateless_talk
+from ddsmoothing.stateless.certify import Drawn, certify_stateless, stateless_talk
 from ddsmoothing.streams import Stream
 from reference import Half, is_valid, violations_allowed
 from test_pairwise import Logits, counted, gaussian
@@ -36,6 +46,7 @@ from test_stateless_toys import CLASSES, Array, World, duel_phis, winner
 ALPHA = 0.05
 L2 = dds.L2Certificate()
 WORLDS, POINTS, EXPERTS = 200, 200, 3
+VOTES = ("pairwise", "plurality")
 GATES = ("groups of classes", "learned selector", "nearest centre")
 NO_GATE = "chosen expert alone"
 WRONG = (
@@ -51,23 +62,41 @@ WRONG = (
 # exact toys
 
 
-@lru_cache(maxsize=2)
-def toys(norm: str) -> tuple[Counter[str], Counter[str]]:
-    """Violations and points tested, by gate and variant; experts are pairwise votes with offsets of their own."""
+def pairwise_expert(
+    world: World, logits: Array, sigma: float, norm: str, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Array]:
+    """Answers ``(N,)`` and signed radii ``(N, K)`` of a pairwise vote with offsets of its own."""
+    vote = OffsetPairwise(offsets=tuple((rng.normal(size=CLASSES) * 0.1).tolist()), norm=norm)
+    same = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    margins = duel_phis(world, [logits], np.array([sigma]), same)
+    margins = margins - np.stack([vote.thresholds(top) for top in range(CLASSES)])
+    return winner(margins), margins.min(2)
+
+
+def plurality_expert(
+    world: World, logits: Array, sigma: float, norm: str, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Array]:
+    """The same of the class that has more than half of the votes."""
+    phis = np.stack([world.phi(logits.argmax(-1) == c, sigma) for c in range(CLASSES)], 1)
+    return np.where(phis.max(1) > 0.0, phis.argmax(1), -1), phis
+
+
+@lru_cache(maxsize=4)
+def toys(norm: str, vote: str) -> tuple[Counter[str], Counter[str]]:
+    """Violations and points tested, by gate and variant."""
     rng, bad, tested = np.random.default_rng(11), Counter[str](), Counter[str]()
     for trial in range(WORLDS):
         world = World(rng, norm, 1 + trial % 2)
         rows = np.arange(len(world.x))
         sigmas = rng.uniform(0.1, 1.2, EXPERTS)
-        logits = [rng.normal(size=(*world.cells, CLASSES)) for _ in sigmas]
+        shared = rng.normal(size=(*world.cells, CLASSES))  # one model for all, or one each
+        logits = [shared if trial % 4 < 2 else rng.normal(size=(*world.cells, CLASSES)) for _ in sigmas]
         answers_of, radii_of = [], []
         for one, sigma in zip(logits, sigmas, strict=True):
-            vote = OffsetPairwise(offsets=tuple((rng.normal(size=CLASSES) * 0.1).tolist()), norm=norm)
-            same = np.zeros((CLASSES, CLASSES), dtype=np.int64)
-            margins = duel_phis(world, [one], np.array([sigma]), same)
-            margins = margins - np.stack([vote.thresholds(top) for top in range(CLASSES)])
-            answers_of.append(winner(margins))
-            radii_of.append(margins.min(2))
+            expert = pairwise_expert if vote == "pairwise" else plurality_expert
+            answers, radii = expert(world, one, float(sigma), norm, rng)
+            answers_of.append(answers)
+            radii_of.append(radii)
         answers_of, radii_of = np.stack(answers_of, 1), np.stack(radii_of, 1)  # (N, expert), (N, expert, class)
 
         def add(
@@ -124,8 +153,9 @@ def toys(norm: str) -> tuple[Counter[str], Counter[str]]:
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("branches", ["", "dual, "])
 @pytest.mark.parametrize("gate", GATES)
-def test_no_answer_changes_inside_a_radius(gate: str, branches: str, norm: str) -> None:
-    bad, tested = toys(norm)
+@pytest.mark.parametrize("vote", VOTES)
+def test_no_answer_changes_inside_a_radius(vote: str, gate: str, branches: str, norm: str) -> None:
+    bad, tested = toys(norm, vote)
     assert tested[gate] >= 25_000  # both norms together twice as many
     assert tested[branches + gate] >= 15_000
     assert bad[branches + gate] == 0
@@ -133,8 +163,9 @@ def test_no_answer_changes_inside_a_radius(gate: str, branches: str, norm: str) 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("variant", WRONG)
-def test_wrong_variants_are_violated(variant: str, norm: str) -> None:
-    bad, tested = toys(norm)
+@pytest.mark.parametrize("vote", VOTES)
+def test_wrong_variants_are_violated(vote: str, variant: str, norm: str) -> None:
+    bad, tested = toys(norm, vote)
     assert tested[variant] > 1000
     assert bad[variant] > 0
 
@@ -240,31 +271,36 @@ def drive(rule: Gated, draws: list[Logits], n0: int = 30, n: int = 450, role: St
             return drawn
 
 
-def world(norm: str, k: int, branches: str, seed: int) -> tuple[Gated, list[Logits]]:
-    """Three experts of K classes with offsets; nothing protects class 0, so that every certificate is false.
+def world(norm: str, k: int, branches: str, seed: int, vote: str = "pairwise") -> tuple[Gated, list[Logits]]:
+    """Three experts of K classes; nothing protects class 0, so that every certificate is false.
 
     The gate is at one half exactly, and so stand several pairs of the second expert at their thresholds, which are not
-    0; the first and the third expert are sure of class 0.
+    0, or class 0 itself at one half with a plurality vote; the first and the third expert are sure of class 0.
     """
     at = list(range(1, max(3, k // 2)))
     mean = [0.4, *(0.1 * (-1) ** b if b in at else -4.0 for b in range(1, k))]
     offsets = at_threshold(mean, at, norm)
     sure = [3.0, *[-3.0] * (k - 1)]
-    rules = tuple(
+    rules: tuple[Rule, ...] = tuple(
         OffsetPairwise(offsets=beta, norm=norm) for beta in ((0.0, 0.1, *[0.0] * (k - 2)), offsets, (0.0,) * k)
     )
     groups = tuple(c % 3 for c in range(k))
     shares = [(0.5 if g == 0 else 0.25) / groups.count(g) for g in groups]
-    rule = Gated(experts=rules, sigmas=(0.5, 1.0, 2.0, 0.7), classes=k, groups=groups, branches=branches, norm=norm)
     draws = [gaussian(sure, seed=seed), gaussian(mean, seed=seed + 1), gaussian(sure, seed=seed + 2)]
+    if vote == "plurality":
+        rules, draws[1] = (Plurality(),) * 3, categorical([0.5, *[0.5 / (k - 1)] * (k - 1)], seed + 1)
+    rule = Gated(experts=rules, sigmas=(0.5, 1.0, 2.0, 0.7), classes=k, groups=groups, branches=branches, norm=norm)
     return rule, [*draws, categorical(shares, seed + 3)]
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("branches", ["reach", "dual"])
 @pytest.mark.parametrize("k", [3, 6, 10])
-def test_certificates_at_their_thresholds_are_as_rare_as_alpha_says(k: int, branches: str, norm: str) -> None:
-    rule, draws = world(norm, k, branches, seed=k)
+@pytest.mark.parametrize("vote", VOTES)
+def test_certificates_at_their_thresholds_are_as_rare_as_alpha_says(
+    vote: str, k: int, branches: str, norm: str
+) -> None:
+    rule, draws = world(norm, k, branches, seed=k, vote=vote)
     found = [drive(rule, draws) for _ in range(400)]
     claims = [rule.claim(pilots, fresh, certificate_for(norm), ALPHA) for pilots, fresh in found]
     assert sum(claim.radius > 0.0 for claim in claims) <= violations_allowed(400, ALPHA)
@@ -276,12 +312,15 @@ def test_certificates_at_their_thresholds_are_as_rare_as_alpha_says(k: int, bran
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_a_branch_that_is_chosen_afterwards_fails_too_often(norm: str) -> None:
-    """One pair binds, so that failures happen at about alpha; the larger of both bounds fails nearly twice as often."""
-    rule, draws = world(norm, 3, "reach", seed=0)
-    mean = [0.4, 0.1, -6.0]
-    experts = (rule.experts[0], OffsetPairwise(offsets=at_threshold(mean, [1], norm), norm=norm), rule.experts[2])
-    rule, draws[1] = replace(rule, experts=experts), gaussian(mean, seed=5)
+@pytest.mark.parametrize("vote", VOTES)
+def test_a_branch_that_is_chosen_afterwards_fails_too_often(vote: str, norm: str) -> None:
+    """One event binds, so that failures happen at about alpha; the larger of both bounds fails nearly twice as often."""
+    rule, draws = world(norm, 3, "reach", seed=0, vote=vote)
+    if vote == "pairwise":
+        mean = [0.4, 0.1, -6.0]
+        second = OffsetPairwise(offsets=at_threshold(mean, [1], norm), norm=norm)
+        rule = replace(rule, experts=(rule.experts[0], second, rule.experts[2]))
+        draws[1] = gaussian(mean, seed=5)
     certificate, false, uncommitted = certificate_for(norm), [], []
     for _ in range(2400):
         pilots = [
@@ -305,16 +344,22 @@ def test_a_branch_that_is_chosen_afterwards_fails_too_often(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_behind_a_gate_without_noise_the_chosen_expert_binds_at_alpha(norm: str) -> None:
+@pytest.mark.parametrize("vote", VOTES)
+def test_behind_a_gate_without_noise_the_chosen_expert_binds_at_alpha(vote: str, norm: str) -> None:
     """It stands at its threshold; the others' distances are exact: the first is kept away, the second is too near."""
     mean = [0.4, 0.1, -6.0]
-    vote = OffsetPairwise(offsets=at_threshold(mean, [1], norm), norm=norm)
-    rule = Gated(experts=(vote, Pairwise(), Pairwise()), sigmas=(1.0, 0.5, 0.5), classes=3, norm=norm)
+    first, draw = OffsetPairwise(offsets=at_threshold(mean, [1], norm), norm=norm), gaussian(mean, seed=1)
+    experts: tuple[Rule, ...] = (first, Pairwise(), Pairwise())
+    if vote == "plurality":
+        experts, draw = (Plurality(),) * 3, categorical([0.5, 0.5, 0.0], seed=1)
+    rule = Gated(experts=experts, sigmas=(1.0, 0.5, 0.5), classes=3, norm=norm)
     rule = rule.at(Seen(0, (0.0, 5.0, 0.0)))
-    draws = [gaussian(mean, seed=1), gaussian([-3.0, 3.0, 0.0], seed=2), gaussian([3.0, -3.0, -3.0], seed=3)]
+    draws = [draw, gaussian([-3.0, 3.0, 0.0], seed=2), gaussian([3.0, -3.0, -3.0], seed=3)]
     found = [drive(rule, draws) for _ in range(1000)]
     assert {one.slot for _, fresh in found for one in fresh} == {0, 2}
     claims = [rule.claim(pilots, fresh, certificate_for(norm), ALPHA) for pilots, fresh in found]
+    claims = [claim for claim in claims if claim.prediction in (0, ABSTAIN)]
+    assert len(claims) > 400
     assert is_valid(np.array([claim.radius > 0.0 for claim in claims]), ALPHA)
 
 
@@ -362,7 +407,10 @@ class Selector(nn.Module):
         return (x.flatten(1) - 0.5) @ self.w
 
 
-def experts_of(smoothed: dds.SmoothedClassifier) -> list[tuple[dds.SmoothedClassifier, float]]:
+def experts_of(smoothed: dds.SmoothedClassifier, vote: str) -> list[tuple[dds.SmoothedClassifier, float]]:
+    if vote == "plurality":
+        other = dds.SmoothedClassifier(smoothed.model, L2, num_classes=10, vote=vote, block_size=smoothed.block_size)
+        return [(other, 0.4), (other, 0.7), (other, 0.9)]
     beta = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
     return [(smoothed, 0.4), (smoothed.with_offsets(beta), 0.7), (smoothed, 0.9)]
 
@@ -383,7 +431,8 @@ OPTIONS: dict[str, Any] = {"n0": 50, "n": 400, "seed": 4}
 def read_back(text: str) -> tuple[Gated, list[Measurement], float]:
     """The rule and the measurements of a piece of evidence, read without the result that wrote it."""
     found = json.loads(text)
-    again = gated_from(found["rule"]["stateless"], 10, "l2")
+    again = stateless_rule(found["rule"]["stateless"], num_classes=10, norm="l2")
+    assert isinstance(again, Gated)
     if found["seen"] is not None:
         again = again.at(Seen(found["seen"]["chosen"], tuple(found["seen"]["away"])))
     parts = [
@@ -393,19 +442,24 @@ def read_back(text: str) -> tuple[Gated, list[Measurement], float]:
     return again, parts, found["alpha"]
 
 
-@pytest.mark.parametrize("gate", ["groups", "selector", "centres", "float centres"])
-def test_routing_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier, gate: str) -> None:
+@pytest.mark.parametrize(
+    ("gate", "vote"),
+    [("groups", "pairwise"), ("selector", "pairwise"), ("centres", "pairwise"), ("float centres", "pairwise")]
+    + [("groups", "plurality"), ("centres", "plurality")],
+)
+def test_routing_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier, gate: str, vote: str) -> None:
     """The batch, its order and what was asked before change nothing; claims follow from what the evidence holds."""
     x = dds.load_data("fashion-mnist-sample")[[0, 3, 9]][0]
     small = smoothed.with_block_size(64)
     picks = gates(small, x)[gate]
-    together = certify_routed(experts_of(small), x, picks, ids=[0, 1, 2], **OPTIONS)
-    answers = predict_routed(experts_of(small), x, picks, ids=[0, 1, 2], **OPTIONS)
+    together = certify_routed(experts_of(small, vote), x, picks, ids=[0, 1, 2], **OPTIONS)
+    answers = predict_routed(experts_of(small, vote), x, picks, ids=[0, 1, 2], **OPTIONS)
+    assert {one.wins is None for parts in together.fresh for one in parts if one.slot < 3} == {vote == "plurality"}
     assert together.level == "stateless"
     assert (together.prediction >= 0).any()
     assert (together.samples >= 450).all()
     for i in (2, 0, 1):
-        other = experts_of(small.with_block_size(50))
+        other = experts_of(small.with_block_size(50), vote)
         alone = certify_routed(other, x[i : i + 1], picks, ids=[i], **OPTIONS)
         assert alone.claims[0] == together.claims[i]
         assert alone.seen[0] == together.seen[i]
@@ -423,7 +477,8 @@ def test_one_expert_is_that_expert(smoothed: dds.SmoothedClassifier) -> None:
     found = certify_routed([(smoothed, 0.6)], x, alone, ids=[0, 1, 2], **OPTIONS)
     plain = smoothed.certify(x, 0.6, ids=[0, 1, 2], **OPTIONS)
     for one, other in zip(found.claims, plain.claims, strict=True):
-        assert (one.prediction, one.radius, one.p_lower) == (other.prediction, other.radius, other.p_lower)
+        assert (one.prediction, one.p_lower) == (other.prediction, other.p_lower)
+        assert one.radius == pytest.approx(other.radius, rel=1e-12)
     assert found.samples.tolist() == [450] * 3
     stopped = certify_routed([(smoothed, 0.6)], x, alone, labels=[9, 9, 9], **OPTIONS)
     assert set(stopped.reason) <= {"wrong", "certified", "abstained"}
@@ -468,10 +523,21 @@ def test_wrong_routes_are_refused(smoothed: dds.SmoothedClassifier) -> None:
     two = [(smoothed, 0.4), (smoothed, 0.8)]
     with pytest.raises(InputError, match="got 2 centres for 1 experts"):
         certify_routed(two[:1], x, centres)
-    with pytest.raises(InputError, match="pairwise vote"):
+    with pytest.raises(InputError, match="all with the same vote"):
         certify_routed(
-            [(dds.SmoothedClassifier(smoothed.model, L2, num_classes=10, vote="plurality"), 1.0)], x, centres
+            [two[0], (dds.SmoothedClassifier(smoothed.model, L2, num_classes=10, vote="plurality"), 1.0)], x, centres
         )
+    with pytest.raises(InputError, match="all with the same vote and one-class bounds"):
+        Gated(experts=(rule_for("plurality", "two-class"),), sigmas=(1.0,), classes=2)
+    with pytest.raises(InputError, match="experts of 1 classes"):
+        Gated(experts=(Pairwise(),), sigmas=(1.0,), classes=1)
+    for rule, text in (
+        (Gated(experts=(Pairwise(),), sigmas=(1.0,), classes=10).at(Seen(0, (0.0,))), "goes with certify_routed"),
+        (Gated(experts=(Pairwise(),), sigmas=(1.0, 2.0), classes=10, groups=(0, 0)), "each of its 10 classes"),
+        (Gated(experts=(Pairwise(),), sigmas=(1.0, 1.0), classes=10, groups=(0,) * 10), "different positive numbers"),
+    ):
+        with pytest.raises(InputError, match=text):
+            certify_stateless(smoothed, x, rule)
     with pytest.raises(InputError, match="differ in norm"):
         certify_routed([two[0], (dds.SmoothedClassifier(smoothed.model, "l1", num_classes=10), 1.0)], x, centres)
     with pytest.raises(InputError, match="the gate has 10 outputs, and groups name the experts of 2"):

@@ -17,10 +17,11 @@ from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import (
     ABSTAIN,
     Cascade,
+    Gated,
     Look,
     Measurement,
     PairTable,
-    Routed,
+    Plurality,
     StatelessRule,
     stateless_rule,
 )
@@ -230,7 +231,10 @@ def margin(rule: StatelessRule, made: Commitment, fresh: list[Measurement]) -> f
 def test_a_gate_at_its_threshold_is_as_wrong_as_alpha_says(branches: str) -> None:
     """Gate and second expert are both exactly at one half: nothing protects class 0."""
     rng, sigmas = np.random.default_rng(5), (1.0, 2.0, 3.0)
-    rule, false, uncommitted = Routed(sigmas=sigmas, classes=2, groups=(0, 1), branches=branches), [], []
+    experts = (Plurality(),) * 2
+    rule = Gated(experts=experts, sigmas=sigmas, classes=2, groups=(0, 1), branches=branches)
+    false: list[bool] = []
+    uncommitted: list[bool] = []
 
     def samples(n: int, role: str) -> list[Measurement]:
         return [drawn(rng, p, n, role, slot, sigmas[slot]) for slot, p in enumerate((0.95, 0.5, 0.5))]
@@ -290,12 +294,10 @@ def test_a_cascade_answers_where_all_its_atoms_hold() -> None:
 
 
 def test_routing_refuses_what_makes_no_rule() -> None:
-    with pytest.raises(InputError, match="branches"):
-        Routed(sigmas=(1.0, 2.0), classes=2, groups=(0, 0), branches="both")
     with pytest.raises(InputError, match="different positive numbers"):
-        Routed(sigmas=(1.0, 1.0), classes=2, groups=(0, 0))
-    with pytest.raises(InputError, match="1 experts for each"):
-        Routed(sigmas=(1.0, 2.0), classes=2, groups=(0, 1))
+        Cascade(sigmas=(1.0, 1.0), classes=2, taus=(0.1, 0.0))
+    with pytest.raises(InputError, match="expected each of 0 to 0"):
+        Gated(experts=(Plurality(),), sigmas=(1.0, 2.0), classes=2, groups=(0, 1))
     with pytest.raises(InputError, match="the last 0"):
         Cascade(sigmas=(1.0, 2.0), classes=2, taus=(0.1, 0.2))
     with pytest.raises(InputError, match="has 1 thresholds"):
@@ -304,7 +306,7 @@ def test_routing_refuses_what_makes_no_rule() -> None:
         Cascade(sigmas=(1.0, 0.5), classes=2, taus=(1.0, 0.0)).check(20, 0.001)
     with pytest.raises(InputError, match="unknown rule"):
         stateless_rule({"kind": "largest"}, num_classes=2, norm="l2")
-    with pytest.raises(InputError, match="pairwise vote"):
+    with pytest.raises(InputError, match="belong to a pair table"):
         stateless_rule({"kind": "cascade"}, num_classes=2, norm="l2", offsets=(0.0, 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Routing among experts that exist anyway: the reach rule, behind a smoothed gate or one without noise.
+"""Experts behind a gate that picks one of them: the reach rule, and Dual RS.
 
 ``G(y) = g_{s(y)}(y)``: a gate s picks one of finitely many experts. Let ``E_i`` bound the distance within which the
 gate does not pick expert i, and ``R_i`` the one within which i answers A. With c picked, G is A on
@@ -6,26 +6,25 @@ gate does not pick expert i, and ``R_i`` the one within which i answers A. With 
 ``E_i`` is below T, and then ``R_i`` is at least T. The pilot commits to ``E_i`` or ``R_i`` for each i, which leaves
 atoms that all have to hold; each has the whole alpha. Taking the larger bound of two afterwards fails more often.
 
-References: Berger 1982, Multiparameter hypothesis testing; Sun, Mao, Vechev 2026 (Dual RS: never R_i).
+References: Berger 1982, Multiparameter hypothesis testing; Sun, Mao, Vechev 2026 (Dual RS: plurality votes, never R_i).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from scipy.special import betaincinv
 
 from ddsmoothing.bounds import lower_of_looks, top_two_bounds
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.centres import Seen
 from ddsmoothing.claims.measurement import VOTES, Measurement, Tally
 from ddsmoothing.claims.offsets import OffsetPairwise
-from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise
-from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, fewest_at, probability_at
+from ddsmoothing.claims.rules import ABSTAIN, Claim, Rule
+from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas, fewest_at, probability_at
 from ddsmoothing.errors import InputError
 
 BRANCHES: Final = ("reach", "dual")
@@ -33,13 +32,14 @@ BRANCHES: Final = ("reach", "dual")
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(StatelessRule):
-    """Experts with pairwise votes behind a gate that picks one of them.
+    """Experts, each with a vote at a scale of its own, behind a gate that picks one of them.
 
     A smoothed gate picks the expert that its noisy votes are most often for. Of a gate without noise each input's
     ``Seen`` is put in by ``at``: its distances are exact and cost neither samples nor alpha.
 
     Attributes:
-        experts: the vote of each, with its own offsets if it has some.
+        experts: the rule of each, all with the same vote, one-class; pairwise ones with offsets of their own if they
+            have some.
         sigmas: of each expert, and behind them that of a smoothed gate.
         classes: K of the experts.
         groups: of each output of a smoothed gate the expert that it stands for; None for a gate without noise.
@@ -50,8 +50,7 @@ class Gated(StatelessRule):
 
     kind = "gated"
     words = "gate before experts"
-    vote = "pairwise"
-    experts: tuple[Pairwise, ...]
+    experts: tuple[Rule, ...]
     sigmas: tuple[float, ...]
     classes: int
     groups: tuple[int, ...] | None = None
@@ -64,8 +63,10 @@ class Gated(StatelessRule):
         count = len(self.experts)
         if self.branches not in BRANCHES:
             raise InputError(f"branches are {self.branches!r}, expected one of {', '.join(BRANCHES)}.")
-        if not count or not all(isinstance(expert, Pairwise) for expert in self.experts):
-            raise InputError("routing takes at least one expert, each with a pairwise vote.")
+        if len({(one.vote, one.bound) for one in self.experts}) != 1 or self.experts[0].bound != "one-class":
+            raise InputError("a gate takes at least one expert, all with the same vote and one-class bounds.")
+        if type(self.classes) is not int or self.classes < 2:
+            raise InputError(f"experts of {self.classes!r} classes, expected at least 2.")
         if len(self.sigmas) != count + (self.groups is not None) or not all(0.0 < s < math.inf for s in self.sigmas):
             raise InputError(
                 f"the sigmas are {self.sigmas}, expected positive ones of {count} experts, and of the gate if it is "
@@ -80,8 +81,20 @@ class Gated(StatelessRule):
                 raise InputError("the offsets of an expert are of other classes or of another norm than the rule's.")
 
     @property
+    def vote(self) -> str:
+        return self.experts[0].vote
+
+    @property
     def num_classes(self) -> int:
         return self.classes
+
+    def check_alone(self) -> None:
+        if self.groups is None or len(self.groups) != self.classes:
+            raise InputError(
+                f"the gate of one model needs the expert of each of its {self.classes} classes; one without noise, or "
+                "of another model, goes with certify_routed."
+            )
+        check_sigmas(self.sigmas, "experts and gate of one model")
 
     def at(self, seen: Seen) -> Gated:
         """The same rule at an input of which a gate without noise says this."""
@@ -97,14 +110,14 @@ class Gated(StatelessRule):
         gate = len(self.experts)
         if self.groups is not None:
             chosen = int(np.argmax(self._gate_votes(pilots[gate])))
-            away = [self.expected(Commitment(0, (), chosen), pilots[gate])] * gate
+            away = [self.estimated(Commitment(0, (), chosen), pilots[gate])] * gate
         elif self.seen is None:
             raise InputError("this gate has not seen the input, expected the rule at what it says: Gated.at(seen).")
         else:
             chosen, away = self.seen.chosen, list(self.seen.away)
         made = Commitment(self.experts[chosen].choose(pilots[chosen]), (), chosen)
         others = [i for i in range(gate) if i != chosen]
-        kept = {i for i in others if self.branches == "dual" or away[i] >= self.expected(made, pilots[i])}
+        kept = {i for i in others if self.branches == "dual" or away[i] >= self.estimated(made, pilots[i])}
         slots = [i for i in range(gate) if i not in kept]
         return made._replace(slots=(*slots, gate) if kept and self.groups is not None else tuple(slots))
 
@@ -136,30 +149,22 @@ class Gated(StatelessRule):
     def tally(self, top: int, slot: int) -> Tally:
         return Tally(VOTES) if slot == len(self.experts) else self.experts[slot].tally(top)
 
-    def expected(self, made: Commitment, pilot: Measurement, n: int | None = None, alpha: float = 0.0) -> float:
-        """The margin that n samples will show, if shares are those of the pilot; None: the pilot's own estimate."""
-        needed = 0.5
+    def binding(self, made: Commitment, pilot: Measurement) -> tuple[int, float]:
         if pilot.slot == len(self.experts):
-            count = self._gate_votes(pilot)[made.chosen]
-        else:
-            expert = self.experts[pilot.slot]
-            count, needed = expert.fewest(pilot, made.top), expert.needed(pilot, made.top)
-        share = (count + 0.5) / (pilot.n + 1.0)
-        if n is not None:
-            share = float(betaincinv(n * share, n * (1.0 - share) + 1.0, alpha))
-        at, threshold = certificate_for(self.norm).estimate(np.full(2, pilot.sigma), np.array([share, needed]))
-        return float(at - threshold)
+            return self._gate_votes(pilot)[made.chosen], 0.0
+        expert = self.experts[pilot.slot]
+        return expert.fewest(pilot, made.top), expert.threshold(pilot, made.top)
 
     def events(self, made: Commitment, one: Measurement) -> tuple[int, ...]:
-        """The gate's votes for the expert picked, or an expert's wins of the class against each other one."""
+        """The gate's votes for the expert picked, or an expert's events for the class."""
         if one.slot == len(self.experts):
             return (self._gate_votes(one)[made.chosen],)
         return self.experts[one.slot].counts(one, made.top)
 
     def atom(self, made: Commitment, one: Measurement, certificate: Certificate, alpha: float) -> Atom:
         if one.slot < len(self.experts):
-            p_lower, p_upper, margin, held = self.experts[one.slot].judged(one, made.top, certificate, alpha)
-            return Atom(margin if held else 0.0, p_lower, p_upper)
+            p_lower, p_upper, margin = self.experts[one.slot].least(one, made.top, certificate, alpha)
+            return Atom(margin, p_lower, p_upper)
         lower = lower_of_looks([(look.n, look.counts[0], look.alpha) for look in one.looks], one.coin)
         p_lower, p_upper = top_two_bounds(lower, 0, one.n, alpha, "one-class", one.tv)
         return Atom(certificate.phi(one.sigma, p_lower), p_lower, p_upper)
@@ -194,26 +199,6 @@ class Gated(StatelessRule):
             "groups": None if self.groups is None else list(self.groups),
             "branches": self.branches,
         }
-
-
-def gated_from(config: Mapping[str, Any], num_classes: int, norm: str) -> Gated:
-    """The rule that ``Gated.config`` describes.
-
-    Raises: InputError where it makes no rule.
-    """
-    experts: list[Pairwise] = []
-    for one in config["experts"]:
-        offsets = one.get("offsets")
-        experts.append(Pairwise() if offsets is None else OffsetPairwise(offsets=tuple(offsets), norm=norm))
-    groups = config["groups"]
-    return Gated(
-        experts=tuple(experts),
-        sigmas=tuple(config["sigmas"]),
-        classes=num_classes,
-        groups=None if groups is None else tuple(groups),
-        branches=config["branches"],
-        norm=norm,
-    )
 
 
 def gated_radius(away: Sequence[float], radii: Sequence[float], chosen: int) -> float:

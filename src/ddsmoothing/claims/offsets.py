@@ -112,9 +112,11 @@ class OffsetPairwise(Pairwise):
     def fewest(self, pilot: Measurement, top: int) -> int:
         return int(self.bound_by(pilot)[0][top])
 
+    def threshold(self, pilot: Measurement, top: int) -> float:
+        return self.offsets[int(self.bound_by(pilot)[1][top])] - self.offsets[top]
+
     def needed(self, pilot: Measurement, top: int) -> float:
-        rival = int(self.bound_by(pilot)[1][top])
-        return self.probability_at(self.offsets[rival] - self.offsets[top], pilot.sigma)
+        return self.probability_at(self.threshold(pilot, top), pilot.sigma)
 
     def probability_at(self, threshold: float, sigma: float) -> float:
         """Of an event whose phi is at the threshold (float64), kept away from 0 and 1."""
@@ -152,13 +154,12 @@ class OffsetPairwise(Pairwise):
         """Bounds of the atom with the least margin, that margin as the radius, and whether it is above 0; errs low."""
         if certificate.norm != self.norm:
             raise InputError(f"these offsets are thresholds of the norm {self.norm}, got {certificate.norm}.")
-        if not fresh.looks:
-            return 0.0, 1.0, 0.0, False
         p_lower, p_upper, margin = self.least(fresh, top, certificate, alpha)
         return p_lower, p_upper, max(0.0, margin), margin > 0.0
 
     def least(self, fresh: Measurement, top: int, certificate: Certificate, alpha: float) -> tuple[float, float, float]:
-        """Bounds of the atom with the least margin, and that margin, which may be negative; errs low."""
+        if not fresh.looks:
+            return 0.0, 1.0, -math.inf
         p_lower, p_upper, margin = 0.0, 1.0, math.inf
         for draws, threshold in self._atoms(fresh.looks, top):
             lower = lower_of_looks(draws, fresh.coin)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import Measurement, Tally
@@ -143,13 +142,9 @@ class PairTable(StatelessRule):
             sum(self._fewest(top, slot, alpha) for slot in self.slots_of(top)) for top in range(self.num_classes)
         )
 
-    def expected(self, made: Commitment, pilot: Measurement, n: int, alpha: float) -> float:
-        top, part = made.top, self.parts[pilot.slot]
-        least, rivals = part.bound_by(pilot)
-        share = (least[top] + 0.5) / (pilot.n + 1.0)
-        lower = betaincinv(n * share, n * (1.0 - share) + 1.0, alpha)
-        gap = certificate_for(self.norm).estimate(np.array(pilot.sigma), np.array(lower))
-        return float(gap) - (part.offsets[int(rivals[top])] - part.offsets[top])
+    def binding(self, made: Commitment, pilot: Measurement) -> tuple[int, float]:
+        part = self.parts[pilot.slot]
+        return part.fewest(pilot, made.top), part.threshold(pilot, made.top)
 
     def events(self, made: Commitment, one: Measurement) -> tuple[int, ...]:
         """The wins of the pilots' class against each other one."""

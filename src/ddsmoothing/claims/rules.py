@@ -85,6 +85,10 @@ class Rule(ABC):
     def fewest(self, pilot: Measurement, top: int) -> int:
         """The count of the event that will bind, as the pilot shows it; for planning only."""
 
+    def threshold(self, pilot: Measurement, top: int) -> float:
+        """What the phi of that event has to exceed; for planning only."""
+        return 0.0
+
     def needed(self, pilot: Measurement, top: int) -> float:
         """The probability at which that event certifies radius 0; for planning only."""
         return 0.5
@@ -163,6 +167,14 @@ class Rule(ABC):
         """p_lower, p_upper, the radius round the point that was sampled, and whether the class is certified there."""
         p_lower, p_upper = self.bounds(fresh, top, alpha)
         return p_lower, p_upper, certificate.radius(fresh.sigma, p_lower, p_upper), p_lower > p_upper
+
+    def least(self, fresh: Measurement, top: int, certificate: Certificate, alpha: float) -> tuple[float, float, float]:
+        """Bounds of the atom with the least margin, by the one-class bound, and that margin, which may be negative.
+
+        Errs low.
+        """
+        p_lower, p_upper = self.bounds(fresh, top, alpha)
+        return p_lower, p_upper, certificate.phi(fresh.sigma, p_lower)
 
     @abstractmethod
     def answer(self, pilot: Measurement, fresh: Measurement, alpha: float) -> int:

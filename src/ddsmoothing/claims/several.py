@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, NamedTuple
 
-from scipy.special import ndtr
+import numpy as np
+from scipy.special import betaincinv, ndtr
 
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import Look, Measurement, Tally
@@ -52,7 +53,7 @@ class StatelessRule(ABC):
     Attributes:
         kind: as files name it.
         words: as people do.
-        vote: ``pairwise`` or ``plurality``: what is counted at each scale.
+        vote: ``pairwise`` or ``plurality``: which answer is meant at each scale.
         sigmas: the scales in the order of their slots, standard deviations in the units of the input.
         norm: ``l2`` or ``l1``.
         num_classes: K.
@@ -61,9 +62,13 @@ class StatelessRule(ABC):
 
     kind: ClassVar[str]
     words: ClassVar[str]
-    vote: ClassVar[str]
     sigmas: tuple[float, ...]
     norm: str
+
+    @property
+    @abstractmethod
+    def vote(self) -> str:
+        """``pairwise`` or ``plurality``."""
 
     @property
     @abstractmethod
@@ -96,8 +101,20 @@ class StatelessRule(ABC):
         """What is counted to certify this class at a scale."""
 
     @abstractmethod
+    def binding(self, made: Commitment, pilot: Measurement) -> tuple[int, float]:
+        """Of the event at a pilot's scale that will bind, as the pilot shows it, count and threshold (no claim)."""
+
+    def estimated(self, made: Commitment, pilot: Measurement) -> float:
+        """The margin that a pilot shows (float64, no claim)."""
+        count, threshold = self.binding(made, pilot)
+        return phi_of(self.norm, pilot.sigma, (count + 0.5) / (pilot.n + 1.0)) - threshold
+
     def expected(self, made: Commitment, pilot: Measurement, n: int, alpha: float) -> float:
         """The margin that n samples at a pilot's scale will show, if shares are those of the pilot (no claim)."""
+        count, threshold = self.binding(made, pilot)
+        share = (count + 0.5) / (pilot.n + 1.0)
+        lower = float(betaincinv(n * share, n * (1.0 - share) + 1.0, alpha))
+        return phi_of(self.norm, pilot.sigma, lower) - threshold
 
     @abstractmethod
     def events(self, made: Commitment, one: Measurement) -> tuple[int, ...]:
@@ -110,6 +127,9 @@ class StatelessRule(ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Everything that defines it beside vote, offsets, norm and K, as a header stores it; its class takes it."""
+
+    def check_alone(self) -> None:  # noqa: B027
+        """Raise InputError if one model at the sigmas of the rule is not all that it asks."""
 
     def described(self) -> dict[str, Any]:
         """The whole classifier, as a header stores it."""
@@ -193,6 +213,11 @@ class StatelessRule(ABC):
         """PREDICT: one-sided tests of every atom, each at full alpha; all must pass."""
         bare = [replace(one, tv=0.0, coin=None) for one in self.looked(pilots, fresh, alpha)]
         return self.claim(pilots, bare, certificate_for(self.norm), alpha).prediction
+
+
+def phi_of(norm: str, sigma: float, share: float) -> float:
+    """Phi of an event with this probability (float64, no claim)."""
+    return float(certificate_for(norm).estimate(np.array(sigma), np.array(share)))
 
 
 def probability_at(norm: str, threshold: float, sigma: float) -> float:

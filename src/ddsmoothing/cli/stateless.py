@@ -30,7 +30,7 @@ NEEDED = {  # options of each rule
     "dual": ("rule_sigmas", "gate_sigma", "gate_groups"),
 }
 RULES = tuple(NEEDED)
-OWN = "has sigmas of its own and no"  # option of another rule
+RULE = "Route among sigmas, without a table; level stateless. Experts of reach and dual have the --vote, of cascade plurality."
 Fit = TypeVar("Fit", bound="Fitted")
 
 
@@ -209,7 +209,7 @@ def stateless_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Rules that look at several sigmas."""
     options = [
         click.option("--pair-sigmas", type=FILE, help="A pair table fitted for this model; level stateless."),
-        click.option("--rule", type=click.Choice(RULES), help="Route among sigmas, without a table; level stateless."),
+        click.option("--rule", type=click.Choice(RULES), help=RULE),
         click.option("--rule-sigmas", help="Of the experts, such as 1,0.5: for a cascade in the order of asking."),
         click.option("--taus", help="By how much each expert of a cascade has to be sure, such as 0.3,0."),
         click.option("--no-reach", is_flag=True, help="The cascade as published, for comparison."),
@@ -239,6 +239,8 @@ def stateless_policy(
     from ddsmoothing.stateless import load_pairs
 
     _alone(options, "a pair table", others)
+    if smoothed.vote != "pairwise":
+        raise InputError(f"a pair table has a pairwise vote, got --vote {smoothed.vote}; leave one of them out.")
     file, digest = load_pairs(options["pair_sigmas"])
     note = fitted_note(options["pair_sigmas"], file, digest, len(file.groups), smoothed, data, ids, options)
     return SigmaPolicy.stateless(file.table), note
@@ -255,7 +257,7 @@ def _alone(
 
 def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:
     """The cascade or the gate that the options describe."""
-    from ddsmoothing.claims import Cascade, Routed
+    from ddsmoothing.claims import Cascade, Gated
 
     kind, needed = options["rule"], NEEDED[options["rule"]]
     for name in {name for names in NEEDED.values() for name in names}:
@@ -276,7 +278,8 @@ def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> Stateless
     groups = numbers(options["gate_groups"], "--gate-groups")
     if any(group != int(group) for group in groups):
         raise InputError(f"--gate-groups is {options['gate_groups']!r}, expected whole numbers such as 0,0,1,1.")
-    return Routed(sigmas=(*sigmas, gate), groups=tuple(map(int, groups)), branches=kind, **same)
+    experts = (smoothed.rule(),) * len(sigmas)
+    return Gated(experts=experts, sigmas=(*sigmas, gate), groups=tuple(map(int, groups)), branches=kind, **same)
 
 
 def fitted_note(

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ddsmoothing.claims import Measurement, Pairwise
+from ddsmoothing.claims import Measurement, Tally
+from ddsmoothing.claims.measurement import WINS
 from ddsmoothing.counting.fingerprint import check_behaviour
 from ddsmoothing.errors import RunError
-from ddsmoothing.runs.schema import NOT_COMPARED, Header, ResultRow
+from ddsmoothing.runs.schema import NOT_COMPARED, PILOT, Header, ResultRow
 
 Place = tuple[str, int, float]  # role, slot and sigma of a measurement
 
@@ -35,9 +36,9 @@ def disagreements(header: Header, row: ResultRow) -> Iterator[str]:
         yield f"prediction {row.prediction} names no class of {header.num_classes}"
     for place, one in zip(_places(header, row), row.measurements, strict=False):
         yield from _measurement(header, place, one)
+        if place[0] != PILOT:
+            yield from _fresh(header, place, one)
     yield from _number(header, row)
-    for one in row.certifying:
-        yield from _fresh(header, one)
     if row.samples != sum(one.n for one in row.measurements):
         yield f"samples is {row.samples}, the measurements have {sum(one.n for one in row.measurements)}"
 
@@ -46,9 +47,9 @@ def _places(header: Header, row: ResultRow) -> Iterator[Place]:
     """Where a row's measurements stand: a pilot at each sigma, then what certifies at those that it asks for."""
     rule = header.stateless
     if rule is None:
-        yield from (("pilot", 0, row.sigma), ("certify", 0, row.sigma))
+        yield from ((PILOT, 0, row.sigma), ("certify", 0, row.sigma))
         return
-    yield from (("pilot", slot, sigma) for slot, sigma in enumerate(rule.sigmas))
+    yield from ((PILOT, slot, sigma) for slot, sigma in enumerate(rule.sigmas))
     yield from (("certify", one.slot, rule.sigmas[one.slot]) for one in row.certifying if one.slot < len(rule.sigmas))
 
 
@@ -75,13 +76,22 @@ def _measurement(header: Header, place: Place, one: Measurement) -> Iterator[str
         yield f"{len(one.least)} numbers of wins, expected {header.num_classes}"
     if one.rivals is not None and (len(one.rivals) != len(one.votes) or max(one.rivals) >= len(one.votes)):
         yield f"rivals that are not of {header.num_classes} classes"
-    held = header.rule.offsets is not None or header.stateless is not None
-    if one.role == "pilot" and (one.rivals is not None) != (one.least is not None and held):
+    held = one.least is not None and _counted(header, place).rivals is not None
+    if one.role == PILOT and (one.rivals is not None) != held:
         yield "rivals belong to a vote with class offsets or several sigmas, and only there"
 
 
-def _fresh(header: Header, fresh: Measurement) -> Iterator[str]:
-    if (fresh.wins is not None) != (header.vote == Pairwise.vote) or (fresh.wins is None) != (fresh.anchor is None):
+def _counted(header: Header, place: Place) -> Tally:
+    """What the run's rule counts at a place, for class 0 where a class is chosen before."""
+    role, slot, _ = place
+    if header.stateless is not None:
+        return header.stateless.pilot_tally(slot) if role == PILOT else header.stateless.tally(0, slot)
+    return header.judge.pilot_tally(header.num_classes) if role == PILOT else header.judge.tally(0)
+
+
+def _fresh(header: Header, place: Place, fresh: Measurement) -> Iterator[str]:
+    wins = _counted(header, place).kind == WINS
+    if (fresh.wins is not None) != wins or (fresh.wins is None) != (fresh.anchor is None):
         yield f"wins of an anchor belong to a pairwise vote, the run's is {header.vote}"
     elif fresh.wins is not None and (
         len(fresh.wins) != header.num_classes or fresh.anchor not in range(len(fresh.wins))

@@ -83,31 +83,36 @@ class CascadeSpec(_Strict):
     reach: bool
 
 
-class RoutedSpec(_Strict):
-    """Experts behind a gate; fields are those of ``Routed``."""
-
-    kind: Literal["routed"]
-    sigmas: Sigmas
-    groups: tuple[int, ...]
-    branches: Literal["reach", "dual"]
-
-
-class RuleSpec(_Strict):
-    """How noisy answers become the smoothed answer, and how its radius is bounded: part of the classifier.
+class VoteSpec(_Strict):
+    """How noisy answers at one sigma become the smoothed answer, and how its radius is bounded.
 
     Attributes:
         offsets: one a class, for a pairwise vote; None, and absent from the file, for none.
-        stateless: how answers at several sigmas become one; None, and absent from the file, where there is one sigma.
     """
 
     vote: Literal["pairwise", "plurality"]
     bound: Literal["one-class", "two-class"]
     offsets: tuple[float, ...] | None = None
-    stateless: Annotated[PairsSpec | CascadeSpec | RoutedSpec, Field(discriminator="kind")] | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in plain(self).items() if value is not None}
+
+
+class GatedSpec(_Strict):
+    """Experts behind a gate of groups of classes; fields are those of ``Gated``."""
+
+    kind: Literal["gated"]
+    experts: tuple[VoteSpec, ...]
+    sigmas: Sigmas
+    groups: tuple[int, ...]
+    branches: Literal["reach", "dual"]
+
+
+class RuleSpec(VoteSpec):
+    """The whole rule: part of the classifier. ``stateless``: how answers at several sigmas become one, else None."""
+
+    stateless: Annotated[PairsSpec | CascadeSpec | GatedSpec, Field(discriminator="kind")] | None = None
 
 
 class OffsetsNote(_Strict):
@@ -234,7 +239,9 @@ class Header(_Strict):
 def _stateless(rule: RuleSpec, num_classes: int, norm: str) -> StatelessRule | None:
     if rule.stateless is None:
         return None
-    return stateless_rule(rule.stateless.model_dump(), num_classes=num_classes, norm=norm, offsets=rule.offsets)
+    found = stateless_rule(rule.stateless.model_dump(), num_classes=num_classes, norm=norm, offsets=rule.offsets)
+    found.check_alone()
+    return found
 
 
 class SigmaChoice(_Strict):

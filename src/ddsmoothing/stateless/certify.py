@@ -19,6 +19,7 @@ from ddsmoothing.claims import ABSTAIN, STATELESS, Claim, Measurement, Stateless
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
+from ddsmoothing.inputs import Batch
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.plan import N0, Divided, Draw, N, Sampler, Talk
 from ddsmoothing.streams import Stream, checked_seed
@@ -161,8 +162,7 @@ def certify_stateless(
     """
     start = time.perf_counter()
     check_rule(smoothed, rule, n0, n, alpha)
-    batch = smoothed.prepare(x, ids)
-    smoothed.check_function(batch, float(np.median(rule.sigmas)))
+    batch = prepared(smoothed, x, rule, ids)
     truth = [None] * len(batch) if labels is None else checked_labels(labels, len(batch), rule.num_classes).tolist()
     seed = checked_seed(seed)
     talks = [stateless_talk(rule, n0, n, alpha, label) for label in truth]
@@ -198,7 +198,7 @@ def predict_stateless(
     Arguments as for ``certify_stateless``. For noise on the grid n times its total-variation bound comes on top.
     """
     check_rule(smoothed, rule, n0, n, alpha)
-    batch = smoothed.prepare(x, ids)
+    batch = prepared(smoothed, x, rule, ids)
     talks = [stateless_talk(rule, n0, n, alpha, None, Stream.PREDICT) for _ in range(len(batch))]
     sigma = np.full(len(batch), rule.sigmas[0])
     found = smoothed.converse(batch, sigma, talks, checked_seed(seed), progress)
@@ -215,7 +215,15 @@ def check_rule(smoothed: SmoothedClassifier, rule: StatelessRule, n0: int, n: in
         raise InputError(
             f"the rule is of {rule.norm} and {rule.num_classes} classes, the model of {made[0]} and {made[1]} classes."
         )
+    rule.check_alone()
     rule.check(n, alpha)
+
+
+def prepared(smoothed: SmoothedClassifier, x: torch.Tensor, rule: StatelessRule, ids: Sequence[int] | None) -> Batch:
+    """The inputs made ready, once the model has been seen to be a function of one row at a sigma of the rule."""
+    batch = smoothed.prepare(x, ids)
+    smoothed.check_function(batch, float(np.median(rule.sigmas)))
+    return batch
 
 
 def divided(

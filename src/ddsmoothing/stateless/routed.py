@@ -18,9 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsmoothing.bounds import check_alpha, check_count
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import Claim, Pairwise
+from ddsmoothing.claims import Claim, Gated
 from ddsmoothing.claims.centres import Centres, Seen
-from ddsmoothing.claims.gated import Gated
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.conversation import converse
 from ddsmoothing.counting.contract import Progress, Request
@@ -103,7 +102,7 @@ def certify_routed(
     is to answer the class too. Only what these atoms need is drawn then; each has the whole alpha.
 
     Args:
-        experts: smoothed classifiers with pairwise votes, each with its sigma, in the units of x.
+        experts: smoothed classifiers with the same vote, each with its sigma, in the units of x.
         x: ``(B, ...)`` as for ``certify``.
         gate: a ``SmoothedGate``, or ``Centres`` of which the nearest picks its expert; fixed before, on other inputs.
         branches: ``reach``, or ``dual`` to rely on the gate alone.
@@ -177,8 +176,8 @@ class _House:
         check_count(n0, "n0")
         check_count(n, "n")
         check_alpha(alpha)
-        if not experts or any(one.vote != Pairwise.vote for one, _ in experts):
-            raise InputError("routing takes at least one expert, each with a pairwise vote.")
+        if len({one.vote for one, _ in experts}) != 1:
+            raise InputError("routing takes at least one expert, all with the same vote.")
         self.gate, self.slots, self._branches = gate, [*experts], branches
         self._n, self._alpha = n, alpha
         if isinstance(gate, SmoothedGate):
@@ -211,9 +210,8 @@ class _House:
             groups = tuple(range(outputs)) if self.gate.groups is None else tuple(self.gate.groups)
             if len(groups) != outputs:
                 raise InputError(f"the gate has {outputs} outputs, and groups name the experts of {len(groups)}.")
-        rules = [one.rule() for one in experts]
         return Gated(
-            experts=tuple(rule for rule in rules if isinstance(rule, Pairwise)),
+            experts=tuple(one.rule() for one in experts),
             sigmas=tuple(float(sigma) for _, sigma in self.slots),
             classes=classes.pop(),
             groups=groups,

@@ -15,12 +15,12 @@ from scipy.special import betaincinv, ndtr
 
 from ddsmoothing.verify.budget import LARGEST_SIGMA, NOTHING, Tables, check_noise, one_number
 from ddsmoothing.verify.counts import MOST_DUELLISTS, Judged, Row, above_thresholds, counted, event_holds, seen, wins
-from ddsmoothing.verify.offsets import Atom, offsets_of
-from ddsmoothing.verify.votes import FIELDS, Made, commit_votes, event, phi_at, shown, threshold, wrong_votes
+from ddsmoothing.verify.duels import betas_of, duelled, has_rivals, largest, margin, phi_at, rivals_of, slot_of
+from ddsmoothing.verify.offsets import Atom
+from ddsmoothing.verify.votes import FIELDS, Made, binds, commit_votes, event, threshold, wrong_votes
 
-KINDS: Final = {"pairs": ("pairwise", {"kind", "sigmas", "slots", "groups"})} | {
-    kind: ("plurality", fields) for kind, fields in FIELDS.items()
-}
+KINDS: Final = {"pairs": {"kind", "sigmas", "slots", "groups"}} | FIELDS
+VOTES: Final = {"pairs": ("pairwise",), "cascade": ("plurality",), "gated": ("pairwise", "plurality")}
 PARTS: Final = 32  # steps in which the samples are divided
 NEAR: Final = 1e-9  # expected margins so close may change places
 MOST_SIGMAS: Final = 1000
@@ -46,9 +46,9 @@ def wrong_rule(header: Row) -> Iterator[str]:
     if rule.get("kind") not in KINDS:
         yield f"the rule is {rule.get('kind')!r}, expected one of {', '.join(KINDS)}"
         return
-    vote, fields = KINDS[rule["kind"]]
-    if set(rule) != fields or (header["rule"]["vote"], header["rule"]["bound"]) != (vote, "one-class"):
-        yield f"the rule {rule['kind']} has a {vote} vote, a one-class bound, and {', '.join(sorted(fields))}"
+    votes, fields = VOTES[rule["kind"]], KINDS[rule["kind"]]
+    if set(rule) != fields or header["rule"]["vote"] not in votes or header["rule"]["bound"] != "one-class":
+        yield f"the rule {rule['kind']} has a {' or '.join(votes)} vote, a one-class bound, and {sorted(fields)}"
         return
     if header["level"] != "stateless" or header["randomized"] or header["sampler"] != "divided":
         yield "a rule over several sigmas is of level stateless, without a coin, with the sampler divided"
@@ -79,16 +79,6 @@ def _wrong_table(header: Row, rule: Row) -> Iterator[str]:
         yield "the table gives a pair of classes two sigmas, so that both could win"
     elif len(groups) != header["num_classes"] or any(type(g) is not int or g not in range(size) for g in groups):
         yield f"the groups are not those of {header['num_classes']} classes"
-
-
-def slot_of(rule: Row, a: int, b: int) -> int:
-    """Which sigma a pair of classes has."""
-    found: int = rule["slots"][rule["groups"][a]][rule["groups"][b]]
-    return found
-
-
-def _betas(header: Row) -> list[float]:
-    return offsets_of(header) or [0.0] * header["num_classes"]
 
 
 def _at(row: Row, part: Row) -> Row:
@@ -155,16 +145,17 @@ def _places(row: Row, header: Row, rule: Row) -> Iterator[str]:
 def _pilot(part: Row, header: Row, rule: Row, slot: int) -> Iterator[str]:
     """Whether a pilot counts what the rule asks for, with rivals that it holds its classes against."""
     classes, n0 = header["num_classes"], header["sampler_options"]["n0"]
-    duels = classes <= MOST_DUELLISTS and rule["kind"] == "pairs"
-    if ("least" in part) != duels or ("rivals" in part) != duels or "wins" in part or part.get("looks"):
+    duels = classes <= MOST_DUELLISTS and duelled(rule, slot)
+    rivals = duels and has_rivals(rule, slot)
+    if ("least" in part) != duels or ("rivals" in part) != rivals or "wins" in part or part.get("looks"):
         yield "the pilot does not count what the rule asks for"
         return
     if part["n"] != n0:
         yield f"the pilot has {part['n']} samples, the header says {n0}"
     for c, b in enumerate(part.get("rivals", ())):
-        held = [b for b in range(classes) if b != c and slot_of(rule, c, b) == slot]
+        held = rivals_of(header, rule, slot, c)
         if type(b) is not int or (b not in held if held else b != c):
-            yield f"the pilot holds class {c} against {b}, which the table does not at sigma {part['sigma']}"
+            yield f"the pilot holds class {c} against {b}, which the rule does not at sigma {part['sigma']}"
             return
 
 
@@ -184,27 +175,9 @@ def chosen(pilots: Sequence[Row], header: Row, rule: Row) -> int:
     """The class that the pilots choose: the largest smallest margin, then the most votes, then the first."""
     scores = []
     for c in range(header["num_classes"]):
-        margins = [margin for pilot in pilots for margin in _margin(pilot, header, rule, c)]
-        scores.append((min(margins, default=math.inf), sum(pilot["votes"][c] for pilot in pilots), -c))
+        margins = [margin(pilot, header, rule, c) for pilot in pilots]
+        scores.append((min(margins), sum(pilot["votes"][c] for pilot in pilots), -c))
     return scores.index(max(scores))
-
-
-def _binding(pilot: Row, header: Row, rule: Row, c: int) -> tuple[int, int] | None:
-    """The count of the event that binds a class at a sigma and its rival; None where it has no pair there."""
-    held = [b for b in range(header["num_classes"]) if b != c and slot_of(rule, c, b) == pilot.get("slot", 0)]
-    if not held:
-        return None
-    if "rivals" in pilot:
-        return pilot["least"][c], pilot["rivals"][c]
-    betas = _betas(header)
-    return pilot["votes"][c], max(held, key=lambda b: (betas[b], -b))
-
-
-def _margin(pilot: Row, header: Row, rule: Row, c: int) -> Iterator[float]:
-    found = _binding(pilot, header, rule, c)
-    if found is not None:
-        betas = _betas(header)
-        yield shown(pilot, found[0], header) - (betas[found[1]] - betas[c])
 
 
 def committed(pilots: Sequence[Row], header: Row, rule: Row) -> Made:
@@ -217,12 +190,11 @@ def committed(pilots: Sequence[Row], header: Row, rule: Row) -> Made:
 
 def _asked(fresh: list[Row], pilots: list[Row], header: Row, rule: Row, made: Made) -> Iterator[str]:
     """Whether the samples that certify are of the class, the sigmas and the numbers that the pilots ask for."""
-    pairs = rule["kind"] == "pairs"
     if [part.get("slot", 0) for part in fresh] != made.slots:
         yield f"what certifies class {made.top}, which the pilots chose, is not at the sigmas that they ask for"
         return
     for part in fresh:
-        looks = seen(part)
+        looks, pairs = seen(part), duelled(rule, part.get("slot", 0))
         others = "least" in part or "rivals" in part or part.get("coin") is not None or ("wins" in part) != pairs
         if others or part.get("anchor") != (made.top if pairs else None):
             yield f"what certifies does not count what class {made.top} needs, which the pilots chose"
@@ -246,16 +218,17 @@ def _divided(pilots: list[Row], header: Row, rule: Row, made: Made, favour: int 
     """
     alpha, n, plans = header["alpha"], header["sampler_options"]["n"], {}
     for slot in made.slots:
-        plans[slot] = _plan(pilots[slot], header, rule, made)
+        plans[slot] = binds(pilots[slot], header, rule, made)
     sizes = {}
-    for slot, (_, _, handicap) in plans.items():
-        needed = _needed(handicap, rule["sigmas"][slot], header)
+    for slot in made.slots:
+        most = largest(header, rule, slot, made.top) if duelled(rule, slot) else threshold(made, slot, rule)
+        needed = _needed(most, rule["sigmas"][slot], header)
         sizes[slot] = max(1, math.floor(math.log(alpha) / math.log(needed)) + 1)
     left = n - sum(sizes.values())
     step = max(1, left // PARTS)
 
     def expected(slot: int) -> float:
-        count, limit, _ = plans[slot]
+        count, limit = plans[slot]
         share, m = (count + 0.5) / (pilots[slot]["n"] + 1.0), sizes[slot]
         lower = float(betaincinv(m * share, m * (1.0 - share) + 1.0, alpha))
         return phi_at(lower, rule["sigmas"][slot], header) - limit - (NEAR if slot == favour else 0.0)
@@ -265,18 +238,6 @@ def _divided(pilots: list[Row], header: Row, rule: Row, made: Made, favour: int 
         sizes[slot] += min(step, left)
         left -= min(step, left)
     return [sizes[slot] for slot in made.slots]
-
-
-def _plan(pilot: Row, header: Row, rule: Row, made: Made) -> tuple[int, float, float]:
-    """Of a scale's event that will bind its count and threshold, and the largest threshold of all."""
-    if rule["kind"] != "pairs":
-        limit = threshold(made, pilot.get("slot", 0), rule)
-        return event(pilot, made, rule), limit, limit
-    betas, top, slot = _betas(header), made.top, pilot.get("slot", 0)
-    found = _binding(pilot, header, rule, top)
-    assert found is not None, "a sigma of the class"
-    most = max(betas[b] - betas[top] for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot)
-    return found[0], betas[found[1]] - betas[top], most
 
 
 def _needed(threshold: float, sigma: float, header: Row) -> float:
@@ -297,11 +258,12 @@ def judged_several(row: Row, header: Row) -> Judged:
     if not fresh:
         wrong = ["there is a bound without fresh samples"] if row["p_lower"] > 0 or row["p_upper"] < 1 else []
         return Judged(top=top, certified=False, radius=(Fraction(0), Fraction(0)), wrong=wrong)
-    betas, atoms = _betas(header), list[Atom]()
+    atoms: list[Atom] = []
     for part in fresh:
         at, slot = _at(row, part), part.get("slot", 0)
-        if rule["kind"] == "pairs":
-            held = [b for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot]
+        if duelled(rule, slot):
+            betas = betas_of(header, rule, slot)
+            held = rivals_of(header, rule, slot, top)
             atoms += wins(part, at, {b: Fraction(betas[b] - betas[top]) for b in held})
         else:
             limit, tv = Fraction(threshold(made, slot, rule)), Fraction(part.get("tv", 0))
