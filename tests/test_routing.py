@@ -314,7 +314,7 @@ def test_certificates_at_their_thresholds_are_as_rare_as_alpha_says(
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("vote", VOTES)
 def test_a_branch_that_is_chosen_afterwards_fails_too_often(vote: str, norm: str) -> None:
-    """One event binds, so that failures happen at about alpha; the larger of both bounds fails nearly twice as often."""
+    """One event binds: failures happen at about alpha, and with the larger of both bounds nearly twice as often."""
     rule, draws = world(norm, 3, "reach", seed=0, vote=vote)
     if vote == "pairwise":
         mean = [0.4, 0.1, -6.0]
@@ -358,8 +358,6 @@ def test_behind_a_gate_without_noise_the_chosen_expert_binds_at_alpha(vote: str,
     found = [drive(rule, draws) for _ in range(1000)]
     assert {one.slot for _, fresh in found for one in fresh} == {0, 2}
     claims = [rule.claim(pilots, fresh, certificate_for(norm), ALPHA) for pilots, fresh in found]
-    claims = [claim for claim in claims if claim.prediction in (0, ABSTAIN)]
-    assert len(claims) > 400
     assert is_valid(np.array([claim.radius > 0.0 for claim in claims]), ALPHA)
 
 
@@ -444,8 +442,10 @@ def read_back(text: str) -> tuple[Gated, list[Measurement], float]:
 
 @pytest.mark.parametrize(
     ("gate", "vote"),
-    [("groups", "pairwise"), ("selector", "pairwise"), ("centres", "pairwise"), ("float centres", "pairwise")]
-    + [("groups", "plurality"), ("centres", "plurality")],
+    [
+        *(("groups", "pairwise"), ("selector", "pairwise"), ("centres", "pairwise"), ("float centres", "pairwise")),
+        *(("groups", "plurality"), ("centres", "plurality")),
+    ],
 )
 def test_routing_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier, gate: str, vote: str) -> None:
     """The batch, its order and what was asked before change nothing; claims follow from what the evidence holds."""

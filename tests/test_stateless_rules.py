@@ -26,7 +26,7 @@ from ddsmoothing.claims import (
     stateless_rule,
 )
 from ddsmoothing.claims.several import Commitment
-from ddsmoothing.errors import DataError, InfeasibleError, InputError
+from ddsmoothing.errors import DataError, InfeasibleError, InputError, ModelError
 from ddsmoothing.stateless import load_pairs
 from ddsmoothing.stateless.certify import Drawn, certify_stateless, predict_stateless, stateless_talk
 from ddsmoothing.stateless.counts import OwnPhis
@@ -162,6 +162,27 @@ def test_a_table_is_one_function_of_the_input(smoothed: dds.SmoothedClassifier) 
         fresh = rule.looked(pilots, [one for one in parts if one.role == "certify"], evidence["alpha"])
         assert rule.claim(pilots, fresh, L2, evidence["alpha"]) == together.claims[i]
         assert {one.slot for one in fresh} == set(rule.slots_of(rule.commit(pilots).top))
+
+
+class Counting(torch.nn.Module):
+    """Its answer depends on how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.asked = torch.nn.Parameter(torch.zeros(1)), [0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked[0] += 1
+        return x.flatten(1)[:, :2] * 0.0 + torch.tensor([self.asked[0] % 2, 0.5])
+
+
+@pytest.mark.parametrize("asked", [certify_stateless, predict_stateless])
+def test_certificates_and_answers_want_a_function(asked: Callable[..., object]) -> None:
+    table = PairTable(sigmas=(0.5, 1.0), slots=((0, 1), (1, 0)), groups=(0, 1))
+    smoothed = dds.SmoothedClassifier(Counting(), L2, num_classes=2)
+    with pytest.raises(ModelError, match="no function of its input"):
+        asked(smoothed, torch.zeros(1, 4), table, n0=20, n=100)
+    asked(dds.SmoothedClassifier(Counting(), L2, num_classes=2, check=False), torch.zeros(1, 4), table, n0=20, n=100)
 
 
 def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:

@@ -19,7 +19,7 @@ from ddsmoothing.campaigns import CertifyRequest, certify_run
 from ddsmoothing.campaigns.attack import attack_run
 from ddsmoothing.campaigns.resample import resample_run
 from ddsmoothing.certificate import certificate_for
-from ddsmoothing.claims import Cascade, PairTable, Plurality, Routed, StatelessRule
+from ddsmoothing.claims import Cascade, Gated, OffsetPairwise, PairTable, Pairwise, Plurality, StatelessRule
 from ddsmoothing.errors import InfeasibleError, InputError, RunError
 from ddsmoothing.memory.inputs import check_run
 from ddsmoothing.plots.accuracy import certified_accuracy_figure, panels
@@ -41,8 +41,20 @@ RULES: dict[str, StatelessRule] = {"table": TABLE, "l1": PLAIN_L1}
 VOTED: dict[str, StatelessRule] = {
     "cascade": Cascade(sigmas=(0.9, 0.4), taus=(0.5, 0.0), classes=10),
     "published": Cascade(sigmas=(0.9, 0.4), taus=(0.5, 0.0), classes=10, reach=False),
-    "reach": Routed(sigmas=(0.4, 0.8, 0.5), groups=(0, 1) * 5, classes=10),
-    "dual": Routed(sigmas=(0.3, 0.6, 0.5), groups=(0, 1) * 5, classes=10, norm="l1", branches="dual"),
+    "reach": Gated(experts=(Pairwise(),) * 2, sigmas=(0.4, 0.8, 0.5), groups=(0, 1) * 5, classes=10),
+    "reach, offsets": Gated(
+        experts=(Pairwise(), OffsetPairwise(offsets=OFFSETS, norm="l2")),
+        sigmas=(0.4, 0.8, 0.5),
+        groups=(0, 1) * 5,
+        classes=10,
+    ),
+    "reach, plurality": Gated(experts=(Plurality(),) * 2, sigmas=(0.4, 0.8, 0.5), groups=(0, 1) * 5, classes=10),
+    "dual": Gated(
+        experts=(Pairwise(),) * 2, sigmas=(0.3, 0.6, 0.5), groups=(0, 1) * 5, classes=10, norm="l1", branches="dual"
+    ),
+    "dual, plurality": Gated(
+        experts=(Plurality(),) * 2, sigmas=(0.3, 0.6, 0.5), groups=(0, 1) * 5, classes=10, norm="l1", branches="dual"
+    ),
 }
 N0, N = 50, 600
 
@@ -82,9 +94,12 @@ def test_cascades_and_gates_are_rows_too(
     for row in run.rows:
         assert sum(one.n for one in row.certifying) == N
         assert [one.slot for one in row.certifying] == list(rule.commit(row.pilots).slots)
+        if isinstance(rule, Gated):
+            duels = {one.slot for one in row.measurements if one.least is not None or one.wins is not None}
+            assert duels == (set() if rule.vote == "plurality" else {0, 1})
 
 
-@pytest.mark.parametrize("change", ["radius", "sigma", "division", "threshold", "alpha"])
+@pytest.mark.parametrize("change", ["radius", "sigma", "division", "threshold", "alpha", "vote", "offsets", "counts"])
 def test_verify_finds_what_votes_do_not_give(change: str, voted: tuple[dds.Run, StatelessRule], tmp_path: Path) -> None:
     run, rule = voted
     header = json.loads((run.path / "header.json").read_text())
@@ -100,10 +115,25 @@ def test_verify_finds_what_votes_do_not_give(change: str, voted: tuple[dds.Run, 
     elif change == "division":
         fresh[0]["n"] += 1
         fresh[0]["votes"][row["prediction"]] += 1
-        fresh[0]["looks"] = [[fresh[0]["n"], [fresh[0]["looks"][0][1][0] + 1], fresh[0]["looks"][0][2]]]
+        if "wins" in fresh[0]:
+            fresh[0]["wins"] = [k + 1 for k in fresh[0]["wins"]]
+        look = fresh[0]["looks"][0]
+        fresh[0]["looks"] = [[fresh[0]["n"], [k + 1 for k in look[1]], look[2]]]
         row["samples"] += 1
     elif change == "alpha":
         fresh[0]["looks"][0][2] = 0.002
+    elif change == "vote":
+        other = {"pairwise": "plurality", "plurality": "pairwise"}[rule.vote]
+        header["rule"]["vote"] = other
+        for expert in header["rule"]["stateless"].get("experts", ()):
+            expert["vote"] = other
+            expert.pop("offsets", None)
+    elif change == "offsets":
+        of = header["rule"]["stateless"]["experts"][-1] if isinstance(rule, Gated) else header["rule"]
+        of["offsets"] = [0.3 * (c != row["prediction"]) for c in range(10)]
+    elif change == "counts":
+        part = next(one for one in fresh if one["sigma"] == row["sigma"])
+        part["looks"][0][1] = [k + 1 for k in part["looks"][0][1]]
     elif isinstance(rule, Cascade):
         header["rule"]["stateless"]["taus"][0] = 0.05
     else:
@@ -444,6 +474,8 @@ def test_the_command_line_certifies_with_a_table(cli: Callable[..., Any], tmp_pa
     assert "was fitted on 3 of the 4 inputs" in seen.err
     both = cli(*certify, "--sigma", "0.5", "--out", tmp_path / "seen")
     assert (both.code, "has sigmas of its own and no --sigma" in both.err) == (2, True)
+    voted = cli(*certify, "--vote", "plurality", "--out", tmp_path / "seen")
+    assert (voted.code, "a pair table has a pairwise vote, got --vote plurality" in voted.err) == (2, True)
     assert cli(*certify, "--max", "4", "--allow-seen", "--out", tmp_path / "seen").code == 0
     note = load_run(tmp_path / "seen").header.offsets
     assert note is not None
@@ -543,12 +575,17 @@ def test_with_one_sigma_a_rule_says_what_the_fixed_sigma_says(
     assert card_of(fixed).method.offsets == OFFSETS
 
 
-@pytest.mark.parametrize("rule", ["cascade", "dual"])
-def test_the_command_line_routes_among_sigmas(rule: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rule", "vote"), [("cascade", "plurality"), ("dual", "pairwise"), ("dual", "plurality"), ("reach", "pairwise")]
+)
+def test_the_command_line_routes_among_sigmas(rule: str, vote: str, cli: Callable[..., Any], tmp_path: Path) -> None:
     common = ["--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--block-size", "256", "--skip", "400"]
     numbers = ["--n0", "50", "--n", "300", "--seed", "2", "--rule", rule, "--rule-sigmas", "0.9,0.4"]
-    own = {"cascade": ["--taus", "0.4,0"], "dual": ["--gate-sigma", "0.5", "--gate-groups", "0,1,0,1,0,1,0,1,0,1"]}
+    gate = ["--gate-sigma", "0.5", "--gate-groups", "0,1,0,1,0,1,0,1,0,1"]
+    own = {"cascade": ["--taus", "0.4,0"], "dual": gate, "reach": gate}
     other = own["dual" if rule == "cascade" else "cascade"]
+    if rule != "cascade" and vote != "pairwise":  # the default
+        numbers += ["--vote", vote]
     lacking = cli("certify", *common, *numbers, "--out", tmp_path / "run")
     assert (lacking.code, f"--rule {rule} needs --" in lacking.err) == (2, True)
     mixed = cli("certify", *common, *numbers, *own[rule], *other, "--out", tmp_path / "run")
@@ -558,6 +595,36 @@ def test_the_command_line_routes_among_sigmas(rule: str, cli: Callable[..., Any]
     assert made.code == 0, made.err
     assert cli("certify", "--out", tmp_path / "run").code == 0  # everything is in the header
     assert cli("verify", tmp_path / "run", "--resample", "1").code == 0
-    found = load_run(tmp_path / "run").header.stateless
+    header = load_run(tmp_path / "run").header
+    found = header.stateless
     assert found is not None
-    assert found.kind == ("cascade" if rule == "cascade" else "routed")
+    assert found.kind == ("cascade" if rule == "cascade" else "gated")
+    assert found.vote == header.vote == vote
+    if rule != "cascade":
+        assert found.config()["branches"] == rule
+
+
+def test_gates_that_one_model_cannot_ask_make_no_run(
+    model: torch.nn.Module, data: dds.Dataset, voted: tuple[dds.Run, StatelessRule], tmp_path: Path
+) -> None:
+    """Centres and several models go with ``certify_routed`` alone; nothing is written, and no header holds them."""
+    experts = (Pairwise(),) * 2
+    for rule, text in (
+        (Gated(experts=experts, sigmas=(0.4, 0.8), classes=10), "goes with certify_routed"),
+        (Gated(experts=experts, sigmas=(0.4, 0.8, 0.5), groups=(0, 1), classes=10), "each of its 10 classes"),
+        (Gated(experts=experts, sigmas=(0.4, 0.8, 0.8), groups=(0, 1) * 5, classes=10), "different positive numbers"),
+    ):
+        with pytest.raises(InputError, match=text):
+            make(tmp_path / "run", data, model, rule)
+        assert not (tmp_path / "run").exists()
+    run, good = voted
+    if not isinstance(good, Gated):
+        return
+    for change in ({"groups": [0, 1]}, {"groups": None}, {"sigmas": [0.4, 0.8, 0.8]}, {"experts": []}):
+        header = json.loads((run.path / "header.json").read_text())
+        header["rule"]["stateless"] |= change
+        (tmp_path / "header.json").write_text(json.dumps(header))
+        (tmp_path / "results.jsonl").write_bytes((run.path / "results.jsonl").read_bytes())
+        with pytest.raises(RunError):
+            load_run(tmp_path)
+        assert not verify_run(tmp_path).ok

@@ -30,7 +30,7 @@ NEEDED = {  # options of each rule
     "dual": ("rule_sigmas", "gate_sigma", "gate_groups"),
 }
 RULES = tuple(NEEDED)
-RULE = "Route among sigmas, without a table; level stateless. Experts of reach and dual have the --vote, of cascade plurality."
+RULE = "Route among sigmas, without a table; level stateless. With reach and dual experts have the --vote given."
 Fit = TypeVar("Fit", bound="Fitted")
 
 
