@@ -47,7 +47,7 @@ COUNTS, PAGE = Path(__file__).parent / "results" / "public_table", ROOT / "docs"
 PICTURE = ROOT / "docs" / "images" / "public-table.png"
 SHOWN = {  # in the figure
     "catrs-conditional-dds-mixed-100k": "ours: a sigma for each image, pairwise",
-    "catrs-conditional-at-1.2": "ours: one sigma, pairwise",
+    "catrs-conditional-at-1.2-100k": "ours: one sigma, pairwise",
 }
 N0, N, ALPHA = 100, 10_000, 0.001
 HALVES: dict[str, dict[str, Any]] = {"": {"skip": 20}, "-second": {"skip": 10, "shard": (2, 2)}}  # of 1,000 images

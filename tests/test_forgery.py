@@ -102,8 +102,7 @@ def forged(make_run: Callable[..., dds.Run], tmp_path_factory: pytest.TempPathFa
     make_run(root / "fixed", maximum=3)
     make_run(root / "search", SigmaPolicy.search(0.25), n0=None, n=None, n_max=1000, maximum=3)
     make_run(root / "plurality", vote="plurality", maximum=3)
-    slots = tuple(tuple((a + b) % 2 for a in range(10)) for b in range(10))
-    table = PairTable(sigmas=(0.4, 0.9), slots=slots, groups=tuple(range(10)))
+    table = PairTable(sigmas=(0.4, 0.9), slots=((0, 1), (1, 0)), groups=(0, 1) * 5)
     make_run(root / "stateless", SigmaPolicy.stateless(table), maximum=3)
     return {name: root / name for name in ("fixed", "search", "plurality", "stateless")}
 

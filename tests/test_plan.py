@@ -242,7 +242,7 @@ def test_numbers_select_the_sampler() -> None:
     assert sampler_for(10, None) == Exact(n0=10)
     assert sampler_for(None, None, 7000) == Plan(n_max=7000)
     assert sampler_for(None, None, None, [0.5, 0.25]) == Target(radii=(0.25, 0.5))
-    assert set(SAMPLERS) == {"exact", "plan", "target"}
+    assert set(SAMPLERS) == {"exact", "divided", "plan", "target"}
     with pytest.raises(InputError, match="n_max"):
         sampler_for(10, None, 500)
     with pytest.raises(InputError, match="radii"):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import ddsmoothing as dds
 from ddsmoothing.campaigns import CertifyRequest, certify_run
+from ddsmoothing.claims import PairTable
 from ddsmoothing.counting import cluster, on_ray
 from ddsmoothing.counting.contract import Request, cut_request
 from ddsmoothing.counting.ledger import IN_HAND, MOST_LOSSES, TASK_SECONDS, Ledger, Pace, Task
@@ -381,7 +382,18 @@ def test_a_run_on_two_workers_has_the_rows_of_a_local_one(
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
     drawn = sum(row["samples"] + row["choice"]["samples"] for row in rows(tmp_path / "ray"))
     assert sum(done) == drawn
-    assert pool.lost == pool.retries == 0
+    assert pool.lost == 0
+
+
+def test_a_stateless_rule_has_the_rows_of_a_local_run(
+    pool: object, smoothed: dds.SmoothedClassifier, data: dds.Dataset, tmp_path: Path
+) -> None:
+    slots = tuple(tuple((a + b) % 2 for a in range(10)) for b in range(10))
+    policy = SigmaPolicy.stateless(PairTable(sigmas=(0.4, 0.9), slots=slots, groups=tuple(range(10))))
+    asked = CertifyRequest(policy, maximum=4, skip=90, seed=5, n0=50, n=300)
+    for name, workers in (("local", None), ("ray", pool)):
+        certify_run(smoothed.with_workers(workers), data, asked, tmp_path / name, model_name="m")
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
 
 
 def test_workers_count_wins_and_duels_as_this_process_does(

@@ -160,9 +160,12 @@ def test_a_run_holds_the_talk_of_its_rule(
     assert run.prediction.tolist() == again.prediction.tolist()
     for row in run.rows:
         assert run.header.claim(row).radius == row.radius
+        assert run.header.claim(row, 0.0001).radius <= row.radius
         assert [one.n for one in row.pilots] == [N0] * len(rule.sigmas)
         assert sum(one.n for one in row.certifying) == (0 if row.reason == "wrong" else N)
     assert len({row.sigma for row in run.rows}) > 1  # that which binds
+    at_less = [run.header.claim(row, 0.0001).radius for row in run.rows if row.radius > 0.0]
+    assert sum(at_less) < sum(run.radius)
 
 
 def test_verify_recomputes_and_draws_again(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ddsmoothing.bounds import floor_text
-from ddsmoothing.memory.regions import LEVEL_MEMORY
+from ddsmoothing.claims import level_named
 from ddsmoothing.plots.chosen import one_axis
 from ddsmoothing.plots.style import RASTER, canvas, literal, radius_axis, styled
 from ddsmoothing.runs import Results, Run
@@ -28,7 +28,7 @@ PARTS: Final = 10  # of the order, in the table under the figure
 
 def remembered(runs: Sequence[Results]) -> list[Run]:
     """Runs of level memory."""
-    return [run for run in runs if isinstance(run, Run) and run.level == LEVEL_MEMORY]
+    return [run for run in runs if isinstance(run, Run) and level_named(run.level).from_regions]
 
 
 def applies(runs: Sequence[Results]) -> bool:

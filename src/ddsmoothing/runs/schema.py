@@ -224,15 +224,15 @@ class Header(_Strict):
     def claim(self, row: ResultRow, alpha: float | None = None) -> Claim:
         """What a row's measurements claim at the run's alpha, or at a smaller one, fixed before they were drawn.
 
-        Errs low; whatever the row itself says is not looked at. A stateless rule has the run's alpha only.
+        Errs low; whatever the row itself says is not looked at.
         """
+        certificate, share = certificate_for(self.norm), self.alpha if alpha is None else min(alpha, self.alpha)
+        factor = 1.0 if share == self.alpha else share / self.alpha * (1.0 - 2.0**-50)
         if self.stateless is not None:
-            theorem = certificate_for(self.norm)
-            return self.stateless.claim(row.pilots, row.certifying, theorem, self.alpha, row.moved)
-        fresh, share = row.fresh, self.alpha if alpha is None else min(alpha, self.alpha)
-        if fresh is not None and share < self.alpha:
-            fresh = fresh.shrunk(share / self.alpha * (1.0 - 2.0**-50))
-        return self.judge.claim(row.pilot, fresh, certificate_for(self.norm), share, row.moved)
+            several = [one.shrunk(factor) for one in row.certifying]
+            return self.stateless.claim(row.pilots, several, certificate, share, row.moved)
+        fresh = None if row.fresh is None else row.fresh.shrunk(factor)
+        return self.judge.claim(row.pilot, fresh, certificate, share, row.moved)
 
 
 @lru_cache(maxsize=16)
