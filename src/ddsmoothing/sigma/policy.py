@@ -266,6 +266,9 @@ class RuledSigmas(SigmaPolicy):
 
     rule: StatelessRule
 
+    def __post_init__(self) -> None:
+        self.rule.check_alone()
+
     @property
     def largest(self) -> float:
         return max(self.rule.sigmas)
