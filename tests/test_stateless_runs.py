@@ -27,7 +27,7 @@ from ddsmoothing.report import card_of, card_schema, write_report
 from ddsmoothing.runs import load_run, rejudged
 from ddsmoothing.runs.merge import merge_runs
 from ddsmoothing.sigma import SigmaPolicy
-from ddsmoothing.stateless import certify_stateless
+from ddsmoothing.stateless import certify_stateless, predict_stateless
 from ddsmoothing.tables import accuracy_tables, paired
 from ddsmoothing.tables.summary import ENVELOPE, groups
 from ddsmoothing.verify import verify_run
@@ -465,6 +465,21 @@ def test_another_rule_than_the_certified_one_is_caught(
     rule = run.header.rule.model_copy(update={"offsets": None})
     deployed = replace(run, header=run.header.model_copy(update={"rule": rule}))
     assert attacked(deployed, plane).contradicted
+
+
+def test_the_command_line_predicts_as_a_rule_does(
+    cli: Callable[..., Any], model: torch.nn.Module, data: dds.Dataset
+) -> None:
+    common = ["predict", "--model", "fashion-mnist-cnn", "--data", "fashion-mnist-sample", "--seed", "4", "--json"]
+    asked = ["--rule", "cascade", "--rule-sigmas", "1,0.5", "--taus", "0.3,0", "--skip", "300", "--n", "400"]
+    lines = [json.loads(line) for line in cli(*common, *asked).out.splitlines()]
+    ids = [0, 300, 600, 900]
+    rule = Cascade(sigmas=(1.0, 0.5), taus=(0.3, 0.0), classes=10)
+    smoothed = dds.SmoothedClassifier(model)
+    wanted = predict_stateless(smoothed, data[ids][0], rule, n=400, seed=4, ids=ids)
+    assert [line["prediction"] for line in lines] == wanted.tolist()
+    both = cli(*common, *asked, "--sigma", "0.5")
+    assert (both.code, "has sigmas of its own and no --sigma" in both.err) == (2, True)
 
 
 def test_the_command_line_certifies_with_a_table(cli: Callable[..., Any], tmp_path: Path) -> None:

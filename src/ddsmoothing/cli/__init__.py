@@ -11,13 +11,14 @@ import sys
 
 import click
 
-from ddsmoothing.cli.certify import certify, predict
+from ddsmoothing.cli.certify import certify
 from ddsmoothing.cli.checks import attack, doctor, verify
 from ddsmoothing.cli.demo import demo
 from ddsmoothing.cli.help import Group
 from ddsmoothing.cli.interrupts import INTERRUPTED, interruptible
 from ddsmoothing.cli.memory import memory
 from ddsmoothing.cli.messages import plain_warnings
+from ddsmoothing.cli.predict import predict
 from ddsmoothing.cli.predictions import predictions
 from ddsmoothing.cli.report import card, report
 from ddsmoothing.cli.results import analyze, export, import_results, plot

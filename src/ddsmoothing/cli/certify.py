@@ -1,4 +1,4 @@
-"""``ddsmoothing certify`` and ``predict``."""
+"""``ddsmoothing certify``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddsmoothing.cli.again import KEY, continuing, given_options
 from ddsmoothing.cli.executor import executing, executor_options
 from ddsmoothing.cli.interrupts import advising
 from ddsmoothing.cli.loading import add, data_options, load
-from ddsmoothing.cli.parsing import fixed_sigma, seconds_of, shard_of, sigma_policy, wanted_radii
+from ddsmoothing.cli.parsing import seconds_of, shard_of, sigma_policy, wanted_radii
 from ddsmoothing.cli.stateless import offsets_options, stateless_options, stateless_policy, with_offsets
 from ddsmoothing.errors import InputError, RunError
 
@@ -293,45 +293,3 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
                 options[key] = parameters[key].type_cast_value(context, text)
             except click.UsageError as error:
                 raise InputError(f"{options['out'] / HEADER}: {key} is {text}: {error.message}") from None
-
-
-@click.command(
-    epilog="""\b
-Example:
-  ddsmoothing predict --model fashion-mnist-cnn --data fashion-mnist-sample --sigma 0.25 --max 20"""
-)
-@data_options
-@noise_options
-@offsets_options
-@click.option("--n", type=int, default=1000, show_default=True, help="Samples an input.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def predict(**options: Any) -> None:
-    """Answers of the smoothed classifier (-1: abstained). Nothing is said about robustness."""
-    import json
-
-    from ddsmoothing.campaigns.subset import check_labels, subset_ids
-    from ddsmoothing.cli.progress import SampleProgress
-
-    smoothed, data = load(options)
-    ids = subset_ids(data, options["skip"], options["maximum"])
-    check_labels(data, ids, smoothed.num_classes)
-    smoothed, _ = with_offsets(smoothed, data, ids, options)
-    x, y = data[ids]
-    with SampleProgress(len(ids) * options["n"], f"predicting {len(ids)} inputs") as progress:
-        result = smoothed.predict(
-            x,
-            fixed_sigma(options),
-            n=options["n"],
-            alpha=options["alpha"],
-            seed=options["seed"],
-            ids=ids,
-            progress=progress,
-        )
-    if not options["as_json"]:
-        click.echo("id\tlabel\tprediction")
-    for i, label, answer in zip(ids, y.tolist(), result.prediction.tolist(), strict=True):
-        label = None if data.y is None else label
-        if options["as_json"]:
-            click.echo(json.dumps({"id": i, "label": label, "prediction": answer}))
-        else:
-            click.echo(f"{i}\t{'-' if label is None else label}\t{answer}")

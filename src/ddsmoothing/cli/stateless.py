@@ -250,7 +250,7 @@ def _alone(
     options: dict[str, Any], what: str, others: Sequence[str], why: str = "has sigmas of its own and no"
 ) -> None:
     """Refuse options that do not go with a rule."""
-    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options[name]]
+    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options.get(name)]
     if given:
         raise InputError(f"{what} {why} {given[0]}; leave one of them out.")
 
