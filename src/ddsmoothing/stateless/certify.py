@@ -161,8 +161,7 @@ def certify_stateless(
     Raises: ShapeError, InputError, InfeasibleError, ModelError.
     """
     start = time.perf_counter()
-    check_rule(smoothed, rule, n0, n, alpha)
-    batch = prepared(smoothed, x, rule, ids)
+    batch = prepared(smoothed, x, rule, n0, n, alpha, ids)
     truth = [None] * len(batch) if labels is None else checked_labels(labels, len(batch), rule.num_classes).tolist()
     seed = checked_seed(seed)
     talks = [stateless_talk(rule, n0, n, alpha, label) for label in truth]
@@ -197,8 +196,7 @@ def predict_stateless(
 
     Arguments as for ``certify_stateless``. For noise on the grid n times its total-variation bound comes on top.
     """
-    check_rule(smoothed, rule, n0, n, alpha)
-    batch = prepared(smoothed, x, rule, ids)
+    batch = prepared(smoothed, x, rule, n0, n, alpha, ids)
     talks = [stateless_talk(rule, n0, n, alpha, None, Stream.PREDICT) for _ in range(len(batch))]
     sigma = np.full(len(batch), rule.sigmas[0])
     found = smoothed.converse(batch, sigma, talks, checked_seed(seed), progress)
@@ -219,9 +217,18 @@ def check_rule(smoothed: SmoothedClassifier, rule: StatelessRule, n0: int, n: in
     rule.check(n, alpha)
 
 
-def prepared(smoothed: SmoothedClassifier, x: torch.Tensor, rule: StatelessRule, ids: Sequence[int] | None) -> Batch:
-    """The inputs made ready, once the model has been seen to be a function of one row at a sigma of the rule."""
-    batch = smoothed.prepare(x, ids)
+def prepared(
+    smoothed: SmoothedClassifier,
+    x: torch.Tensor,
+    rule: StatelessRule,
+    n0: int,
+    n: int,
+    alpha: float,
+    ids: Sequence[int] | None,
+) -> Batch:
+    """The inputs made ready, once the rule fits and the model has been seen to be a function at a sigma of the rule."""
+    batch = smoothed.prepare(x, ids)  # which finds K, where it was not given
+    check_rule(smoothed, rule, n0, n, alpha)
     smoothed.check_function(batch, float(np.median(rule.sigmas)))
     return batch
 
