@@ -25,7 +25,15 @@ from scipy.special import betaincinv
 from ddsmoothing.bounds import check_bound, lower_of_looks, top_two_bounds
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import VOTES, Measurement, Tally
-from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas, fewest_at, probability_at
+from ddsmoothing.claims.several import (
+    Atom,
+    Commitment,
+    StatelessRule,
+    check_sigmas,
+    fewest_at,
+    plain_numbers,
+    probability_at,
+)
 from ddsmoothing.errors import InputError
 
 BRANCHES: Final = ("reach", "dual")
@@ -115,7 +123,11 @@ class Cascade(_OfVotes):
     reach: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sigmas", plain_numbers(self.sigmas, "the sigmas of a cascade"))
+        object.__setattr__(self, "taus", plain_numbers(self.taus, "the thresholds of a cascade"))
         self._check()
+        if type(self.reach) is not bool:
+            raise InputError(f"reach is {self.reach!r}, expected True or False.")
         if not self.taus or any(not 0.0 <= tau < math.inf for tau in self.taus) or self.taus[-1] != 0.0:
             raise InputError(f"the thresholds of a cascade are {self.taus}, expected numbers from 0 on, the last 0.")
         if len(self.taus) != len(self.sigmas):

@@ -81,10 +81,10 @@ def _wrong_table(header: Row, rule: Row) -> Iterator[str]:
         yield f"the groups are not those of {header['num_classes']} classes"
 
 
-def slot_of(rule: Row, a: int, b: int) -> int:
-    """Which sigma a pair of classes has."""
-    found: int = rule["slots"][rule["groups"][a]][rule["groups"][b]]
-    return found
+def held_at(rule: Row, a: int, slot: int) -> list[int]:
+    """The classes that one is held against at a sigma, ascending."""
+    row = rule["slots"][rule["groups"][a]]
+    return [b for b, group in enumerate(rule["groups"]) if row[group] == slot and b != a]
 
 
 def _betas(header: Row) -> list[float]:
@@ -162,7 +162,7 @@ def _pilot(part: Row, header: Row, rule: Row, slot: int) -> Iterator[str]:
     if part["n"] != n0:
         yield f"the pilot has {part['n']} samples, the header says {n0}"
     for c, b in enumerate(part.get("rivals", ())):
-        held = [b for b in range(classes) if b != c and slot_of(rule, c, b) == slot]
+        held = held_at(rule, c, slot)
         if type(b) is not int or (b not in held if held else b != c):
             yield f"the pilot holds class {c} against {b}, which the table does not at sigma {part['sigma']}"
             return
@@ -191,7 +191,7 @@ def chosen(pilots: Sequence[Row], header: Row, rule: Row) -> int:
 
 def _binding(pilot: Row, header: Row, rule: Row, c: int) -> tuple[int, int] | None:
     """The count of the event that binds a class at a sigma and its rival; None where it has no pair there."""
-    held = [b for b in range(header["num_classes"]) if b != c and slot_of(rule, c, b) == pilot.get("slot", 0)]
+    held = held_at(rule, c, pilot.get("slot", 0))
     if not held:
         return None
     if "rivals" in pilot:
@@ -212,7 +212,7 @@ def committed(pilots: Sequence[Row], header: Row, rule: Row) -> Made:
     if rule["kind"] != "pairs":
         return commit_votes(pilots, header, rule)
     top = chosen(pilots, header, rule)
-    return Made(top, sorted({slot_of(rule, top, b) for b in range(header["num_classes"]) if b != top}))
+    return Made(top, [slot for slot in range(len(rule["sigmas"])) if held_at(rule, top, slot)])
 
 
 def _asked(fresh: list[Row], pilots: list[Row], header: Row, rule: Row, made: Made) -> Iterator[str]:
@@ -275,7 +275,7 @@ def _plan(pilot: Row, header: Row, rule: Row, made: Made) -> tuple[int, float, f
     betas, top, slot = _betas(header), made.top, pilot.get("slot", 0)
     found = _binding(pilot, header, rule, top)
     assert found is not None, "a sigma of the class"
-    most = max(betas[b] - betas[top] for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot)
+    most = max(betas[b] - betas[top] for b in held_at(rule, top, slot))
     return found[0], betas[found[1]] - betas[top], most
 
 
@@ -301,8 +301,7 @@ def judged_several(row: Row, header: Row) -> Judged:
     for part in fresh:
         at, slot = _at(row, part), part.get("slot", 0)
         if rule["kind"] == "pairs":
-            held = [b for b in range(len(betas)) if b != top and slot_of(rule, top, b) == slot]
-            atoms += wins(part, at, {b: Fraction(betas[b] - betas[top]) for b in held})
+            atoms += wins(part, at, {b: Fraction(betas[b] - betas[top]) for b in held_at(rule, top, slot)})
         else:
             limit, tv = Fraction(threshold(made, slot, rule)), Fraction(part.get("tv", 0))
             atoms.append(Atom(f"the votes at sigma {at['sigma']}", limit, at, tv, partial(event_holds, part, 0)))
