@@ -43,7 +43,7 @@ class SigmaPolicy(ABC):
     rule: StatelessRule | None = None
 
     @staticmethod
-    def fixed(sigma: float) -> FixedSigma:
+    def fixed(sigma: float | np.floating[Any]) -> FixedSigma:
         """The same sigma everywhere.
 
         Args:
