@@ -12,6 +12,7 @@ import torch
 
 import ddsmoothing as dds
 from ddsmoothing import CertifyRequest, SigmaPolicy, certify_run
+from ddsmoothing.claims import PairTable
 from ddsmoothing.errors import InfeasibleError, InputError, RunError, SigmaError
 from run_helpers import rows_of, small_data, small_smoothed
 
@@ -76,7 +77,25 @@ WRONG: dict[str, tuple[Callable[[], Any], type[InputError], str]] = {
     "samples": (lambda: CertifyRequest(0.5, n=100, n_max=5), InputError, "n_max is for the planning sampler"),
     "few": (lambda: CertifyRequest(0.5, n=5), InfeasibleError, "n=5"),
     "sigma": (lambda: CertifyRequest(-1.0), SigmaError, "sigma is -1.0"),
+    "large sigma": (lambda: CertifyRequest(10**400), SigmaError, "expected one number"),
+    "many": (lambda: CertifyRequest(0.5, n=10**400), InputError, "n is above"),
+    "no skip": (lambda: CertifyRequest(0.5, skip=None), InputError, "skip is None"),  # type: ignore[arg-type]
+    "truth as sigma": (lambda: SigmaPolicy.fixed(True), SigmaError, "sigma is True, expected a number"),
+    "start": (lambda: SigmaPolicy.search("x"), SigmaError, "sigma is 'x'"),  # type: ignore[arg-type]
+    "no start": (lambda: SigmaPolicy.search(None), SigmaError, "sigma is nan"),  # type: ignore[arg-type]
+    "end": (lambda: SigmaPolicy.search(0.3, np.nan, 0.5), SigmaError, "sigma is nan"),
+    "set and range": (lambda: SigmaPolicy.search(0.3, 0.1, sigma_grid=[0.3]), InputError, "no sigma_min and sigma_max"),
+    "empty set": (lambda: SigmaPolicy.search(0.3, sigma_grid=[]), InputError, "sigma_grid is empty"),
+    "mixed set": (lambda: SigmaPolicy.search(0.3, sigma_grid=["a", None]), SigmaError, "expected one number"),  # type: ignore[list-item]
+    "digest": (lambda: SigmaPolicy.given(np.array([0.3]), sha256="zz"), InputError, "64 hex digits"),
+    "no sigmas": (lambda: SigmaPolicy.given(None), SigmaError, "sigma is nan"),  # type: ignore[arg-type]
+    "rule": (lambda: SigmaPolicy.stateless(None), InputError, "the rule is NoneType, expected one that a run can"),  # type: ignore[arg-type]
+    "rule of another kind": (lambda: SigmaPolicy.stateless(_Tilted.one(0.5, (0.0, 0.0))), InputError, "is _Tilted"),
 }
+
+
+class _Tilted(PairTable):
+    """Its header would be that of a pair table."""
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -95,15 +114,36 @@ FILES = {
     "sigma = 'a'\n": "sigma is 'a', expected a number",
     "sigma = 0.5\nn = 2.5\n": "n is 2.5, expected a whole number",
     "sigma = \n": "is not TOML",
+    "sigma = 0.5\nn = " + "9" * 5000 + "\n": "is not TOML",
+    "sigma = [" + "9" * 400 + "]\n": "too large for a float",
+    "sigma = 0.5\nradii = [" + "9" * 400 + "]\n": "too large for a float",
+    "sigma = { sigma0 = 0.5, sigma_grid = [[0.1], [0.2, 0.3]] }\n": "expected one number",
+    "sigma = { sigma0 = 0.5, sigma_grid = [{ a = 1 }, { a = 2 }] }\n": "expected one number",
 }
 
 
-@pytest.mark.parametrize("text", FILES)
+@pytest.mark.parametrize("text", FILES, ids=range(len(FILES)))
 def test_a_wrong_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(InputError) as error:
         CertifyRequest.load(tmp_path / "run.toml")
     assert FILES[text] in str(error.value) and "\n" not in str(error.value).strip()
+
+
+def test_numbers_are_kept_as_the_header_takes_them(tmp_path: Path) -> None:
+    asked = CertifyRequest(0.3, n0=np.int32(20), n=np.int64(100), skip=np.int64(2), alpha=np.float32(0.5))
+    assert [type(value) for value in (asked.n0, asked.n, asked.skip, asked.alpha)] == [int, int, int, float]
+    certify_run(small_smoothed(), small_data(), asked, tmp_path / "run", model_name="half")
+    found = CertifyRequest(0.3, radii=np.array([0.25, 0.5], dtype=np.float32)).radii  # type: ignore[arg-type]
+    assert found == (0.25, 0.5) and all(type(radius) is float for radius in found)
+
+
+@pytest.mark.parametrize("change", [{"sampler": "best"}, {"sampler_options": {}}, {"sampler_options": {"n0": 5}}])
+def test_a_run_with_an_unknown_sampler_is_not_continued(change: dict[str, Any], tmp_path: Path) -> None:
+    asked = CertifyRequest(0.3, n0=20, n=100)
+    run = certify_run(small_smoothed(), small_data(), asked, tmp_path / "run", model_name="half")
+    with pytest.raises(RunError, match="is not known here"):
+        CertifyRequest.of(run.header.model_copy(update=change))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

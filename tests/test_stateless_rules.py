@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,6 +313,34 @@ def test_a_cascade_answers_where_all_its_atoms_hold() -> None:
     assert (claim.prediction, claim.radius) == (0, min(atoms))
     assert rule.claim(pilots, fresh[1:], L2, ALPHA).radius == 0.0  # one is missing
     assert rule.claim(pilots, fresh, L2, ALPHA, moved=0.1).radius == pytest.approx(claim.radius - 0.1)
+
+
+@pytest.mark.parametrize("reach", ["no", 0, None, np.False_])
+def test_a_cascade_is_with_reach_or_without(reach: Any) -> None:
+    """A header would read such a word as False, while the rule would take it for true."""
+    with pytest.raises(InputError, match="expected True or False"):
+        Cascade(sigmas=(1.0, 2.0), classes=2, taus=(0.1, 0.0), reach=reach)
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, "ab", ("a", 0.0), (True, 0.0)])
+def test_what_is_no_number_makes_no_rule(wrong: Any) -> None:
+    with pytest.raises(InputError, match="thresholds of a cascade"):
+        Cascade(sigmas=(1.0, 2.0), classes=2, taus=wrong)
+    with pytest.raises(InputError, match="the sigmas of a cascade"):
+        Cascade(sigmas=wrong, classes=2, taus=(0.0, 0.0))
+    with pytest.raises(InputError, match="the sigmas of a pair table"):
+        PairTable(sigmas=wrong, slots=((0,),), groups=(0, 0))
+    for name in ("slots", "groups"):
+        with pytest.raises(InputError, match=r"of 0 groups|groups of classes"):
+            PairTable(**{"sigmas": (1.0,), "slots": ((0,),), "groups": (0, 0)} | {name: None})  # type: ignore[arg-type]
+
+
+def test_a_table_keeps_no_array_of_its_caller() -> None:
+    slots, offsets = np.array([[0, 1], [1, 0]]), [0.0, 0.1]
+    table = PairTable(sigmas=np.array([0.5, 1.0], dtype=np.float32), slots=slots, groups=[0, 1], offsets=offsets)  # type: ignore[arg-type]
+    same = PairTable(sigmas=(0.5, 1.0), slots=((0, 1), (1, 0)), groups=(0, 1), offsets=(0.0, 0.1))
+    slots[:], offsets[1] = 0, 9.0
+    assert table == same and hash(table) == hash(same)
 
 
 def test_routing_refuses_what_makes_no_rule() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from ddsmoothing.errors import InfeasibleError, InputError, RunError
 from ddsmoothing.memory.inputs import check_run
 from ddsmoothing.plots.accuracy import certified_accuracy_figure, panels
 from ddsmoothing.report import card_of, card_schema, write_report
-from ddsmoothing.runs import load_run, rejudged
+from ddsmoothing.runs import OffsetsNote, load_run, rejudged
 from ddsmoothing.runs.merge import merge_runs
 from ddsmoothing.sigma import SigmaPolicy
 from ddsmoothing.stateless import certify_stateless, predict_stateless
 from ddsmoothing.tables import accuracy_tables, paired
 from ddsmoothing.tables.summary import ENVELOPE, groups
 from ddsmoothing.verify import verify_run
+from ddsmoothing.verify.counts import wins
 from run_helpers import certified
 
 OFFSETS = (0.0, -0.1, 0.05, 0.0, 0.1, 0.0, -0.15, 0.0, 0.02, 0.0)
@@ -141,6 +143,49 @@ def test_verify_finds_what_votes_do_not_give(change: str, voted: tuple[dds.Run, 
     (tmp_path / "header.json").write_text(json.dumps(header))
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert not verify_run(tmp_path).ok
+
+
+def test_only_what_was_fitted_comes_from_a_file(voted: tuple[dds.Run, StatelessRule], tmp_path: Path) -> None:
+    """A cascade and a gate are stated whole, so a header that names a file of theirs says what is not so."""
+    header = json.loads((voted[0].path / "header.json").read_text())
+    header["offsets"] = {"sha256": "0" * 64, "seen": False}
+    (tmp_path / "header.json").write_text(json.dumps(header))
+    (tmp_path / "results.jsonl").write_bytes((voted[0].path / "results.jsonl").read_bytes())
+    assert "come from, and has none" in verify_run(tmp_path).findings[0].message
+
+
+def test_without_a_request_the_note_of_the_run_stays(model: torch.nn.Module, data: dds.Dataset, tmp_path: Path) -> None:
+    note, smoothed = OffsetsNote(sha256="0" * 64, seen=True), dds.SmoothedClassifier(model, num_classes=10)
+    asked = CertifyRequest(SigmaPolicy.stateless(TABLE), n0=20, n=200, skip=250, seed=1)
+    whole = certify_run(smoothed, data, asked, tmp_path / "run", model_name="cnn", offsets=note)
+    results = tmp_path / "run" / "results.jsonl"
+    results.write_text(results.read_text().splitlines(keepends=True)[0])
+    again = certify_run(smoothed, data, None, tmp_path / "run", model_name="cnn")
+    assert again.header.offsets == note
+    assert again.radius.tolist() == whole.radius.tolist()
+
+
+def test_verify_looks_at_every_event_that_can_bind() -> None:
+    """What it leaves out happened at least as often at all looks as another with no smaller threshold."""
+    rng = np.random.default_rng(3)
+    for size in (1, 3):
+        counts = np.sort(rng.integers(0, 40, (200, size)), axis=1)
+        looks = [[100 * (i + 1), counts[:, i].tolist(), 0.001] for i in range(size)]
+        handicaps = (counts.mean(1) + rng.integers(-5, 6, 200)).astype(int)
+        thresholds = {b: Fraction(int(k), 10) for b, k in enumerate(handicaps)}
+        kept = {int(atom.name.split()[-1]) for atom in wins({"looks": looks}, {}, thresholds)}
+        assert 2 < len(kept) < 150
+        for b in set(thresholds) - kept:
+            assert any((counts[a] <= counts[b]).all() and thresholds[a] >= thresholds[b] for a in kept)
+
+
+def test_one_run_is_no_list_of_runs(made: tuple[dds.Run, StatelessRule], tmp_path: Path) -> None:
+    """An index takes out inputs, so that each input would stand as a partial run of its own."""
+    with pytest.raises(InputError, match=r"such as \[run\]"):
+        write_report(made[0], tmp_path / "page.html")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"such as \[run\]"):
+        accuracy_tables(made[0])  # type: ignore[arg-type]
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_run_holds_the_talk_of_its_rule(

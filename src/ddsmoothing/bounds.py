@@ -20,6 +20,7 @@ from scipy.special import betainc, betaincinv, ndtri
 from ddsmoothing.errors import InfeasibleError, InputError
 
 BOUNDS = ("one-class", "two-class")
+LARGEST_COUNT = 2**40
 TWO_CLASS_SPLIT = 0.9  # share of alpha spent on the top class by the two-class bound, fixed before any count is seen
 
 _UNIT = 2.0**-53
@@ -39,6 +40,8 @@ def check_count(n: int, name: str) -> int:
     """Return n if it is a whole number of at least 1, else raise InputError."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"{name} is {n!r}, expected a whole number of samples, at least 1.")
+    if n > LARGEST_COUNT:
+        raise InputError(f"{name} is above {LARGEST_COUNT:,}, the largest number that is counted to.")
     return int(n)
 
 

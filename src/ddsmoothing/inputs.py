@@ -79,8 +79,10 @@ def check_sigma(sigma: ArrayLike, size: int) -> NDArray[np.float64]:
         sigma = sigma.detach().cpu().numpy()
     try:
         values = np.asarray(sigma, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SigmaError(f"sigma is {sigma!r}, expected one number or one for each input.") from None
+    if np.asarray(sigma).dtype == np.bool_:
+        raise SigmaError(f"sigma is {sigma!r}, expected a number.")
     if values.shape not in ((), (1,), (size,)):
         raise ShapeError(f"got sigma of shape {values.shape}, expected one number or one for each of {size} inputs.")
     for value in values.ravel():

@@ -92,7 +92,8 @@ def certify_run(
         model_name: How the model was loaded.
         model_id: Names a model that has no hash.
         budget: Stop in order after so many seconds; the run is then partial and can be continued.
-        offsets: Where the classifier's class offsets, or a stateless rule, come from.
+        offsets: Where the classifier's class offsets, or a stateless rule, come from; without a request what the run
+            says.
         command: Options to keep in the header, for a command line's use.
         listeners: Told what happens, as ``events.jsonl`` is.
         progress: As for ``SmoothedClassifier.certify``.
@@ -101,6 +102,8 @@ def certify_run(
     """
     start, out, data = time.monotonic(), Path(out), as_dataset(data)
     before = load_header(out) if (out / HEADER).exists() else None
+    if request is None and before is not None and offsets is None:
+        offsets = before.offsets  # the rule itself is held against the header's
     request = _checked(request, before, out)
     sampler, alpha = request.sampler, request.alpha
     rule, ids = smoothed.rule(request.bound), request.ids(data)

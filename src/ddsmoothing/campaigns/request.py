@@ -72,23 +72,26 @@ class CertifyRequest:
             as_policy(self.sigma)
         for name in COUNTS:
             if (value := getattr(self, name)) is not None:
-                check_count(value, name)
+                object.__setattr__(self, name, check_count(value, name))
+        if self.skip is None:
+            raise InputError("skip is None, expected a whole number, at least 1.")
         for name in ("randomized", "label_aware"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected True or False.")
         if not isinstance(self.alpha, Real):
             raise InputError(f"alpha is {self.alpha!r}, expected a number between 0 and 1.")
+        object.__setattr__(self, "alpha", check_alpha(self.alpha))
         if not isinstance(self.units, str | None):
             raise InputError(f"units are {self.units!r}, expected a text such as 'standard deviations'.")
         if self.units is not None:
             object.__setattr__(self, "units", file_name(self.units))
         if self.radii is not None:
-            object.__setattr__(self, "radii", _tuple(self.radii, Real, "radii"))
+            object.__setattr__(self, "radii", _floats(self.radii, "radii"))
         if self.shard is not None:
             object.__setattr__(self, "shard", _tuple(self.shard, Integral, "shard", 2))
         if self.seed is not None:
             checked_seed(self.seed)
-        self.sampler.check(check_alpha(self.alpha), check_bound(self.bound))
+        self.sampler.check(self.alpha, check_bound(self.bound))
 
     @property
     def policy(self) -> SigmaPolicy:
@@ -116,14 +119,16 @@ class CertifyRequest:
         if header.sigma_policy == GivenSigmas.kind:
             raise RunError("the sigmas of this run are from a file, which is not kept in it; give them again.")
         spec = header.policy.model_dump(exclude={"sha256"})
-        options = dict(header.sampler_options)
+        options, sampled = header.sampler_options, SAMPLED.get(header.sampler, ())
+        if not sampled or any(options.get(key) is None for key in sampled):
+            raise RunError(f"the run's sampler {header.sampler!r} with the options {options} is not known here.")
         sigma: SigmaPolicy | float | None = header.sigma
         if sigma is None:
             rule = header.stateless
             sigma = SigmaPolicy.search(**spec) if rule is None else SigmaPolicy.stateless(rule)
         return cls(
             sigma,
-            **{key: options[key] for key in SAMPLED[header.sampler]},
+            **{key: options[key] for key in sampled},
             alpha=header.alpha,
             bound=header.bound,
             randomized=header.randomized,
@@ -149,8 +154,8 @@ class CertifyRequest:
             values = tomllib.loads(Path(path).read_bytes().decode())
         except OSError as error:
             raise InputError(f"cannot read the request {path}: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{path} is not TOML: {error}.") from error
+        except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of too many digits
+            raise InputError(f"{str(path)!r} is not TOML: {error}.") from error
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -193,7 +198,7 @@ def _policy(value: Any) -> Any:
             )
         return SigmaPolicy.search(**value)
     if isinstance(value, list):
-        return SigmaPolicy.given(np.array(_tuple(value, Real, "sigma"), dtype=np.float64))
+        return SigmaPolicy.given(np.array(_floats(value, "sigma")))
     return value
 
 
@@ -207,6 +212,14 @@ def _tuple(values: Any, kind: type, name: str, size: int | None = None) -> tuple
     if wrong or size not in (None, len(found)):
         raise InputError(f"{name} is {values!r}, expected {size or 'a list of'} numbers.")
     return found
+
+
+def _floats(values: Any, name: str) -> tuple[float, ...]:
+    """The same as float64, as a header keeps them."""
+    try:
+        return tuple(map(float, _tuple(values, Real, name)))
+    except OverflowError:
+        raise InputError(f"{name} has a number that is too large for a float.") from None
 
 
 def _toml(value: Any) -> str:

@@ -24,6 +24,7 @@ from ddsmoothing.claims.several import (
     check_sigmas,
     fewest_at,
     phi_of,
+    plain_numbers,
     probability_at,
 )
 from ddsmoothing.errors import InputError
@@ -57,7 +58,11 @@ class Cascade(StatelessRule):
 
     def __post_init__(self) -> None:
         certificate_for(self.norm)
+        object.__setattr__(self, "sigmas", plain_numbers(self.sigmas, "the sigmas of a cascade"))
+        object.__setattr__(self, "taus", plain_numbers(self.taus, "the thresholds of a cascade"))
         check_sigmas(self.sigmas, "a cascade")
+        if type(self.reach) is not bool:
+            raise InputError(f"reach is {self.reach!r}, expected True or False.")
         if type(self.classes) is not int or self.classes < 2:
             raise InputError(f"a cascade of {self.classes!r} classes, expected at least 2.")
         if not self.taus or any(not 0.0 <= tau < math.inf for tau in self.taus) or self.taus[-1] != 0.0:

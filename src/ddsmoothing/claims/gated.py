@@ -24,7 +24,15 @@ from ddsmoothing.claims.centres import Seen
 from ddsmoothing.claims.measurement import VOTES, Measurement, Tally
 from ddsmoothing.claims.offsets import OffsetPairwise
 from ddsmoothing.claims.rules import ABSTAIN, Claim, Rule
-from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas, fewest_at, probability_at
+from ddsmoothing.claims.several import (
+    Atom,
+    Commitment,
+    StatelessRule,
+    check_sigmas,
+    fewest_at,
+    plain_numbers,
+    probability_at,
+)
 from ddsmoothing.errors import InputError
 
 BRANCHES: Final = ("reach", "dual")
@@ -60,6 +68,7 @@ class Gated(StatelessRule):
 
     def __post_init__(self) -> None:
         certificate_for(self.norm)
+        object.__setattr__(self, "sigmas", plain_numbers(self.sigmas, "the sigmas of a gate and its experts"))
         count = len(self.experts)
         if self.branches not in BRANCHES:
             raise InputError(f"branches are {self.branches!r}, expected one of {', '.join(BRANCHES)}.")

@@ -78,6 +78,12 @@ class OffsetPairwise(Pairwise):
             held[c, self.against(c)] = True
         return held
 
+    @cached_property
+    def _hardest(self) -> NDArray[np.int64]:
+        """``(K,)`` of each class the one with the largest threshold that it is held against; itself without any."""
+        rivals = np.where(self._held, np.array(self.offsets), -math.inf).argmax(1)
+        return np.where(self._held.any(1), rivals, np.arange(len(rivals)))
+
     def _rivals(self, sigma: float, n: int, duels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of each class the other one against which its estimated margin is smallest; itself where it has none."""
         margins = self._estimate(sigma, n, duels) - (np.array(self.offsets) - np.array(self.offsets)[:, None])
@@ -93,9 +99,7 @@ class OffsetPairwise(Pairwise):
         """Of each class the count of its binding event and the rival; without duels the votes and the hardest rival."""
         if pilot.least is not None and pilot.rivals is not None:
             return np.array(pilot.least), np.array(pilot.rivals)
-        held = self._held
-        rivals = np.where(held, np.array(self.offsets), -math.inf).argmax(1)
-        return np.array(pilot.votes), np.where(held.any(1), rivals, np.arange(len(rivals)))
+        return np.array(pilot.votes), self._hardest
 
     def margins(self, pilot: Measurement) -> NDArray[np.float64]:
         """``(K,)`` the smallest estimated margin of each class, infinite where it is held against none."""

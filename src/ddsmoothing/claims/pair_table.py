@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.measurement import Measurement, Tally
 from ddsmoothing.claims.offsets import OffsetPairwise, check_offsets
-from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas, fewest_at
+from ddsmoothing.claims.several import Atom, Commitment, StatelessRule, check_sigmas, fewest_at, plain_numbers
 from ddsmoothing.errors import InputError
 
 
@@ -32,8 +32,9 @@ class _Slot(OffsetPairwise):
     slot: int
 
     def against(self, top: int) -> NDArray[np.int64]:
-        row = self.table.row(top)
-        return np.array([b for b in range(len(row)) if b != top and row[b] == self.slot], dtype=np.int64)
+        held = self.table.row(top) == self.slot
+        held[top] = False
+        return np.flatnonzero(held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,10 @@ class PairTable(StatelessRule):
 
     def __post_init__(self) -> None:
         certificate_for(self.norm)
+        object.__setattr__(self, "sigmas", plain_numbers(self.sigmas, "the sigmas of a pair table"))
         check_sigmas(self.sigmas, "a pair table", ascending=True)
         table = np.array(self.slots, dtype=object)
-        size = len(self.slots)
+        size = len(table) if table.ndim else 0
         if table.shape != (size, size) or any(
             type(k) is not int or not 0 <= k < len(self.sigmas) for k in table.ravel()
         ):
@@ -72,10 +74,17 @@ class PairTable(StatelessRule):
             raise InputError(
                 f"the pair table gives groups {a} and {b} two sigmas; a pair needs one, or two classes could both win."
             )
-        if len(self.groups) < 2 or any(type(g) is not int or not 0 <= g < size for g in self.groups):
-            raise InputError(f"the groups of {len(self.groups)} classes are not of the table's {size}.")
+        groups = np.array(self.groups, dtype=object).tolist()
+        if (
+            not isinstance(groups, list)
+            or len(groups) < 2
+            or any(type(g) is not int or not 0 <= g < size for g in groups)
+        ):
+            raise InputError(f"the groups of classes are {self.groups!r}, expected one of the table's {size} for each.")
+        object.__setattr__(self, "slots", tuple(map(tuple, table.tolist())))
+        object.__setattr__(self, "groups", tuple(groups))
         if self.offsets is not None:
-            check_offsets(self.offsets, len(self.groups))
+            object.__setattr__(self, "offsets", check_offsets(self.offsets, len(groups)))
 
     @classmethod
     def one(cls, sigma: float, offsets: Sequence[float], norm: str = "l2") -> PairTable:

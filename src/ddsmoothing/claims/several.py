@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -236,6 +237,14 @@ def fewest_at(needed: float, alpha: float, what: str, sigma: float) -> int:
             f"no number of samples certifies above {what} at sigma {sigma:g}. Use a smaller one or a larger sigma."
         )
     return max(1, math.floor(math.log(alpha) / math.log(needed)) + 1)
+
+
+def plain_numbers(values: object, what: str) -> tuple[float, ...]:
+    """Numbers of any type as float64, as a header keeps them; InputError where some are none."""
+    found = tuple(values) if isinstance(values, Iterable) else (None,)
+    if any(not isinstance(value, Real) or isinstance(value, bool) for value in found):
+        raise InputError(f"{what} are {values!r}, expected numbers.")
+    return tuple(map(float, found))
 
 
 def check_sigmas(sigmas: Sequence[float], what: str, *, ascending: bool = False) -> None:

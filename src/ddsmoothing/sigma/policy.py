@@ -7,8 +7,9 @@ It knows the smoothed classifier; no data sets, no files.
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddsmoothing.claims import StatelessRule
+from ddsmoothing.claims.named import STATELESS_RULES
 from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.counting.contract import Progress
 from ddsmoothing.errors import InputError
@@ -41,7 +43,7 @@ class SigmaPolicy(ABC):
     rule: StatelessRule | None = None
 
     @staticmethod
-    def fixed(sigma: float) -> FixedSigma:
+    def fixed(sigma: float | np.floating[Any]) -> FixedSigma:
         """The same sigma everywhere.
 
         Args:
@@ -61,7 +63,9 @@ class SigmaPolicy(ABC):
         Raises:
             SigmaError: One of them is not positive and finite.
         """
-        values = check_sigma(sigma, len(sigma))
+        values = check_sigma(sigma, np.size(sigma))
+        if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", str(sha256)):
+            raise InputError(f"sha256 is {sha256!r}, expected the 64 hex digits of a file of sigmas, or None.")
         return GivenSigmas(sigma=values, sha256=sha256 or hashlib.sha256(values.astype("<f8").tobytes()).hexdigest())
 
     @staticmethod
@@ -78,11 +82,21 @@ class SigmaPolicy(ABC):
             sigma_min: Least sigma, default that of ``search_sigma``.
             sigma_max: Largest sigma, default that of ``search_sigma``.
             sigma_grid: A finite set, in place of a range.
+        Raises:
+            SigmaError: One of them is not positive and finite.
+            InputError: The finite set is empty, or there is a range beside it.
         """
-        if sigma_grid is not None:
-            values = np.unique(sigma_grid)
-            return SearchedSigma(sigma0=sigma0, sigma_grid=tuple(check_sigma(values, len(values)).tolist()))
-        return SearchedSigma(sigma0=sigma0, sigma_min=sigma_min, sigma_max=sigma_max)
+        start = SigmaPolicy.fixed(sigma0).sigma
+        low, high = (None if end is None else SigmaPolicy.fixed(end).sigma for end in (sigma_min, sigma_max))
+        if sigma_grid is None:
+            return SearchedSigma(sigma0=start, sigma_min=low, sigma_max=high)
+        if (low, high) != (None, None):
+            raise InputError("sigma_grid is a finite set, expected no sigma_min and sigma_max with it.")
+        given = list(sigma_grid) if isinstance(sigma_grid, Iterable) else sigma_grid
+        values = np.unique(check_sigma(given, len(given) if isinstance(given, list) else 1))
+        if not len(values):
+            raise InputError("sigma_grid is empty, expected the sigmas of a finite set.")
+        return SearchedSigma(sigma0=start, sigma_grid=tuple(values.tolist()))
 
     @staticmethod
     def stateless(rule: StatelessRule) -> RuledSigmas:
@@ -90,7 +104,12 @@ class SigmaPolicy(ABC):
 
         Args:
             rule: Fixed before, on other inputs.
+        Raises:
+            InputError: It is none that a run can hold.
         """
+        if STATELESS_RULES.get(getattr(rule, "kind", "")) is not type(rule):
+            known = ", ".join(sorted(kind.__name__ for kind in STATELESS_RULES.values()))
+            raise InputError(f"the rule is {type(rule).__name__}, expected one that a run can hold: {known}.")
         return RuledSigmas(rule=rule)
 
     @property
@@ -292,7 +311,7 @@ def as_policy(given: object) -> SigmaPolicy:
     if isinstance(given, SigmaPolicy):
         return given
     if isinstance(given, (int, float, np.floating)) and not isinstance(given, bool):
-        return SigmaPolicy.fixed(float(given))
+        return SigmaPolicy.fixed(given)
     raise InputError(
         f"sigma is {given!r}, expected a number, SigmaPolicy.search(sigma0), or SigmaPolicy.given(sigmas)."
     )

@@ -24,7 +24,9 @@ from ddsmoothing.analysis import (
 )
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.claims.levels import rank
+from ddsmoothing.errors import InputError
 from ddsmoothing.runs import Results, Run
+from ddsmoothing.runs.columns import Columns
 from ddsmoothing.tables.comparable import alike, fixed_group, labelled
 from ddsmoothing.tables.facts import abstained, levels_of, units_of, vote_of, votes_text
 from ddsmoothing.tables.labels import called, provenance, side_by_side
@@ -90,7 +92,10 @@ def groups(runs: Sequence[Results]) -> Iterator[tuple[str, str, list[Results]]]:
     """Norm, level and the runs that hold at it, in the same units; those of different levels never share a table.
 
     Runs of one sigma stand beside both kinds, but for a group of their own where they stand beside others already.
+    Raises: InputError for one run, whose inputs are runs as well.
     """
+    if isinstance(runs, Columns):
+        raise InputError("got one run, expected a list of runs, such as [run].")
     for same in alike(runs):
         levels = sorted({run.level for run in same}, key=rank)
         held = {level: [run for run in same if level in levels_of(run)] for level in levels}

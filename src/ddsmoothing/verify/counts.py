@@ -258,12 +258,15 @@ def above_thresholds(row: Row, header: Row, atoms: Sequence[Atom], top: int) -> 
 
 
 def wins(fresh: Row, at: Row, thresholds: dict[int, Fraction]) -> list[Atom]:
-    """The atoms "the anchor beats b", by the thresholds of b; at: the sigma and lambda of their noise."""
-    tv = Fraction(fresh.get("tv", 0))
-    return [
-        Atom(f"the wins against class {b}", threshold, at, tv, partial(event_holds, fresh, b))
-        for b, threshold in thresholds.items()
-    ]
+    """The atoms "the anchor beats b" that can bind, by the thresholds of b; at: the sigma and lambda of their noise.
+
+    Left out is one that happened at least as often at every look as another with no smaller threshold.
+    """
+    tv, looks, binding = Fraction(fresh.get("tv", 0)), [counts for _, counts, _ in seen(fresh)], list[int]()
+    for b in sorted(thresholds, key=lambda b: (-thresholds[b], [counts[b] for counts in looks])):
+        if not any(all(counts[a] <= counts[b] for counts in looks) for a in binding):
+            binding.append(b)
+    return [Atom(f"the wins against class {b}", thresholds[b], at, tv, partial(event_holds, fresh, b)) for b in binding]
 
 
 def event_holds(fresh: Row, index: int, p: Fraction) -> bool:

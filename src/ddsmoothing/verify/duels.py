@@ -36,8 +36,10 @@ def slot_of(rule: Row, a: int, b: int) -> int:
 
 def rivals_of(header: Row, rule: Row, slot: int, c: int) -> list[int]:
     """The classes that a class is held against at a slot."""
-    others = [b for b in range(header["num_classes"]) if b != c]
-    return [b for b in others if slot_of(rule, c, b) == slot] if rule["kind"] == "pairs" else others
+    if rule["kind"] != "pairs":
+        return [b for b in range(header["num_classes"]) if b != c]
+    row = rule["slots"][rule["groups"][c]]
+    return [b for b, group in enumerate(rule["groups"]) if row[group] == slot and b != c]
 
 
 def betas_of(header: Row, rule: Row, slot: int) -> list[float]:

@@ -46,7 +46,7 @@ def offsets_of(header: Row) -> list[float] | None:
 def wrong_offsets(header: Row) -> Iterator[str]:
     """What is wrong with the offsets that a header states."""
     offsets, note = offsets_of(header), header.get("offsets")
-    none = offsets is None and header["rule"].get("stateless") is None
+    none = offsets is None and (header["rule"].get("stateless") or {}).get("kind") != "pairs"
     if note is not None and (none or set(note) != {"sha256", "seen"}):
         yield "the header says where offsets or a table come from, and has none"
     if offsets is None:
