@@ -233,6 +233,15 @@ def test_a_gate_without_noise_picks_the_first_of_equal_centres_and_refuses_what_
     assert seen == Seen(0, (0.0, 0.0, 0.0))
     with pytest.raises(InputError, match="two centres of a gate are the same"):
         Centres(points=np.array([[0, 1], [0, 1]]))
+    for wraps in ([[-(2**63)], [5]], np.array([[2**64 - 1], [5]], dtype=np.uint64)):  # would stand near 0
+        with pytest.raises(InputError, match="numbers of at most"):
+            Centres(points=np.array(wraps))
+    for none in ([[1, 2], [3]], [["a"]], [[True], [False]], [[1j], [2]], [1, 2], np.zeros((0, 3)), None):
+        with pytest.raises(InputError, match=r"no array \(E, \.\.\) of numbers"):
+            Centres(points=none)  # type: ignore[arg-type]
+    for levels in (0, 2.5, True):
+        with pytest.raises(InputError, match="levels is"):
+            Centres(points=np.eye(2), levels=levels)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="numbers of at most"):
         Centres(points=np.array([[0.0], [np.nan]]))
     with pytest.raises(InputError, match="the centres have 2 numbers, the input 3"):

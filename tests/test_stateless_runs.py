@@ -154,6 +154,14 @@ def test_only_what_was_fitted_comes_from_a_file(voted: tuple[dds.Run, StatelessR
     assert "come from, and has none" in verify_run(tmp_path).findings[0].message
 
 
+def test_of_two_classes_one_wins_each_sample_of_a_pilot(made: tuple[dds.Run, StatelessRule], tmp_path: Path) -> None:
+    (tmp_path / "header.json").write_bytes((made[0].path / "header.json").read_bytes())
+    row = json.loads((made[0].path / "results.jsonl").read_text().splitlines()[0])
+    row["measurements"][0]["least"] = [N0] * 10
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    assert any("do not fit what" in finding.message for finding in verify_run(tmp_path).findings)
+
+
 def test_without_a_request_the_note_of_the_run_stays(model: torch.nn.Module, data: dds.Dataset, tmp_path: Path) -> None:
     note, smoothed = OffsetsNote(sha256="0" * 64, seen=True), dds.SmoothedClassifier(model, num_classes=10)
     asked = CertifyRequest(SigmaPolicy.stateless(TABLE), n0=20, n=200, skip=250, seed=1)

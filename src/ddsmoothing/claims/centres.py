@@ -45,10 +45,17 @@ class Centres:
     levels: int = 255
 
     def __post_init__(self) -> None:
-        points = np.asarray(self.points)
-        points = points.astype(np.int64 if points.dtype.kind in "iu" else np.float64).reshape(len(points), -1)
-        if not (np.abs(points) <= LARGEST_CENTRE).all():
+        try:
+            points = np.asarray(self.points)
+        except ValueError:
+            points = np.empty(0)
+        if points.dtype.kind not in "iuf" or points.ndim < 2 or not points.size:
+            raise InputError("the centres of a gate are no array (E, ..) of numbers, expected one of each expert.")
+        if type(self.levels) is not int or self.levels < 1:
+            raise InputError(f"levels is {self.levels!r}, expected a whole number of at least 1.")
+        if not (np.abs(points.astype(np.float64)) <= LARGEST_CENTRE).all():  # before integers can wrap
             raise InputError(f"the centres of a gate are numbers of at most {LARGEST_CENTRE:,}, expected no others.")
+        points = points.astype(np.int64 if points.dtype.kind in "iu" else np.float64).reshape(len(points), -1)
         if any(np.abs(a - b).max() < LEAST_APART for a, b in combinations(points, 2)):
             raise InputError("two centres of a gate are the same, expected different ones.")
         object.__setattr__(self, "points", points)

@@ -157,6 +157,10 @@ def _pilot(part: Row, header: Row, rule: Row, slot: int) -> Iterator[str]:
         if type(b) is not int or (b not in held if held else b != c):
             yield f"the pilot holds class {c} against {b}, which the rule does not at sigma {part['sigma']}"
             return
+        k, n = part["least"][c], part["n"]
+        if b != c and (k + part["votes"][b] > n or (part["rivals"][b] == c and k + part["least"][b] != n)):
+            yield f"the pilot's wins of class {c} against {b} do not fit what {b} has"  # one of both wins each sample
+            return
 
 
 def _sizes(row: Row, header: Row, tables: Tables) -> Iterator[str]:
