@@ -24,13 +24,18 @@ from numpy.typing import NDArray
 
 import paper_table
 import stateless_counts as kept
+import stateless_tables
 from ddsmoothing import L2Certificate, SmoothedClassifier, load_data, load_model
 from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.counting.contract import DUELS, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.streams import Blocks, Role
 
+ROOT = Path(__file__).parents[1]
+PAGE, PICTURE = ROOT / "docs" / "stateless.md", ROOT / "docs" / "images" / "stateless.png"
 K, GROUP = 10, 50  # classes; images whose counts are kept together
+TRAINING = range(1, 60_000, 6)  # images that the centres are means of
+NEAR = 6.5  # more than the sum of two radii of the rows with a memory
 SLOTS = (0.25, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0)  # each sigma's noise is its own
 CONDITIONAL, LARGE = (0.25, 0.5, 1.0, 1.2), (0.5, 1.0, 1.2)  # of the network that is told sigma; with most samples
 EXPERTS = {f"gaussian-{sigma:g}": sigma for sigma in (0.25, 0.5, 1.0)}
@@ -57,10 +62,11 @@ class Job:
 
     @property
     def ids(self) -> list[int]:
-        """Positions in the split: of test images 5, 15, .. or some of these, evenly."""
+        """Positions in the split: of test images 5, 15, .. or some of these, evenly; every second one comes first."""
         first, count = (5, 10_000) if self.split == "test" else (0, 60_000)
         step = count // self.images if self.split == "train" else 10 * (1000 // self.images)
-        return [first + step * i for i in range(self.images)]
+        found = [first + step * i for i in range(self.images)]
+        return found[0::2] + found[1::2]
 
 
 def jobs() -> list[Job]:
@@ -74,8 +80,8 @@ def jobs() -> list[Job]:
     found += [job for name, s in EXPERTS.items() for job in some(name, "train", (s,), 800, "fit")]
     found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 333, "few")]
     found += some("conditional", "train", CONDITIONAL, 600, "fit")
-    found += some("conditional", "test", CONDITIONAL, 333, "few")
-    return found + some("shipped", "test", LARGE, 500, "many")
+    found += some("conditional", "test", CONDITIONAL, 500, "few")
+    return found + some("shipped", "test", LARGE, 1000, "many")
 
 
 def requests_of(job: Job, d: int, row: int) -> Iterator[Request]:
@@ -117,7 +123,8 @@ class Place:
     def left(self, job: Job) -> list[int]:
         """Images that are not counted yet."""
         path = self.counts / f"{job.name}.npz"
-        return job.ids[len(kept.load(path)) if path.exists() else 0 :]
+        there = set(kept.load(path).id.tolist()) if path.exists() else set()
+        return [i for i in job.ids if i not in there]
 
     def count(self, job: Job) -> None:
         """Count what is missing of a job, a group of images at a time."""
@@ -126,6 +133,46 @@ class Place:
             duels = counted(job, smoothed, data, ids)
             kept.add(self.counts / f"{job.name}.npz", ids, data[ids][1].numpy(), duels)
             print(f"{job.name}: image {ids[-1]}", flush=True)
+
+
+def geometry(data: str) -> dict[str, NDArray[np.generic]]:
+    """What images say without noise.
+
+    Of test images the pairs nearer than NEAR, which a memory may have to look at: ``near`` two positions in the split
+    and the squared distance, in whole steps of 1/255. Of every image that is counted the nearest of two centres, the
+    means of the training images of each group, and how far the other one is from being nearer.
+    """
+    splits = {name: load_data(data, split=name) for name in ("train", "test")}
+    ids = {name: sorted({i for job in jobs() if job.split == name for i in job.ids}) for name in splits}
+    centres = centres_of(data)
+    apart, found = np.sqrt(np.square(centres[0] - centres[1]).sum()), {}
+    for name, split in splits.items():
+        whole = _whole(split[ids[name]][0])
+        squares = np.stack([np.square(whole - centre).sum(1) for centre in centres], 1)
+        further = np.abs(squares[:, 0] - squares[:, 1]) / (2.0 * 255.0 * apart) * (1.0 - 2.0**-40)
+        chosen = squares.argmin(1)
+        away = np.where(np.arange(2) == chosen[:, None], 0.0, further[:, None])
+        found |= {f"{name}_id": np.array(ids[name], np.uint16), f"{name}_chosen": chosen.astype(np.uint8)}
+        found[f"{name}_away"] = away
+    products = (whole @ whole.T).astype(np.int64)
+    norms = np.diagonal(products)
+    squares = norms[:, None] + norms[None, :] - 2 * products
+    first, second = np.nonzero(np.triu(squares < (255 * NEAR) ** 2, 1))
+    at = np.array(ids["test"])
+    found["near"] = np.stack([at[first], at[second], squares[first, second]], 1).astype(np.int32)
+    return found
+
+
+def centres_of(data: str) -> NDArray[np.int64]:
+    """``(2, d)`` the means of the training images of each group, in whole steps of 1/255."""
+    x, y = load_data(data, split="train")[TRAINING]
+    group = np.array(kept.GROUPS)[y.numpy()]
+    return np.stack([np.rint(_whole(x)[group == e].mean(0)).astype(np.int64) for e in (0, 1)])
+
+
+def _whole(x: torch.Tensor) -> NDArray[np.int64]:
+    """``(B, d)`` in steps of 1/255."""
+    return np.rint(x.flatten(1).double().numpy() * 255.0).astype(np.int64)
 
 
 @paper_table.ending
@@ -146,8 +193,16 @@ def main(argv: list[str] | None = None) -> int:
         for job in chosen:
             print(f"{job.name}: {len(place.left(job))} of {job.images} images left")
         return 0
+    if args.tables:
+        sections = stateless_tables.made()
+        paper_table.write_page(PAGE, stateless_tables.text(sections), stateless_tables.START, stateless_tables.END)
+        stateless_tables.figure(sections).savefig(PICTURE, dpi=110)
+        return 0
     torch.set_num_threads(1)
     with interruptible():
+        if not (place.counts / "geometry.npz").exists():
+            place.counts.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(place.counts / "geometry.npz", **geometry(args.data))
         for job in chosen:
             place.count(job)
     return 0

@@ -15,6 +15,7 @@ from scipy.special import betaincinv, ndtri
 
 ALPHA, N0, UNIT = 0.001, 100, 250  # failure probability; samples of a pilot at each sigma; samples are shared in units
 GATE, VOTES, OTHERS = -3, -2, -1  # events behind the wins over each class: group picked, the class, not the top class
+EACH = ("id", "label", "pilots", "fresh", "chosen", "away")  # of ``Draws``, for each image
 Floats, Ints, Bools = NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]
 
 
@@ -24,6 +25,7 @@ class Draws:
 
     Attributes:
         label, id: ``(B,)``.   pilots: ``(B, S, K, K)`` duels.   fresh: ``(B, S, parts, K, K)``.
+        chosen, away: of a gate without noise ``(B,)`` and ``(B, 2)``: the expert, and how far each is from being it.
         sizes: samples of each part. A single part stands for as many samples as are asked for: no claim.
     """
 
@@ -32,6 +34,8 @@ class Draws:
     label: Ints
     pilots: Ints
     fresh: Ints
+    chosen: Ints
+    away: Floats
     sizes: tuple[int, ...]
 
     def at(self, sigmas: Sequence[float]) -> Draws:
@@ -41,7 +45,7 @@ class Draws:
 
     def of(self, images: Bools) -> Draws:
         """Some of the images."""
-        parts = {name: getattr(self, name)[images] for name in ("id", "label", "pilots", "fresh")}
+        parts = {name: getattr(self, name)[images] for name in EACH}
         return replace(self, **parts)
 
     def drawn(self, k: int, units: Ints) -> Ints:
@@ -126,10 +130,11 @@ class Certificates:
     samples: Ints
 
 
-def certified(draws: Draws, plan: Plan, samples: int) -> Certificates:
-    """Certificates from at most so many samples of an image, the pilots' included.
+def shares(draws: Draws, plan: Plan, samples: int) -> Ints:
+    """``(B, S)`` units of fresh samples at each sigma, of at most so many samples with the pilots'.
 
-    The sigmas that the plan needs share whole units; the one whose margin the pilot expects to bind gets the next.
+    A function of the pilots: the sigmas that the plan needs share whole units, and the one whose margin is expected to
+    bind gets the next.
     """
     units = (samples - N0 * len(draws.sigmas)) // UNIT
     sigma, rows = np.array(draws.sigmas), np.arange(len(plan.top))
@@ -145,7 +150,12 @@ def certified(draws: Draws, plan: Plan, samples: int) -> Certificates:
         now = np.where(needed, np.take_along_axis(expected, np.minimum(taken, units)[..., None], 2)[..., 0], np.inf)
         more = taken.sum(1) < units
         taken[rows[more], now.argmin(1)[more]] += 1
-    radius = plan.limit.copy()
+    return taken
+
+
+def certified(draws: Draws, plan: Plan, samples: int) -> Certificates:
+    """Certificates from at most so many samples of an image, the pilots' included."""
+    taken, radius = shares(draws, plan, samples), plan.limit.copy()
     for k, s in enumerate(draws.sigmas):
         events, n = _events(draws.drawn(k, taken[:, k]), plan), np.array(taken[:, [k]] * UNIT, dtype=np.float64)
         if len(draws.sizes) == 1:
@@ -156,7 +166,7 @@ def certified(draws: Draws, plan: Plan, samples: int) -> Certificates:
     return Certificates(
         prediction=np.where(held, plan.top, -1),
         radius=np.where(held, radius, 0.0),
-        samples=N0 * len(sigma) + UNIT * taken.sum(1),
+        samples=N0 * len(draws.sigmas) + UNIT * taken.sum(1),
     )
 
 
@@ -188,7 +198,7 @@ def two_class(draws: Draws, samples: int) -> Certificates:
 
 @dataclass(frozen=True)
 class Option:
-    """What a pair of classes is held to: phi at one sigma, or the median of ``phi_large - c, phi_small, phi_large + c``.
+    """What a pair of classes is held to: phi at one sigma, or the median of ``large - c, small, large + c`` of two phi.
 
     The median is as Lipschitz as each, and changes its sign with them: two classes never win both.
 
@@ -227,48 +237,31 @@ def pairs(draws: Draws, options: Sequence[Option], slots: Ints, beta: Floats) ->
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """What picks an expert: the group of classes that noisy copies at one sigma are in, or something without noise.
+def routed(draws: Draws, betas: Sequence[Floats], groups: Ints | None, slot: int = 0, dual: bool = False) -> Plan:
+    """An expert at each sigma, with offsets of its own, behind a gate; the reach rule, or Dual RS's.
 
-    Attributes:
-        groups: ``(K,)`` the expert of each class.   slot: at which sigma.
-        chosen, away: of a gate without noise ``(B,)`` and ``(B, E)``: which, and how far the others are.
+    Args:
+        groups: ``(K,)`` the expert of each class: the gate is the group that noisy copies at the sigma ``slot`` are in,
+            whose samples serve gate and expert. None: the gate without noise.
     """
-
-    groups: Ints | None = None
-    slot: int = 0
-    chosen: Ints | None = None
-    away: Floats | None = None
-
-    def of(self, images: Bools) -> Gate:
-        """For some of the images."""
-        return self if self.chosen is None or self.away is None else Gate(None, 0, self.chosen[images], self.away[images])
-
-
-def routed(draws: Draws, betas: Sequence[Floats], gate: Gate, dual: bool = False) -> Plan:
-    """An expert at each sigma, with offsets of its own, behind a gate; the reach rule, or Dual RS's."""
     rows, phi = np.arange(len(draws.id)), draws.phi
     votes = np.diagonal(draws.pilots, axis1=2, axis2=3)
     margins = [phi[:, e] - (beta[None, :] - beta[:, None]) for e, beta in enumerate(betas)]
     tops = np.stack([largest(margin.min(2), votes[:, e]) for e, margin in enumerate(margins)], 1)
-    if gate.groups is not None:
-        picked = np.stack([(votes[:, gate.slot] * (gate.groups == e)).sum(1) for e in range(len(betas))], 1)
-        chosen, keeps = picked.argmax(1), estimated(picked.max(1), N0, np.array(draws.sigmas[gate.slot]))
+    chosen, away = draws.chosen, draws.away
+    if groups is not None:
+        picked = np.stack([(votes[:, slot] * (groups == e)).sum(1) for e in range(len(betas))], 1)
+        chosen, keeps = picked.argmax(1), estimated(picked.max(1), N0, np.array(draws.sigmas[slot]))
         away = np.broadcast_to(keeps[:, None], picked.shape)
-    else:
-        assert gate.chosen is not None and gate.away is not None
-        chosen, away = gate.chosen, gate.away
     found = _plan(draws, tops[rows, chosen])
-    if gate.groups is not None:
-        found.members[:] = gate.groups[None, :] == chosen[:, None]
     for e, beta in enumerate(betas):
         radius = margins[e][rows, found.top].min(1)
         kept = (chosen != e) & (dual | (away[:, e] >= radius))
         found.active[:, e, :GATE] |= ~kept[:, None] & (np.arange(len(beta)) != found.top[:, None])
         found.threshold[:, e, :GATE] = beta[None, :] - beta[found.top][:, None]
-        if gate.groups is not None:
-            found.active[:, gate.slot, GATE] |= kept
+        if groups is not None:
+            found.active[:, slot, GATE] |= kept
+            found.members[:] = groups[None, :] == chosen[:, None]
         else:
             found.limit[kept] = np.minimum(found.limit, away[:, e])[kept]
     return found
