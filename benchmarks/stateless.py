@@ -36,7 +36,7 @@ PAGE, PICTURE = ROOT / "docs" / "stateless.md", ROOT / "docs" / "images" / "stat
 K, GROUP = 10, 50  # classes; images whose counts are kept together
 TRAINING = range(1, 60_000, 6)  # images that the centres are means of
 NEAR = 6.5  # more than the sum of two radii of the rows with a memory
-SLOTS = (0.25, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0)  # each sigma's noise is its own
+SLOTS = (0.25, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 0.85)  # each sigma's noise is its own
 CONDITIONAL, LARGE = (0.25, 0.5, 1.0, 1.2), (0.5, 1.0, 1.2)  # of the network that is told sigma; with most samples
 EXPERTS = {f"gaussian-{sigma:g}": sigma for sigma in (0.25, 0.5, 1.0)}
 
@@ -81,7 +81,7 @@ def jobs() -> list[Job]:
     found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 333, "few")]
     found += some("conditional", "train", CONDITIONAL, 600, "fit")
     found += some("conditional", "test", CONDITIONAL, 500, "few")
-    return found + some("shipped", "test", LARGE, 1000, "many")
+    return found + some("shipped", "test", LARGE, 500, "many")
 
 
 def requests_of(job: Job, d: int, row: int) -> Iterator[Request]:

@@ -35,6 +35,7 @@ K, SHIRT = 10, 6
 WEIGHTS = (0.5, 1.0, 2.0, 3.0, 5.0)  # of accuracy, while tables are fitted; medians take every second one
 TAUS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of cascades
 WIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5)  # c of medians
+BELOW = (0.0, 0.25)  # radii at which the gap to the envelope is looked at
 EVERYWHERE = np.zeros((K, K), dtype=np.int64)
 
 
@@ -202,6 +203,40 @@ def _cascades(sigmas: tuple[float, ...]) -> list[Design]:
 
 def _and(sigmas: Sequence[float], word: str = " and ") -> str:
     return word.join(f"{s:g}" for s in sigmas)
+
+
+class Promise(NamedTuple):
+    """What a design is expected to show, on training images that were held out: mean radius, accuracy, and that below
+    0.5."""
+
+    acr: float
+    accuracy: float
+    below: float
+
+    @property
+    def worth(self) -> float:
+        """What designs are chosen by: with offsets a mean radius alone is no measure."""
+        return self.acr + self.accuracy
+
+
+def promised(fit: Fit, design: Design, samples: int) -> Promise:
+    """Of a design with so many samples."""
+    one, label = design.on(fit.held, samples), fit.held.label
+    right = (one.prediction == label) & (one.radius > 0.0)
+    below = np.mean([(right & (one.radius >= r)).mean() for r in BELOW])
+    return Promise(float((one.radius * right).mean()), float(right.mean()), float(below))
+
+
+def chosen(fit: Fit, goal: float, candidates: list[Design], samples: int) -> list[tuple[Design, Promise]]:
+    """Of each family the design of the largest worth; where it is another, also the most accurate one below 0.5 whose
+    mean radius is not below the goal, that of every fixed pairwise vote."""
+    known, found = [(design, promised(fit, design, samples)) for design in candidates], []
+    for family in dict.fromkeys(design.family for design in candidates):
+        mine = [one for one in known if one[0].family == family]
+        best = max(mine, key=lambda one: one[1].worth)
+        exact = max(mine, key=lambda one: (one[1].acr >= goal, one[1].below))
+        found += [best] + ([exact] if exact[1].acr >= goal and exact[0] is not best[0] else [])
+    return found
 
 
 def pointwise(draws: Draws, family: str, fit: Fit, samples: int) -> Certificates:
