@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
@@ -206,8 +207,7 @@ def _and(sigmas: Sequence[float], word: str = " and ") -> str:
 
 
 class Promise(NamedTuple):
-    """What a design is expected to show, on training images that were held out: mean radius, accuracy, and that below
-    0.5."""
+    """What a design is expected to show on held-out training images: mean radius, accuracy, and that below 0.5."""
 
     acr: float
     accuracy: float

@@ -77,12 +77,13 @@ def estimated(counts: NDArray[np.number], n: int, sigma: Floats) -> Floats:
     return np.asarray(sigma * ndtri((counts + 0.5) / (n + 1.0)))
 
 
-def lower(k: Floats, n: Floats, alpha: float = ALPHA) -> Floats:
-    """``Phi^-1`` of the lower bound on a probability; -inf where nothing happened."""
-    some = (k > 0) & (n > 0)
-    k, n = np.broadcast_arrays(k, n)
-    p = betaincinv(np.where(some, k, 1.0), np.where(some, n - k + 1.0, 1.0), alpha)
-    return np.where(some, ndtri(p), -np.inf)
+def lower(k: Floats, n: Floats) -> Floats:
+    """``Phi^-1`` of the lower bound on a probability; -inf where nothing happened. Each pair is computed once."""
+    pairs_of, place = np.unique(k + 1j * n, return_inverse=True)
+    some = (pairs_of.real > 0.0) & (pairs_of.imag > 0.0)
+    happened, of = np.where(some, pairs_of.real, 1.0), np.where(some, pairs_of.imag, 1.0)
+    found = np.where(some, ndtri(betaincinv(happened, of - happened + 1.0, ALPHA)), -np.inf)
+    return np.asarray(found[place].reshape(np.broadcast_shapes(k.shape, n.shape)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
