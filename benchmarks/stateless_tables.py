@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import stateless_counts as kept
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.tables import Table, ceil_text, markdown, percent, percent_up
-from public_rows import RADII, difference
+from public_rows import RADII, difference, resampled
 from stateless_designs import (
     BELOW,
     SHIRT,
@@ -171,6 +171,31 @@ def _difference(row: Row, other: Row) -> str:
     return f"{floor_text(value, 3)} [{floor_text(low, 3)}, {ceil_text(high, 3)}]"
 
 
+def front(row: Row, fixed: list[Row]) -> str:
+    """How far the mean radius lies above the fixed rows' at this accuracy, on lines between two of them as well.
+
+    The front is resampled with the row.
+    """
+    count = len(row.label)
+    picks = np.concatenate([np.arange(count)[None], resampled(count)])
+    accuracy, radius = (
+        np.stack([np.asarray(values, dtype=np.float64)[picks].mean(1) for values in columns])
+        for columns in zip(*((one.right, one.held) for one in (row, *fixed)), strict=True)
+    )
+    mine, best = accuracy[0], np.full(len(picks), -np.inf)
+    for i in range(1, len(accuracy)):
+        best = np.where(accuracy[i] >= mine, np.maximum(best, radius[i]), best)
+        for j in range(1, len(accuracy)):
+            between = (accuracy[i] <= mine) & (accuracy[j] > mine)
+            share = (mine - accuracy[i]) / np.where(between, accuracy[j] - accuracy[i], 1.0)
+            best = np.where(between, np.maximum(best, radius[i] + share * (radius[j] - radius[i])), best)
+    above = radius[0] - best
+    if not np.isfinite(above).all():
+        return "-"
+    low, high = np.quantile(above[1:], [0.025, 0.975])
+    return f"{floor_text(above[0], 3)} [{floor_text(low, 3)}, {ceil_text(high, 3)}]"
+
+
 def main_table(section: Section, rows: list[Row]) -> Table:
     """Every row: mean radii, what went wrong, accuracy at all radii, and the best fixed row of the same vote."""
     lines, count = [], len(rows[0].label)
@@ -221,21 +246,21 @@ def gap_table(title: str, rows: list[Row]) -> Table:
     top = [max(int(row.at(r).sum()) for row in fixed) for r in BELOW]
     base = [int(best.at(r).sum()) for r in BELOW]
     gap = sum(top) - sum(base)
-    for row in (row for row in rows if row.kind == "stateless" or row.vote == "pairwise + offsets"):
-        if row.kind in ("stateless", "fixed"):
+    for row in rows:
+        if row.kind == "stateless" or (row.kind, row.vote) == ("fixed", "pairwise + offsets"):
             hits = [int(row.at(r).sum()) for r in BELOW]
             share = "-" if gap == 0 else f"{(sum(hits) - sum(base)) * 100 // gap}"
             shown = [percent(one, count) for one in hits]
-            lines.append((_name(row), row.note, *shown, share, _difference(row, best)))
-    ends = " and ".join(f"{r:g}" for r in BELOW)
+            others = [other for other in rows if other.kind == "fixed" and other.vote == row.vote]
+            over = "-" if row.kind == "fixed" else front(row, others)
+            lines.append((_name(row), row.note, *shown, share, _difference(row, best), over))
+    shown_at = [f"{r:g}" for r in BELOW]
+    ends = " and ".join(shown_at)
     return Table(
-        title=f"{title}: the gap to the pairwise envelope below 0.5",
+        title=f"{title}: the gap to the pairwise envelope below 0.5, and the front of fixed rows of the same vote",
         columns=(
-            "rule",
-            "sigma",
-            *(f"{r:g}" for r in BELOW),
-            f"closed at {ends}, %",
-            f"ACR against pairwise {best.note}",
+            *("rule", "sigma", *shown_at),
+            *("gap closed, %", f"ACR against pairwise {best.note}", "ACR above the front"),
         ),
         rows=tuple(lines),
         notes=(
