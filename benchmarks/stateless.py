@@ -81,7 +81,7 @@ def jobs() -> list[Job]:
     found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 333, "few")]
     found += some("conditional", "train", CONDITIONAL, 600, "fit")
     found += some("conditional", "test", CONDITIONAL, 250, "few")
-    return found + some("shipped", "test", LARGE, 250, "many")
+    return found + some("shipped", "test", LARGE, 500, "many")
 
 
 def requests_of(job: Job, d: int, row: int) -> Iterator[Request]:

@@ -32,6 +32,7 @@ from stateless_designs import (
 from stateless_rules import Certificates, two_class
 
 START, END = "<!-- python benchmarks/stateless.py --tables -->\n", "<!-- end -->\n"
+FEWEST = 6  # sigmas that make a front
 CUT = 2.0  # of radii in the second mean radius
 GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 FIXED = ("one-class", "two-class", "pairwise", "pairwise + offsets")
@@ -174,7 +175,7 @@ def _difference(row: Row, other: Row) -> str:
 def front(row: Row, fixed: list[Row]) -> str:
     """How far the mean radius lies above the fixed rows' at this accuracy, on lines between two of them as well.
 
-    The front is resampled with the row.
+    The front is resampled with the row. None is shown of few sigmas, whose lines would lie too low.
     """
     count = len(row.label)
     picks = np.concatenate([np.arange(count)[None], resampled(count)])
@@ -189,9 +190,10 @@ def front(row: Row, fixed: list[Row]) -> str:
             between = (accuracy[i] <= mine) & (accuracy[j] > mine)
             share = (mine - accuracy[i]) / np.where(between, accuracy[j] - accuracy[i], 1.0)
             best = np.where(between, np.maximum(best, radius[i] + share * (radius[j] - radius[i])), best)
-    above = radius[0] - best
-    if not np.isfinite(above).all():
+    if len(fixed) < FEWEST or not np.isfinite(best[0]):
         return "-"
+    best = np.where(np.isfinite(best), best, radius[1:][accuracy[1:].argmax(0), np.arange(len(picks))])
+    above = radius[0] - best
     low, high = np.quantile(above[1:], [0.025, 0.975])
     return f"{floor_text(above[0], 3)} [{floor_text(low, 3)}, {ceil_text(high, 3)}]"
 
@@ -319,23 +321,23 @@ def text(sections: list[tuple[Section, list[Row]]]) -> str:
 
 def figure(sections: list[tuple[Section, list[Row]]]) -> Figure:
     """Mean radius against accuracy: lines through the fixed rows of each vote, points for stateless rows."""
-    drawn = Figure(figsize=(5.0 * len(sections), 4.4), layout="constrained")
+    lines = -(-len(sections) // 2)
+    drawn = Figure(figsize=(10.0, 4.2 * lines), layout="constrained")
     marks: dict[str, Callable[[Row], bool]] = {
         "pair table": lambda row: row.name == "pair table",
         "pair table + offsets": lambda row: row.name == "pair table + offsets",
         "other stateless rules": lambda row: "pair table" not in row.name,
     }
     for i, (section, rows) in enumerate(sections):
-        axes = drawn.add_subplot(1, len(sections), i + 1)
+        axes = drawn.add_subplot(lines, 2, i + 1)
         for vote in FIXED:
             mine = [row for row in rows if row.kind == "fixed" and row.vote == vote]
             axes.plot(*_points(mine), marker=".", linewidth=1.0, label=vote)
         for (label, of), mark in zip(marks.items(), "s^x", strict=True):
             mine = [row for row in rows if row.kind == "stateless" and of(row)]
             axes.plot(*_points(mine), mark, color="black", fillstyle="none", label=label)
-        axes.set(title=f"{section.title}, {section.samples:,}", xlabel="certified accuracy (%)")
+        axes.set(title=f"{section.title}, {section.samples:,}", xlabel="certified accuracy (%)", ylabel="ACR")
         axes.grid(alpha=0.3)
-    drawn.axes[0].set_ylabel("average certified radius")
     drawn.axes[0].legend(frameon=False, fontsize=8)
     return drawn
 

@@ -172,6 +172,21 @@ def test_the_median_of_two_phi_is_lipschitz_and_antisymmetric_and_the_largest_is
     assert ((phi.max(1) > 0.0) & ((-phi).max(1) > 0.0)).any()  # of which two classes could both win
 
 
+def test_a_certified_median_is_never_above_that_of_its_bounds() -> None:
+    sigmas, draws, c = (0.5, 1.2), some((0.5, 1.2)), 0.2
+    plan = rules.pairs(draws, [rules.Option(1, 0, c)], np.zeros((10, 10), dtype=np.int64), BETA)
+    found, taken = rules.certified(draws, plan, TOTAL), rules.shares(draws, plan, TOTAL)
+    assert (found.prediction >= 0).any()
+    for row in np.flatnonzero(found.prediction >= 0):
+        top = int(plan.top[row])
+        small, large = (
+            s * rules.lower(draws.drawn(k, taken[:, k])[row, top].astype(float), np.full(10, taken[row, k] * 250.0))
+            for k, s in enumerate(sigmas)
+        )
+        median = np.maximum(large - c, np.minimum(small, large + c)) - (BETA - BETA[top])
+        assert found.radius[row] <= np.delete(median, top).min() + 1e-12
+
+
 def test_a_gate_without_noise_keeps_its_choice_as_far_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = load_data("fashion-mnist-sample")
     monkeypatch.setattr(stateless, "load_data", lambda name, split: sample)
