@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,17 @@ def public(folder: Path, ids: NDArray[np.int64]) -> dict[str, Counts]:
 
 def difference(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean of paired differences over images with its 95 % bootstrap interval; the resampling is fixed."""
-    rng, values = np.random.default_rng(0), mine - theirs
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    values = mine - theirs
+    means = values[resampled(len(values))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def resampled(count: int) -> NDArray[np.int64]:
+    """``(RESAMPLES, count)`` which of so many images."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.integers(0, count, count) for _ in range(RESAMPLES)])
 
 
 def acr_text(one: Counts) -> str:

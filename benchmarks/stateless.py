@@ -1,201 +1,213 @@
-"""Stateless rules on Fashion-MNIST at equal total forward passes, all of them from one draw of counts.
+"""Counts for stateless rules on Fashion-MNIST: one draw that every rule is read from, and the page that follows.
 
-    python benchmarks/stateless.py --data fashion-mnist:/usr/share/datasets/fashion-mnist
+    python benchmarks/stateless.py --list      what is counted, and how far it is
+    python benchmarks/stateless.py             count what is missing; --only shipped-test: only what begins so
+    python benchmarks/stateless.py --tables    write docs/stateless.md's tables and its figure from the kept counts
 
-Test images 5, 55, 105, .. (no design was chosen on them). At each sigma who beats whom is counted on 100 samples that
-choose the class and on 8 parts of 250 fresh ones, so that a rule with several sigmas takes as many samples in all as a
-fixed sigma. Radii count up to the largest one without offsets. Offsets and tables are fitted on training images. An
-interrupted run continues.
+Test images 5, 15, 25, .. (no design was chosen on them), and training images on which everything is fitted and chosen.
+At each sigma who beats whom is counted on a pilot that chooses and on parts of growing size, so that rules with several
+sigmas take as many samples in all as one sigma does: 34 million samples, a quarter of an hour of a quiet core. Ctrl-C
+stops in order, and the same command goes on.
+``--networks``: the folder where ``public_table.py`` trained the Gaussian experts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import replace
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-import ddsmoothing as dds
-from ddsmoothing.claims import Look, Measurement, PairTable, Pairwise, Plurality, Rule, Tally, measured, rule_for
+import paper_table
+import stateless_counts as kept
+import stateless_tables
+from ddsmoothing import L2Certificate, SmoothedClassifier, load_data, load_model
+from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.counting.contract import DUELS, Request
-from ddsmoothing.stateless.counts import own_phis
-from ddsmoothing.stateless.offsets import ascended
-from ddsmoothing.stateless.tables import table_ascended
-from ddsmoothing.streams import SLOT_BLOCKS, Stream
+from ddsmoothing.data import Dataset
+from ddsmoothing.streams import Blocks, Role
 
-SIGMAS, ALPHA, K = (0.5, 0.7, 1.0, 1.2), 0.001, 10
-PILOT, PART, PARTS = 100, 250, 8
-RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-FIRST, STEP, GROUP = 5, 50, 10
-SEED, FIT_IMAGES, FIT_SAMPLES = 20, 1200, 96
-L2 = dds.L2Certificate()
+ROOT = Path(__file__).parents[1]
+PAGE, PICTURE = ROOT / "docs" / "stateless.md", ROOT / "docs" / "images" / "stateless.png"
+K, GROUP = 10, 50  # classes; images whose counts are kept together
+TRAINING = range(1, 60_000, 6)  # images that the centres are means of
+NEAR = 6.5  # more than the sum of two radii of the rows with a memory
+SLOTS = (0.25, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 0.85)  # each sigma's noise is its own
+CONDITIONAL, LARGE = (0.25, 0.5, 1.0, 1.2), (0.5, 1.0, 1.2)  # of the network that is told sigma; with most samples
+EXPERTS = {f"gaussian-{sigma:g}": sigma for sigma in (0.25, 0.5, 1.0)}
 
 
-def fitted(smoothed: dds.SmoothedClassifier, data: str, path: Path) -> dict[str, object]:
-    """Offsets of each sigma, and the slots of tables without and with offsets; fitted on training images."""
-    if path.exists():
-        return json.loads(path.read_text())
-    train = dds.load_data(data, split="train")
-    ids = list(range(0, len(train), len(train) // FIT_IMAGES))[:FIT_IMAGES]
-    x, y = train[ids]
-    own = own_phis(smoothed, x, y, SIGMAS, FIT_SAMPLES, SEED, ids)
-    found: dict[str, object] = {"images": len(ids), "samples": FIT_SAMPLES, "offsets": {}, "tables": {}}
-    for k, sigma in enumerate(SIGMAS):
-        found["offsets"][str(sigma)] = ascended(own.phi[:, k], own.y, float(own.caps[k]), sigma, 1.0, K)
-    for weight in (0.5, 1.0, 3.0):
-        slots = table_ascended(own, np.arange(K), SIGMAS.index(1.0), 1.0, weight)
-        phi = own.phi[np.arange(len(y))[:, None], slots[own.y], np.arange(K)]
-        offsets = ascended(phi, own.y, float(own.caps.max()), 1.0, weight, K)
-        found["tables"][str(weight)] = {"slots": slots.tolist(), "offsets": offsets}
-    path.write_text(json.dumps(found, indent=1))
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Counts of one network at one sigma.
+
+    Attributes:
+        split: ``train`` or ``test``.   images: how many.   part: which sizes of ``stateless_counts.SIZES``.
+    """
+
+    network: str
+    split: str
+    sigma: float
+    images: int
+    part: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return kept.name_of(self.network, self.split, self.sigma, self.part)
+
+    @property
+    def ids(self) -> list[int]:
+        """Positions in the split: of test images 5, 15, .. or some of these, evenly; every second one comes first."""
+        first, count = (5, 10_000) if self.split == "test" else (0, 60_000)
+        step = count // self.images if self.split == "train" else 10 * (1000 // self.images)
+        found = [first + step * i for i in range(self.images)]
+        return found[0::2] + found[1::2]
+
+
+def jobs() -> list[Job]:
+    """All of them, the ones that matter most first."""
+
+    def some(network: str, split: str, sigmas: tuple[float, ...], images: int, part: str) -> list[Job]:
+        return [Job(network=network, split=split, sigma=s, images=images, part=part) for s in sigmas]
+
+    found = some("shipped", "train", SLOTS, 1200, "fit")
+    found += some("shipped", "test", SLOTS, 1000, "few")
+    found += [job for name, s in EXPERTS.items() for job in some(name, "train", (s,), 800, "fit")]
+    found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 333, "few")]
+    found += some("conditional", "train", CONDITIONAL, 600, "fit")
+    found += some("conditional", "test", CONDITIONAL, 250, "few")
+    return found + some("shipped", "test", LARGE, 500, "many")
+
+
+def requests_of(job: Job, d: int, row: int) -> Iterator[Request]:
+    """What is counted on one image: a pilot and parts of fresh samples; no noise is used twice."""
+    blocks, slot = Blocks(d), SLOTS.index(job.sigma)
+    roles = [Role.CERTIFY] * len(kept.SIZES[job.part])
+    if job.part != "many":
+        roles[0] = Role.PILOT
+    else:  # after the parts that are counted already
+        for n in kept.SIZES["few"][1:]:
+            blocks.take(Role.CERTIFY, n, slot)
+    for role, n in zip(roles, kept.SIZES[job.part], strict=True):
+        yield Request(row=row, sigma=job.sigma, stream=role, n=n, first_block=blocks.take(role, n, slot), tally=DUELS)
+
+
+def counted(job: Job, smoothed: SmoothedClassifier, data: Dataset, ids: list[int]) -> NDArray[np.int64]:
+    """``(B, parts, K, K)`` duels of these images, votes on the diagonal."""
+    batch = smoothed.prepare(data[ids][0], ids)
+    asked = [request for row in range(len(ids)) for request in requests_of(job, batch.d, row)]
+    seed = zlib.crc32(f"{job.network}-{job.split}".encode())
+    return np.stack(smoothed.count(batch, asked, seed)).reshape(len(ids), -1, K, K)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data, networks and counts lie."""
+
+    data: str
+    networks: Path
+    counts: Path
+
+    def smoothed(self, network: str) -> SmoothedClassifier:
+        """A network by name: one that is shipped, or an expert that was trained elsewhere."""
+        shipped = {"shipped": "fashion-mnist-cnn", "conditional": "fashion-mnist-conditional"}
+        model = load_model(shipped.get(network) or str(self.networks / network / "model.safetensors"))
+        more = {"precision": "bf16", "channels_last": True, "block_size": 1024}
+        return SmoothedClassifier(model, L2Certificate(), num_classes=K, **more)
+
+    def left(self, job: Job) -> list[int]:
+        """Images that are not counted yet."""
+        path = self.counts / f"{job.name}.npz"
+        there = set(kept.load(path).id.tolist()) if path.exists() else set()
+        return [i for i in job.ids if i not in there]
+
+    def count(self, job: Job) -> None:
+        """Count what is missing of a job, a group of images at a time."""
+        data, smoothed = load_data(self.data, split=job.split), self.smoothed(job.network)
+        while ids := self.left(job)[:GROUP]:
+            duels = counted(job, smoothed, data, ids)
+            kept.add(self.counts / f"{job.name}.npz", ids, data[ids][1].numpy(), duels)
+            print(f"{job.name}: image {ids[-1]}", flush=True)
+
+
+def geometry(data: str) -> dict[str, NDArray[np.generic]]:
+    """What images say without noise.
+
+    Of test images the pairs nearer than NEAR, which a memory may have to look at: ``near`` two positions in the split
+    and the squared distance, in whole steps of 1/255. Of every image that is counted the nearest of two centres, the
+    means of the training images of each group, and how far the other one is from being nearer.
+    """
+    splits = {name: load_data(data, split=name) for name in ("train", "test")}
+    ids = {name: sorted({i for job in jobs() if job.split == name for i in job.ids}) for name in splits}
+    centres = centres_of(data)
+    apart, found = np.sqrt(np.square(centres[0] - centres[1]).sum()), {}
+    for name, split in splits.items():
+        whole = _whole(split[ids[name]][0])
+        squares = np.stack([np.square(whole - centre).sum(1) for centre in centres], 1)
+        further = np.abs(squares[:, 0] - squares[:, 1]) / (2.0 * 255.0 * apart) * (1.0 - 2.0**-40)
+        chosen = squares.argmin(1)
+        away = np.where(np.arange(2) == chosen[:, None], 0.0, further[:, None])
+        found |= {f"{name}_id": np.array(ids[name], np.uint16), f"{name}_chosen": chosen.astype(np.uint8)}
+        found[f"{name}_away"] = away
+    products = (whole @ whole.T).astype(np.int64)
+    norms = np.diagonal(products)
+    squares = norms[:, None] + norms[None, :] - 2 * products
+    first, second = np.nonzero(np.triu(squares < (255 * NEAR) ** 2, 1))
+    at = np.array(ids["test"])
+    found["near"] = np.stack([at[first], at[second], squares[first, second]], 1).astype(np.int32)
     return found
 
 
-def drawn(smoothed: dds.SmoothedClassifier, x: torch.Tensor, ids: list[int], path: Path) -> np.ndarray:
-    """``(B, S, 1 + PARTS, K, K)`` duels, votes on the diagonal, from the file as far as it goes."""
-    done = list(np.load(path)["counts"]) if path.exists() else []
-    for start in range(len(done), len(ids), GROUP):
-        batch = smoothed.prepare(x[start : start + GROUP], ids[start : start + GROUP])
-        blocks = -(-PART // max(1, 2**17 // batch.d))
-        requests = []
-        for row in range(len(batch)):
-            for k, sigma in enumerate(SIGMAS):
-                one = Request(
-                    row=row, sigma=sigma, stream=Stream.PILOT, n=PILOT, first_block=k * SLOT_BLOCKS, tally=DUELS
-                )
-                requests.append(one)
-                for part in range(PARTS):
-                    first = k * SLOT_BLOCKS + part * blocks
-                    requests.append(replace(one, stream=Stream.CERTIFY, n=PART, first_block=first))
-        counts = np.stack(smoothed.count(batch, requests, SEED)).astype(np.uint8)
-        done += list(counts.reshape(len(batch), len(SIGMAS), 1 + PARTS, K, K))
-        np.savez_compressed(path, counts=np.array(done))
-        print(f"counted {len(done)}/{len(ids)} images", flush=True)
-    return np.array(done).astype(np.int64)
+def centres_of(data: str) -> NDArray[np.int64]:
+    """``(2, d)`` the means of the training images of each group, in whole steps of 1/255."""
+    x, y = load_data(data, split="train")[TRAINING]
+    group = np.array(kept.GROUPS)[y.numpy()]
+    return np.stack([np.rint(_whole(x)[group == e].mean(0)).astype(np.int64) for e in (0, 1)])
 
 
-def pilot_of(rule: Rule, counts: np.ndarray, k: int) -> Measurement:
-    """What chose the class at one sigma."""
-    return replace(measured("pilot", SIGMAS[k], rule.pilot_tally(K), counts), slot=k)
+def _whole(x: torch.Tensor) -> NDArray[np.int64]:
+    """``(B, d)`` in steps of 1/255."""
+    return np.rint(x.flatten(1).double().numpy() * 255.0).astype(np.int64)
 
 
-def fresh_of(counts: np.ndarray, k: int, top: int, parts: slice) -> Measurement:
-    """The wins of a class on these parts."""
-    total = counts[1:][parts].sum(0)
-    n = int(total.diagonal().sum())
-    wins = total[top].copy()
-    wins[top] = n
-    return measured("certify", SIGMAS[k], Tally("wins", top), np.stack([total.diagonal(), wins]), slot=k)
-
-
-def fixed(rule: Rule, k: int, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and radii of every image at one sigma, all parts."""
-    found = []
-    for image in counts[:, k]:
-        pilot = measured(
-            "pilot", SIGMAS[k], Tally(DUELS) if rule.vote == "plurality" else rule.pilot_tally(K), image[0]
-        )
-        top = rule.choose(pilot)
-        fresh = fresh_of(image, k, top, slice(None))
-        looks = (Look(fresh.n, rule.counts(fresh, top), ALPHA),)
-        found.append(rule.claim_of(top, replace(fresh, looks=looks), L2, ALPHA))
-    return np.array([one.prediction for one in found]), np.array([one.radius for one in found])
-
-
-def pointwise(k_of: np.ndarray, rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """For each image the row of the sigma that its pilots chose."""
-    at = np.arange(len(k_of))
-    return np.stack([row[0] for row in rows])[k_of, at], np.stack([row[1] for row in rows])[k_of, at]
-
-
-def by_table(table: PairTable, counts: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same for a pair table whose row's sigmas share so many parts; the pilot gives each at least one."""
-    found = []
-    for image in counts:
-        pilots = [pilot_of(table.parts[k], image[k, 0], k) for k in range(len(SIGMAS))]
-        top, slots, _ = table.commit(pilots)
-        share = table.allocated(pilots, budget * PART, ALPHA)
-        parts = dict.fromkeys(slots, 1)
-        for _ in range(budget - len(slots)):
-            behind = max(slots, key=lambda k: (share[k] - parts[k] * PART, -k))
-            parts[behind] += 1
-        fresh = [fresh_of(image[k], k, top, slice(0, min(PARTS, m))) for k, m in parts.items()]
-        found.append(table.claim(pilots, table.looked(pilots, fresh, ALPHA), L2, ALPHA))
-    return np.array([one.prediction for one in found]), np.array([one.radius for one in found])
-
-
-def main() -> None:
-    """Count, then print a row for each rule."""
+@paper_table.ending
+def main(argv: list[str] | None = None) -> int:
+    """Count, or show how far that is, or write the page; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist:/usr/share/datasets/fashion-mnist")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results" / "stateless")
-    parser.add_argument("--images", type=int, default=200)
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    smoothed = dds.SmoothedClassifier(dds.load_model("fashion-mnist-cnn"), L2, num_classes=K, block_size=256)
-    test = dds.load_data(args.data, split="test")
-    ids = [FIRST + STEP * i for i in range(args.images)]
-    x, labels = test[ids]
-    y = labels.numpy()
-    fit = fitted(smoothed, args.data, args.folder / "fitted.json")
-    counts = drawn(smoothed, x, ids, args.folder / "counts.npz")
-    caps = [float(L2.estimate(np.array(sigma), np.array(ALPHA ** (1.0 / (PARTS * PART))))) for sigma in SIGMAS]
-    rows: dict[str, tuple[int, tuple[np.ndarray, np.ndarray]]] = {}
-    total = PILOT + PARTS * PART
-    kinds: dict[str, list[Rule]] = {
-        "one-class": [Plurality()] * len(SIGMAS),
-        "pairwise": [Pairwise()] * len(SIGMAS),
-        "pairwise + offsets": [rule_for("pairwise", offsets=fit["offsets"][str(sigma)]) for sigma in SIGMAS],
-    }
-    for name, rules in kinds.items():
-        for k, (sigma, rule) in enumerate(zip(SIGMAS, rules, strict=True)):
-            answers, radii = fixed(rule, k, counts)
-            rows[f"{name}, sigma {sigma}"] = (total, (answers, np.minimum(radii, caps[k])))
-    budget = PARTS - (len(SIGMAS) - 1) * PILOT // PART  # the pilots at the other sigmas cost as much as a part or more
-    for weight, one in fit["tables"].items():
-        for name, offsets in (("pair table", None), ("pair table + offsets", tuple(one["offsets"]))):
-            slots = tuple(map(tuple, one["slots"]))
-            table = PairTable(sigmas=SIGMAS, slots=slots, groups=tuple(range(K)), offsets=offsets)
-            cost = len(SIGMAS) * PILOT + budget * PART
-            answers, radii = by_table(table, counts, budget)
-            rows[f"{name}, weight {weight}"] = (cost, (answers, np.minimum(radii, caps[-1])))
-    pilots = counts[:, :, 0]
-    supports = np.where(np.eye(K, dtype=bool), PILOT, pilots).min(3)  # (B, S, K) fewest wins of each class
-    anchor = supports[:, SIGMAS.index(1.0)].argmax(1)
-    shares = (supports[np.arange(len(ids)), :, anchor] + 0.5) / (PILOT + 1.0)
-    best = L2.estimate(np.array(SIGMAS), shares).argmax(1)
-    for name in ("one-class", "pairwise"):
-        chosen = [rows[f"{name}, sigma {sigma}"][1] for sigma in SIGMAS]
-        rows[f"pointwise {name} (another level)"] = (len(SIGMAS) * PILOT + PARTS * PART, pointwise(best, chosen))
-    print(f"{len(ids)} images, alpha {ALPHA}\n")
-    print("| rule | forwards | ACR | abstained | wrong | shirts right |" + "".join(f" {r:g} |" for r in RADII))
-    print("|---|" + "---:|" * (5 + len(RADII)))
-    for name, (cost, (prediction, radius)) in rows.items():
-        right = prediction == y
-        head = (
-            np.where(right, radius, 0.0).mean(),
-            (prediction < 0).mean(),
-            ((prediction >= 0) & ~right).mean(),
-            right[y == 6].mean(),
-        )
-        shares = "".join(f" {(right & (radius > r)).mean():.3f} |" for r in RADII)
-        print(f"| {name} | {cost:,} |" + "".join(f" {value:.3f} |" for value in head) + shares)
-    reference = max((f"pairwise, sigma {s}" for s in SIGMAS), key=lambda key: _radii(rows[key][1], y).mean())
-    print(f"\nPaired bootstrap of the mean radius against {reference}, 95 %:\n")
-    rng = np.random.default_rng(0)
-    for name, (_, row) in rows.items():
-        gap = _radii(row, y) - _radii(rows[reference][1], y)
-        means = gap[rng.integers(0, len(gap), (4000, len(gap)))].mean(1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        print(f"- {name}: {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
-
-
-def _radii(row: tuple[np.ndarray, np.ndarray], y: np.ndarray) -> np.ndarray:
-    return np.where(row[0] == y, row[1], 0.0)
+    parser.add_argument("--networks", type=Path, default=Path("public-table-runs/full"), help="of the Gaussian experts")
+    parser.add_argument("--only", default="", help="the beginning of the names of what is counted")
+    parser.add_argument("--list", action="store_true", help="show what is counted and how much is left")
+    parser.add_argument("--tables", action="store_true", help="write the page from the kept counts")
+    args = parser.parse_args(argv)
+    place = Place(args.data, args.networks, kept.FOLDER)
+    chosen = [job for job in jobs() if job.name.startswith(args.only)]
+    if not chosen:
+        parser.error(f"nothing that is counted begins with {args.only!r}; --list shows the names")
+    if args.list:
+        for job in chosen:
+            print(f"{job.name}: {len(place.left(job))} of {job.images} images left")
+        return 0
+    if args.tables:
+        sections = stateless_tables.made()
+        paper_table.write_page(PAGE, stateless_tables.text(sections), stateless_tables.START, stateless_tables.END)
+        stateless_tables.figure(sections).savefig(PICTURE, dpi=110)
+        return 0
+    torch.set_num_threads(1)
+    with interruptible():
+        if not (place.counts / "geometry.npz").exists():
+            place.counts.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(place.counts / "geometry.npz", **geometry(args.data))
+        for job in chosen:
+            place.count(job)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
