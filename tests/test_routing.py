@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -565,3 +566,28 @@ def test_wrong_routes_are_refused(smoothed: dds.SmoothedClassifier) -> None:
         Gated(experts=(Pairwise(),), sigmas=(1.0,), classes=2).commit([])
     with pytest.raises(InputError, match="other classes or of another norm"):
         Gated(experts=(OffsetPairwise(offsets=(0.0, 0.1), norm="l1"),), sigmas=(1.0,), classes=2)
+
+
+@pytest.mark.parametrize(
+    ("experts", "gate", "message"),
+    [
+        ([3], "gate", "an expert is 3, expected a smoothed classifier and its sigma"),
+        ("half", None, "the gate is None, expected SmoothedGate"),
+        ("nan", "gate", "sigma is nan, expected a positive finite number"),
+        ("text", "gate", "sigma is 'a', expected one number"),
+    ],
+)
+def test_what_is_no_expert_and_no_gate_is_refused_in_one_line(
+    experts: Any, gate: Any, message: str, linear: dds.SmoothedClassifier, pixels: torch.Tensor
+) -> None:
+    sigma: Any = {"half": 0.5, "nan": float("nan"), "text": "a"}.get(experts if isinstance(experts, str) else "half")
+    made = [(linear, sigma), (linear, 1.0)] if isinstance(experts, str) else experts
+    asked = SmoothedGate(smoothed=linear, sigma=0.7) if gate == "gate" else gate
+    with pytest.raises(InputError, match=re.escape(message)):
+        certify_routed(made, pixels[:1], asked, n=1000, seed=1)
+
+
+@pytest.mark.parametrize("groups", [(0.5, 1.0), ("a", 1), 3, (0, 2)])
+def test_groups_are_numbers_of_experts(groups: Any) -> None:
+    with pytest.raises(InputError, match=r"groups of a gate|stand for the experts"):
+        Gated(experts=(Pairwise(), Pairwise()), sigmas=(0.5, 1.0, 0.7), classes=2, groups=groups)

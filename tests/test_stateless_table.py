@@ -9,12 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ddsmoothing.claims.reach import Cascade
 from numpy.typing import NDArray
 
 from ddsmoothing import L2Certificate
 from ddsmoothing.bounds import clopper_pearson_lower
-from ddsmoothing.claims import Look, Measurement, PairTable, Pairwise, Plurality, Rule, Tally, measured, rule_for
+from ddsmoothing.claims import (
+    Cascade,
+    Look,
+    Measurement,
+    PairTable,
+    Pairwise,
+    Plurality,
+    Rule,
+    Tally,
+    measured,
+    rule_for,
+)
 from ddsmoothing.claims.measurement import DUELS
 from ddsmoothing.data import Dataset, load_data
 from ddsmoothing.errors import RunError
@@ -125,16 +135,17 @@ def test_tables_are_the_packages_own_and_take_no_more_samples_than_they_may() ->
 
 @pytest.mark.parametrize("reach", [False, True])
 def test_cascades_are_the_packages_own(reach: bool) -> None:
-    sigmas, draws, cascade = (1.0, 0.5), some((1.0, 0.5)), Cascade(taus=(0.2, 0.0), reach=reach)
+    sigmas, draws = (1.0, 0.5), some((1.0, 0.5))
+    cascade = Cascade(sigmas=sigmas, taus=(0.2, 0.0), classes=10, reach=reach)
     plan = rules.cascade(draws, cascade.taus, reach)
     found, taken = rules.certified(draws, plan, TOTAL), rules.shares(draws, plan, TOTAL)
     assert ((taken > 0).sum(1) == 2).any()
     for row in range(len(draws.id)):
         votes = [draws.pilots[row, k].diagonal() for k in range(2)]
-        pilots = [measured("pilot", s, Tally("votes"), one) for s, one in zip(sigmas, votes, strict=True)]
-        last, top = cascade.commit(pilots, L2)
-        fresh = [fresh_of(draws, row, k, int(taken[row, k]) * 250, top, votes=True) for k in range(last + 1)]
-        claim = cascade.claim(last, top, fresh, L2, ALPHA)
+        pilots = [measured("pilot", sigmas[k], Tally("votes"), votes[k], slot=k) for k in range(2)]
+        agreed = cascade.commit(pilots)
+        fresh = [fresh_of(draws, row, k, int(taken[row, k]) * 250, agreed.top, votes=True) for k in agreed.slots]
+        claim = cascade.claim(pilots, cascade.looked(pilots, fresh, ALPHA), L2, ALPHA)
         agree(found, row, claim.prediction, claim.radius)
 
 

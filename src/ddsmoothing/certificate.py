@@ -112,6 +112,6 @@ def checked_certificate(certificate: object) -> Certificate:
 
 def certificate_for(norm: str) -> Certificate:
     """The certificate of a norm named ``l2`` or ``l1``."""
-    if norm not in CERTIFICATES:
-        raise InputError(unknown("norm", norm, CERTIFICATES))
+    if not isinstance(norm, str) or norm not in CERTIFICATES:
+        raise InputError(unknown("norm", str(norm), CERTIFICATES))
     return CERTIFICATES[norm]()

@@ -81,10 +81,13 @@ class Gated(StatelessRule):
                 f"the sigmas are {self.sigmas}, expected positive ones of {count} experts, and of the gate if it is "
                 "smoothed."
             )
-        if self.groups is not None and set(self.groups) != set(range(count)):
-            raise InputError(
-                f"the gate's outputs stand for the experts {self.groups}, expected each of 0 to {count - 1}."
-            )
+        if self.groups is not None:
+            groups = plain_numbers(self.groups, "the groups of a gate")
+            if set(groups) != set(range(count)):
+                raise InputError(
+                    f"the gate's outputs stand for the experts {self.groups}, expected each of 0 to {count - 1}."
+                )
+            object.__setattr__(self, "groups", tuple(map(int, groups)))
         for expert in self.experts:
             if isinstance(expert, OffsetPairwise) and (len(expert.offsets), expert.norm) != (self.classes, self.norm):
                 raise InputError("the offsets of an expert are of other classes or of another norm than the rule's.")

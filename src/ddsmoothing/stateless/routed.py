@@ -24,7 +24,7 @@ from ddsmoothing.classifier import SmoothedClassifier
 from ddsmoothing.conversation import converse
 from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.errors import InputError
-from ddsmoothing.inputs import Batch
+from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.labels import checked_labels
 from ddsmoothing.stateless.certify import PILOT, Drawn, StatelessCertification, stateless_talk
 from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
@@ -176,6 +176,11 @@ class _House:
         check_count(n0, "n0")
         check_count(n, "n")
         check_alpha(alpha)
+        for pair in experts:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], SmoothedClassifier)):
+                raise InputError(f"an expert is {pair!r}, expected a smoothed classifier and its sigma.")
+        if not isinstance(gate, SmoothedGate | Centres):
+            raise InputError(f"the gate is {gate!r}, expected SmoothedGate(..) or Centres(..).")
         if len({one.vote for one, _ in experts}) != 1:
             raise InputError("routing takes at least one expert, all with the same vote.")
         self.gate, self.slots, self._branches = gate, [*experts], branches
@@ -184,6 +189,8 @@ class _House:
             self.slots.append((gate.smoothed, gate.sigma))
         elif len(gate.points) != len(experts):
             raise InputError(f"got {len(gate.points)} centres for {len(experts)} experts, expected one each.")
+        for _, sigma in self.slots:
+            check_sigma(sigma, 1)
         forms = {(one.certificate.norm, one.levels, one.snap, one.any_range) for one, _ in self.slots}
         if len(forms) > 1:
             raise InputError("experts and gate differ in norm, levels, snap or any_range; expected the same of all.")
