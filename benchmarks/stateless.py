@@ -27,6 +27,7 @@ import paper_table
 import stateless_counts as kept
 import stateless_tables
 from ddsmoothing import L2Certificate, SmoothedClassifier, load_data, load_model
+from ddsmoothing.claims.centres import Centres
 from ddsmoothing.cli.interrupts import interruptible
 from ddsmoothing.counting.contract import DUELS, Request
 from ddsmoothing.data import Dataset
@@ -145,16 +146,15 @@ def geometry(data: str) -> dict[str, NDArray[np.generic]]:
     """
     splits = {name: load_data(data, split=name) for name in ("train", "test")}
     ids = {name: sorted({i for job in jobs() if job.split == name for i in job.ids}) for name in splits}
-    centres = centres_of(data)
-    apart, found = np.sqrt(np.square(centres[0] - centres[1]).sum()), {}
+    gate, found = Centres(points=centres_of(data)), {}
     for name, split in splits.items():
         whole = _whole(split[ids[name]][0])
-        squares = np.stack([np.square(whole - centre).sum(1) for centre in centres], 1)
-        further = np.abs(squares[:, 0] - squares[:, 1]) / (2.0 * 255.0 * apart) * (1.0 - 2.0**-40)
-        chosen = squares.argmin(1)
-        away = np.where(np.arange(2) == chosen[:, None], 0.0, further[:, None])
-        found |= {f"{name}_id": np.array(ids[name], np.uint16), f"{name}_chosen": chosen.astype(np.uint8)}
-        found[f"{name}_away"] = away
+        seen = [gate.seen(one, "l2") for one in whole]
+        found |= {
+            f"{name}_id": np.array(ids[name], np.uint16),
+            f"{name}_chosen": np.array([one.chosen for one in seen], np.uint8),
+            f"{name}_away": np.array([one.away for one in seen]),
+        }
     products = (whole @ whole.T).astype(np.int64)
     norms = np.diagonal(products)
     squares = norms[:, None] + norms[None, :] - 2 * products

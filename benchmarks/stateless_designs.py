@@ -181,7 +181,7 @@ def _routed(fit: Fit, sigmas: tuple[float, ...], with_offsets: bool) -> list[Des
         def behind(draws: Draws, slot: int = slot, dual: bool = dual) -> Plan:
             return routed(draws, betas, groups, slot, dual)
 
-        name = "Dual RS's rule, groups" if dual else "reach, groups"
+        name = "dual, groups" if dual else "reach, groups"
         found.append(_design(name, sigmas, behind, f"{_and(sigmas)}, gate at {sigmas[slot]:g}", with_offsets))
     found.append(
         _design("reach, centres", sigmas, lambda draws: routed(draws, betas, None), _and(sigmas), with_offsets)
