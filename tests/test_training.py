@@ -21,7 +21,7 @@ from ddsmoothing.training import DataDependent, SmoothAdv, TrainConfig, make_pre
 from ddsmoothing.training import losses as losses_module
 from ddsmoothing.training import trainer as trainer_module
 from ddsmoothing.training.baselines import Own
-from ddsmoothing.training.checkpoint import load_checkpoint
+from ddsmoothing.training.checkpoint import load_checkpoint, save_checkpoint
 from ddsmoothing.training.distributed import World
 from ddsmoothing.training.keyed import Purpose, keys, log_uniform, normal, seeded
 from ddsmoothing.training.loop import BEST, CHECKPOINT, Loop
@@ -217,6 +217,25 @@ def test_another_run_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match="cannot write"):
         train(toy_config(), tmp_path / "file", model=toy_model(), data=toy_data(), device="cpu")
+
+
+def test_an_option_that_did_not_exist_then_has_its_default(tmp_path: Path) -> None:
+    config, data = toy_config(epochs=2), toy_data()
+    options: dict[str, Any] = {"data": data, "device": "cpu"}
+    whole = train(config, tmp_path / "whole", model=toy_model(), **options)
+    train(config, tmp_path / "run", model=toy_model(), stop=stop_after(3), **options)
+    path = tmp_path / "run" / CHECKPOINT
+    before = load_checkpoint(path)
+    older = {key: value for key, value in before.position.config.items() if key != "selector"}
+    assert older != before.position.config
+    save_checkpoint(dataclasses.replace(before, position=before.position.model_copy(update={"config": older})), path)
+    again = train(config, tmp_path / "run", model=toy_model(), **options)
+    assert again.finished
+    assert same(whole.model.state_dict(), again.model.state_dict())
+    changed = {**older, "lr": 3.0}
+    save_checkpoint(dataclasses.replace(before, position=before.position.model_copy(update={"config": changed})), path)
+    with pytest.raises(RunError, match=r"lr was 3\.0"):
+        train(config, tmp_path / "run", model=toy_model(), **options)
 
 
 def test_a_seed_left_out_is_drawn_recorded_and_taken_up_again(tmp_path: Path) -> None:

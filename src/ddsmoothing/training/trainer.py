@@ -8,13 +8,14 @@ It knows no formula. A folder holds ``config.json``, ``metrics.jsonl``, ``checkp
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from ddsmoothing.counting.contract import Progress
@@ -180,8 +181,10 @@ def start(loop: Loop, before: Checkpoint | None, state: dict[str, torch.Tensor])
 
 
 def _check_same(before: Checkpoint, config: TrainConfig, data: Dataset, out: Path) -> None:
-    """RunError naming what differs from the run in ``out``."""
+    """RunError naming what differs from the run in ``out``; an option that did not exist then has its default."""
     old, new = before.position.config, config.model_dump(mode="json")
+    with suppress(ValidationError):  # of another version, perhaps; then it differs
+        old = TrainConfig.model_validate(old).model_dump(mode="json")
     names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     details = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in names[:3]]
     if before.position.data != data.fingerprint():
