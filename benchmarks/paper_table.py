@@ -1,40 +1,40 @@
-"""Counts of certification runs in one small file a row, and the tables that follow from them.
+"""The tables that follow from the counts of ``fashion_mnist.py``. It draws nothing and trains nothing.
 
-It draws nothing and trains nothing. A file holds a run's header, its training, and for each image label, sigma, both
-counts and the radius that the run claimed; reading it recomputes the radius from the counts.
+Each row is there twice, from the same samples: under the pairwise vote that its run was made with, and under the
+plurality vote with the one-class bound, which is that of the papers.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial, wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtri
 
+import kept_counts
 from ddsmoothing.analysis import acr, envelope, held_radius
 from ddsmoothing.bounds import floor_text, largest_lower_bound, normal_quantile_below
 from ddsmoothing.cli.interrupts import INTERRUPTED
 from ddsmoothing.errors import DdsmoothingError, RunError
-from ddsmoothing.runs import ResultRow, Run
+from ddsmoothing.plan import SearchPlan
+from ddsmoothing.runs import Run
 from ddsmoothing.tables import Table, ceil_text, markdown, percent
 from ddsmoothing.tables.summary import accuracy_cells
 from ddsmoothing.training import Trained
+from kept_counts import Counts
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 START, END = "<!-- python benchmarks/fashion_mnist.py --tables -->\n", "<!-- end -->\n"
-COLUMNS = ("id", "label", "sigma", "n0_counts", "n_counts", "radius")
+CONSISTS = (f"ACR, radii cut at {RADII[-1]:g}", "largest class's share of ACR %")
+VOTES: dict[str, Callable[[Counts], Counts]] = {"pairwise": lambda one: one, "one-class": Counts.one_class}
 ENDS = (0.05, 0.5, 0.95)  # quantiles of sigma that are shown
 NOT_RUN, MIXED, PURE = "not run", "multi-sigma", "gaussian"  # trained with a range of sigmas, and with one
 STEP = 0.012  # half a step of the sigmas that a search may choose, relatively
-SAFE, CLOSE = 1e-12, 1e-6  # a claimed radius may lie so far above and below what SciPy makes of its counts
 KINDS = {"plain": "one sigma", "DS": "DS", "DS2": "DS²"}
 
 
@@ -61,82 +61,23 @@ class Row:
         return KINDS[self.kind] + ("" if self.sigma is None else f", {self.sigma:g}")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Counts:
-    """What was counted on B images, and what follows from it.
-
-    Attributes:
-        about: the run's header and how its network was trained.   id, label, sigma, radius: ``(B,)``.
-        n0_counts, n_counts: ``(B, K)``.
-    """
-
-    about: dict[str, Any]
-    id: NDArray[np.int64]
-    label: NDArray[np.int64]
-    sigma: NDArray[np.float64]
-    n0_counts: NDArray[np.int64]
-    n_counts: NDArray[np.int64]
-    radius: NDArray[np.float64]
-    stops_at_radius = False
-
-    def __len__(self) -> int:
-        return len(self.id)
-
-    @cached_property
-    def correct(self) -> NDArray[np.bool_]:
-        """``(B,)`` True where a certificate names the right class."""
-        return (self.radius > 0.0) & (self.n0_counts.argmax(1) == self.label)
-
-    @cached_property
-    def recomputed(self) -> NDArray[np.float64]:
-        """``(B,)`` radius from the counts in floating point: ``sigma Phi^-1(CP_lower)`` of the pilot's class."""
-        n, k = self.n_counts.sum(1), self.n_counts[np.arange(len(self)), self.n0_counts.argmax(1)]
-        lower = np.where(k > 0, betaincinv(np.maximum(k, 1), n - k + 1, self.about["run"]["alpha"]), 0.0)
-        return np.where(lower > 0.5, self.sigma * ndtri(np.maximum(lower, 0.5)), 0.0)
-
-
 def save_counts(run: Run, trained: Trained, path: Path) -> None:
-    """Keep a finished run's evidence."""
-    if run.partial:
-        raise RunError(f"{run.path} is not finished, expected a whole run.")
+    """Keep a finished run's evidence, and how its network was trained."""
     moved = trained.sigma[trained.sigma != trained.config.sigma_start].numpy()  # others were not trained on
-    about = {
-        "run": run.header.model_dump(mode="json"),
-        "training": trained.config.model_dump(mode="json"),
-        "last_epoch": trained.metrics[-1],
-        "training_sigma": np.quantile(moved, ENDS).tolist() if trained.config.data_dependent else None,
-    }
-    columns = {name: np.array([_field(row, name) for row in run.rows]) for name in COLUMNS}
-    smallest = {"id": np.uint16, "label": np.uint8, "n0_counts": np.uint16, "n_counts": np.uint16}
-    packed = {name: values.astype(smallest.get(name, np.float64)) for name, values in columns.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, about=np.array(json.dumps(about)), **packed)
-
-
-def _field(row: ResultRow, name: str) -> Any:
-    """A column of a row; the counts are those of a plurality vote."""
-    drawn = {"n0_counts": row.pilot, "n_counts": row.fresh}
-    if name not in drawn:
-        return getattr(row, name)
-    measured = drawn[name]
-    return (0,) * len(row.pilot.votes) if measured is None else measured.votes
-
-
-def load_counts(path: Path) -> Counts:
-    """Read a row's evidence; RunError where a radius is not what its counts give."""
-    with np.load(path, allow_pickle=False) as file:
-        columns = {name: file[name].astype(file[name].dtype.kind.replace("u", "i") + "8") for name in COLUMNS}
-        counts = Counts(about=json.loads(str(file["about"])), **columns)
-    above = counts.radius - counts.recomputed
-    if len(wrong := counts.id[(above > SAFE) | (above < -CLOSE)]):
-        raise RunError(f"{path}: the radius of input {wrong[0]} is not what its counts give; remake the file.")
-    return counts
+    kept_counts.save(
+        run,
+        path,
+        searched=SearchPlan().forwards if run.header.sigma is None else 0,
+        training=trained.config.model_dump(mode="json"),
+        last_epoch=trained.metrics[-1],
+        training_sigma=np.quantile(moved, ENDS).tolist() if trained.config.data_dependent else None,
+    )
 
 
 def load_all(rows: list[Row], folder: Path) -> dict[Row, Counts]:
     """The rows that are there."""
     paths = {row: folder / f"{row.name}.npz" for row in rows}
-    return {row: load_counts(path) for row, path in paths.items() if path.exists()}
+    return {row: kept_counts.load(path) for row, path in paths.items() if path.exists()}
 
 
 def tables(rows: list[Row], folder: Path) -> str:
@@ -153,7 +94,7 @@ def _made_on(found: dict[Row, Counts]) -> str:
     made = {
         (len(one), run["sampler_options"]["n0"], run["sampler_options"]["n"], run["alpha"], run["precision"])
         for one in found.values()
-        for run in [one.about["run"]]
+        for run in [one.about]
     }
     if len(made) != 1:
         raise RunError(f"expected counts of rows made alike, got {sorted(made) or 'none'}; run the cells first.")
@@ -178,16 +119,17 @@ def _hits(found: list[Counts]) -> list[int]:
 def _accuracy(method: str, rows: list[Row], found: dict[Row, Counts]) -> Table:
     lines = []
     for group in _groups(rows).values():
-        lines += [
-            (row.label, *(accuracy_cells(found[row], RADII) if row in found else [NOT_RUN] * (len(RADII) + 1)))
-            for row in group
-        ]
-        if len(there := [found[row] for row in group if row in found]) > 1:
-            best = [percent(hits, len(there[0])) for hits in _hits(there)]
-            lines.append((f"envelope of these {len(there)}", *best, "-"))
+        for vote, judged in VOTES.items():
+            there = {row: judged(found[row]) for row in group if row in found}
+            for row in group:
+                cells = accuracy_cells(there[row], RADII) if row in there else [NOT_RUN] * (len(RADII) + 1)
+                lines.append((row.label, vote, *cells))
+            if len(there) > 1:
+                best = [percent(hits, len(found[group[0]])) for hits in _hits(list(there.values()))]
+                lines.append((f"envelope of these {len(there)}", vote, *best, "-"))
     return Table(
         title=f"{method}: certified accuracy (%) at L2 radius, and ACR; level pointwise",
-        columns=("certification, sigma", *(f"{radius:g}" for radius in RADII), "ACR"),
+        columns=("certification, sigma", "vote", *(f"{radius:g}" for radius in RADII), "ACR"),
         rows=tuple(lines),
     )
 
@@ -203,10 +145,13 @@ def _shape(rows: list[Row], found: dict[Row, Counts]) -> Table:
             if len(groups) > 1:
                 groups[f"envelope of these {len(groups)}"] = [found[row] for row in mine]
             against = f"{other}, {len(fixed)} rows"
-            lines += [(f"{method}, {label}", against, *_gains(group, fixed)) for label, group in groups.items()]
+            for label, group in groups.items():
+                for vote, judged in VOTES.items():
+                    gains = _gains(list(map(judged, group)), list(map(judged, fixed)))
+                    lines.append((f"{method}, {label}", vote, against, *gains))
     return Table(
-        title="Data-dependent rows: percentage points above the envelope of fixed rows",
-        columns=("row", "fixed rows of", *(f"{radius:g}" for radius in RADII), "ACR over the best"),
+        title="Data-dependent rows: percentage points above the envelope of fixed rows of the same vote",
+        columns=("row", "vote", "fixed rows of", *(f"{radius:g}" for radius in RADII), "ACR over the best"),
         rows=tuple(lines),
     )
 
@@ -229,7 +174,11 @@ def _details(rows: list[Row], found: dict[Row, Counts]) -> Table:
         columns=(
             *("row", "epochs", "accuracy under training noise %", "held-out %", "sigma in training"),
             *("sigma in certification", "at the lower end %", "at the upper end %"),
-            *(f"ACR, radii cut at {RADII[-1]:g}", "largest class's share of ACR %"),
+            *(
+                f"{vote}: {what}"
+                for vote in VOTES
+                for what in (f"ACR, radii cut at {RADII[-1]:g}", "largest class's share of ACR %")
+            ),
         ),
         rows=tuple((f"{row.method}, {row.label}", *_detail(found[row])) for row in rows if row in found),
     )
@@ -237,21 +186,26 @@ def _details(rows: list[Row], found: dict[Row, Counts]) -> Table:
 
 def _detail(one: Counts) -> list[str]:
     """Shares of images at the ends of sigma's range, and of a class in ACR, are rounded up."""
-    training, last, policy = one.about["training"]["sigma"], one.about["last_epoch"], one.about["run"]["policy"]
+    training, last, policy = one.about["training"]["sigma"], one.about["last_epoch"], one.about["policy"]
     given = "-".join(f"{end:g}" for end in training) if isinstance(training, list) else f"{training:g}"
     chosen = [one.sigma[0]] if policy["sigma0"] is None else np.quantile(one.sigma, ENDS)
     ends = [policy[end] for end in ("sigma_min", "sigma_max")]
-    near, held = partial(np.isclose, one.sigma, rtol=STEP), held_radius(one)
-    share = np.bincount(one.label, held).max() / max(held.sum(), SAFE)
+    near = partial(np.isclose, one.sigma, rtol=STEP)
     return [
         str(last["epoch"] + 1),
         *(floor_text(100 * last[name], 1) for name in ("accuracy", "validation_accuracy")),
         _numbers(one.about["training_sigma"]) if one.about["training_sigma"] else given,
         _numbers(chosen),
         *("-" if end is None else ceil_text(100 * float(near(end).mean()), 1) for end in ends),
-        floor_text(np.minimum(held, RADII[-1]).mean(), 3),
-        ceil_text(100 * float(share), 1),
+        *(cell for judged in VOTES.values() for cell in _consists(judged(one))),
     ]
+
+
+def _consists(one: Counts) -> tuple[str, str]:
+    """ACR of radii that are cut, and the largest share that a class has in ACR."""
+    held = held_radius(one)
+    share = np.bincount(one.label, held).max() / max(held.sum(), 1e-12)
+    return floor_text(np.minimum(held, RADII[-1]).mean(), 3), ceil_text(100 * float(share), 1)
 
 
 def _numbers(values: Any) -> str:

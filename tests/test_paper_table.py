@@ -1,5 +1,6 @@
 """The table of benchmarks/fashion_mnist.py: the kept counts, what follows from them, and the page that shows it."""
 
+import itertools
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ if not BENCHMARKS.is_dir():
 sys.path.insert(0, str(BENCHMARKS))
 
 import fashion_mnist  # noqa: E402
+import kept_counts  # noqa: E402
 import paper_table  # noqa: E402
 
 FILES = sorted(fashion_mnist.COUNTS.glob("*.npz"))
@@ -39,12 +41,25 @@ def shown():
     return {method: lines for method, lines in found.items() if method in fashion_mnist.METHODS}
 
 
-def evidence(path):
+def evidence(path, vote="pairwise"):
+    """Sigma, right answers, the count that binds, n, alpha and the radius, by other means than the script's."""
     with np.load(path, allow_pickle=False) as file:
-        top = file["n0_counts"].argmax(1)
-        n = file["n_counts"].astype(np.int64)
-        alpha = json.loads(str(file["about"]))["run"]["alpha"]
-        return file["sigma"], top == file["label"], n[np.arange(len(n)), top], n.sum(1), alpha, file["radius"]
+        about, rows = json.loads(str(file["about"])), np.arange(len(file["id"]))
+        votes, wins, n = (file[name].astype(np.int64) for name in ("votes", "wins", "votes"))
+        top, hits = file["top"].astype(int), None
+        if vote == "pairwise":
+            top = file["anchor"].astype(int)
+            wins[rows, top] = n.sum()  # no rival of itself
+            hits = wins.min(1)
+        else:
+            hits = votes[rows, top]
+        n, sigma, alpha = n.sum(1), file["sigma"], about["alpha"]
+        lower = np.where(hits > 0, beta.ppf(alpha, np.maximum(hits, 1), n - hits + 1), 0.0)
+        radius = np.where(lower > 0.5, sigma * norm.ppf(np.maximum(lower, 0.5)), 0.0)
+        if vote == "pairwise":
+            np.testing.assert_allclose(file["radius"], radius, atol=1e-6)
+            radius = file["radius"]
+        return sigma, top == file["label"], hits, n, alpha, radius
 
 
 def test_every_kept_file_is_a_row_of_the_table_and_some_are_there():
@@ -62,8 +77,6 @@ def test_the_page_shows_what_the_kept_counts_give():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_kept_radius_says_more_than_its_counts(path):
     sigma, _, hits, n, alpha, radius = evidence(path)
-    lower = np.where(hits > 0, beta.ppf(alpha, np.maximum(hits, 1), n - hits + 1), 0.0)
-    np.testing.assert_allclose(radius, np.where(lower > 0.5, sigma * norm.ppf(np.maximum(lower, 0.5)), 0.0), atol=1e-6)
     for i in np.flatnonzero(radius)[:: max(1, len(radius) // 8)]:
         p = Fraction(normal_cdf(Fraction(radius[i]) / Fraction(sigma[i])), 1 << 200)
         assert binomial_tail(int(hits[i]), int(n[i]), p)[0] <= alpha
@@ -72,13 +85,13 @@ def test_no_kept_radius_says_more_than_its_counts(path):
 def test_each_figure_of_the_page_is_a_count_rounded_down_and_unfinished_rows_say_so():
     tables = shown()
     assert set(tables) == set(fashion_mnist.METHODS)
-    for row in ROWS:
-        [cells] = [line[1:] for line in tables[row.method] if line[0] == row.label]
+    for row, vote in itertools.product(ROWS, paper_table.VOTES):
+        [cells] = [line[2:] for line in tables[row.method] if line[:2] == [row.label, vote]]
         path = fashion_mnist.COUNTS / f"{row.name}.npz"
         if not path.exists():
             assert set(cells) == {paper_table.NOT_RUN}
             continue
-        _, right, _, _, _, radius = evidence(path)
+        _, right, _, _, _, radius = evidence(path, vote)
         for cell, least in zip(cells, paper_table.RADII, strict=False):
             share, low, high = CELL.match(cell).groups()
             hits = int((right & (radius > 0) & (radius >= least)).sum())
@@ -91,15 +104,23 @@ def test_each_figure_of_the_page_is_a_count_rounded_down_and_unfinished_rows_say
 def test_an_envelope_is_the_largest_of_the_finished_rows_of_its_kind():
     for method, lines in shown().items():
         finished, envelopes, kind = {}, {}, None
-        for label, *cells in lines:
+        for label, vote, *cells in lines:
             if label.startswith("envelope"):
-                envelopes[kind] = [float(cell) for cell in cells[:-1]]
+                envelopes[kind, vote] = [float(cell) for cell in cells[:-1]]
                 continue
-            kind = label.partition(",")[0]  # an envelope stands below the rows of its kind
+            kind = label.partition(",")[0]  # an envelope stands below the rows of its kind and vote
             if cells[0] != paper_table.NOT_RUN:
-                finished.setdefault(kind, []).append([float(cell.split("<br>")[0]) for cell in cells[:-1]])
+                finished.setdefault((kind, vote), []).append([float(cell.split("<br>")[0]) for cell in cells[:-1]])
         several = {kind: rows for kind, rows in finished.items() if len(rows) > 1}
         assert envelopes == {kind: np.max(rows, axis=0).tolist() for kind, rows in several.items()}, method
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_pairwise_radius_is_never_below_the_one_class_radius_of_the_same_samples(path):
+    pairwise, plurality = (evidence(path, vote) for vote in paper_table.VOTES)
+    same = pairwise[2] >= plurality[2]  # the pilot's winners may differ; then the answers are of different classes
+    assert (pairwise[-1] >= plurality[-1] - 1e-9)[same].all()
+    assert same.mean() > 0.9
 
 
 @pytest.mark.parametrize("factor", [1.001, 0.99])
@@ -109,7 +130,7 @@ def test_a_radius_that_its_counts_do_not_give_is_refused(tmp_path, factor):
     columns["radius"][np.flatnonzero(columns["radius"])[0]] *= factor
     np.savez(tmp_path / "changed.npz", **columns)
     with pytest.raises(RunError, match="not what its counts give"):
-        paper_table.load_counts(tmp_path / "changed.npz")
+        kept_counts.load(tmp_path / "changed.npz")
 
 
 def test_a_page_without_the_marks_stays_as_it_is(tmp_path):
@@ -188,7 +209,7 @@ def test_an_interrupted_small_table_is_continued_and_printed(small, tmp_path, ca
     assert len(list((tmp_path / "quick/counts").glob("*.npz"))) == 6
     assert fashion_mnist.main(command) == 0
     assert "finished" not in capsys.readouterr().out  # nothing was left to do
-    moved = paper_table.load_counts(tmp_path / "quick/counts/gaussian-0.5-ds2.npz")
+    moved = kept_counts.load(tmp_path / "quick/counts/gaussian-0.5-ds2.npz")
     assert moved.about["training"]["data_dependent"]["step"] == fashion_mnist.MOVES["step"]
 
 
