@@ -17,12 +17,10 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not in a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
-sys.path.insert(0, str(BENCHMARKS.parent / "tools"))
 
 import conditional  # noqa: E402
 import conditional_tables  # noqa: E402
 import kept_counts  # noqa: E402
-import make_assets  # noqa: E402
 import public_rows  # noqa: E402
 
 FILES = sorted(conditional.COUNTS.glob("*.npz"))
@@ -69,12 +67,6 @@ def test_networks_are_of_equal_size_and_training_and_the_small_form_is_valid(tmp
     assert {key for key in told if told[key] != plain[key]} == {"condition"}
     network = build_model("medium-cnn", num_classes=10, input_shape=(1, 28, 28), random_weights=True)
     assert sum(each.numel() for each in network.parameters()) <= 60_000
-
-
-def test_what_is_shipped_is_what_was_measured() -> None:
-    assert conditional.TRAINED["conditional"] == make_assets.CONDITIONAL
-    options = conditional.TRAINED["denoiser"]
-    assert options == make_assets.DENOISER
 
 
 def test_what_is_left_is_listed_parents_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

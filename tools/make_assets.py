@@ -4,7 +4,7 @@
 
 The sample is every tenth image of the test split (0, 10, .., 9990). The models are trained on the training split alone,
 with Gaussian noise whose sigma is drawn for each image, log-uniform between two training sigmas: one that is not told
-sigma, by the loop below, and one that is, by ``ddsmoothing.training``, with 2 % of the training split held out. Class
+sigma, by the loop below, and one that is, by ``ddsmoothing.training`` as benchmarks/conditional.py measured it. Class
 offsets are fitted for the first one on every fiftieth image of the training split, with ``--offsets`` nothing else is.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +29,12 @@ from ddsmoothing.stateless import save_fit
 from ddsmoothing.training import TrainConfig
 from ddsmoothing.training import train as train_by_package
 
-ASSETS = Path(__file__).parents[1] / "src" / "ddsmoothing" / "assets"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from conditional import TRAINED  # noqa: E402
+
+ASSETS = ROOT / "src" / "ddsmoothing" / "assets"
 SPEC = ModelSpec(
     arch="small-cnn",
     classes=(
@@ -40,37 +46,6 @@ SPEC = ModelSpec(
     training_sigmas=(0.12, 1.0),
 )
 BATCH = 256
-CONDITIONAL: dict[str, Any] = {  # as in benchmarks/conditional.py, which measures it
-    "model": "medium-cnn",
-    "condition": "channel",
-    "sigma": (0.12, 1.5),
-    "batch": 256,
-    "lr": 0.2,
-    "nesterov": True,
-    "weight_decay": 1e-4,
-    "schedule": "cosine",
-    "warmup": 2.0,
-    "epochs": 24,
-    "recompute_batchnorm": True,
-    "channels_last": True,
-    "precision": "bf16",
-    "seed": 0,
-}
-DENOISER: dict[str, Any] = {
-    "objective": "denoiser",
-    "model": "small-unet",
-    "sigma": (0.12, 1.5),
-    "batch": 128,
-    "optimizer": "adamw",
-    "lr": 2e-3,
-    "weight_decay": 1e-4,
-    "schedule": "cosine",
-    "warmup": 0.5,
-    "epochs": 3,
-    "precision": "bf16",
-    "seed": 0,
-}
-
 OFFSETS: dict[str, Any] = {"sigma": 1.0, "n": 96, "samples": 500, "seed": 0}
 OFFSETS_SKIP = 50  # of the training split: 1,200 images
 
@@ -150,8 +125,8 @@ def main() -> None:
     model = train(torch.from_numpy(training.x.copy()), torch.from_numpy(training.y), args.epochs, args.seed)
     save_model(model, SPEC, ASSETS / "fashion-mnist-cnn.safetensors")
     make_offsets(training, ASSETS / "fashion-mnist-offsets.json")
-    make_by_package(CONDITIONAL, name, ASSETS / "fashion-mnist-conditional.safetensors")
-    make_by_package(DENOISER, name, ASSETS / "fashion-mnist-denoiser.safetensors")
+    make_by_package(TRAINED["conditional"], name, ASSETS / "fashion-mnist-conditional.safetensors")
+    make_by_package(TRAINED["denoiser"], name, ASSETS / "fashion-mnist-denoiser.safetensors")
 
 
 if __name__ == "__main__":
