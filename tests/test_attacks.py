@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -410,3 +411,13 @@ def test_command_reports_violations(
     assert "CONTRADICTED: " in answer.out
     assert "inside its radius" in answer.out
     assert cli("attack", run.path, *options).code == 0
+
+
+def test_broken_inputs_are_named_with_their_classes(
+    cli: Callable[..., Answer], run_l2: dds.Run, tmp_path: Path
+) -> None:
+    wrong = times(run_l2, 8.0, tmp_path / "wrong")
+    fast = ("--steps", 4, "--samples", 8, "--restarts", 1, "--n", 100, "--max", 4, "--seed", 1)
+    answer = cli("attack", wrong.path, *fast)
+    assert re.search(r"^input \d+: class \d [A-Z][\w -/]+ becomes \d [A-Z]", answer.out, re.MULTILINE)
+    assert answer.code == 1
