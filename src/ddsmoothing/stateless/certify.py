@@ -167,17 +167,20 @@ def certify_stateless(
     talks = [stateless_talk(rule, n0, n, alpha, label) for label in truth]
     found = smoothed.converse(batch, np.full(len(batch), rule.sigmas[0]), talks, seed, progress)
     return StatelessCertification(
-        ids=batch.ids,
-        input_sha256=batch.sha256,
-        rule=rule,
-        pilots=tuple(pilots for pilots, _ in found),
-        fresh=tuple(fresh for _, fresh in found),
-        alpha=alpha,
-        moved=batch.moved,
-        noise=tuple("grid" if on else "float" for on in batch.on_grid),
-        seed=seed,
-        seconds=time.perf_counter() - start,
+        **drawn_of(batch, found), rule=rule, alpha=alpha, seed=seed, seconds=time.perf_counter() - start
     )
+
+
+def drawn_of(batch: Batch, found: Sequence[Drawn]) -> dict[str, Any]:
+    """The fields of a certification that say what its inputs are and what was drawn for them."""
+    return {
+        "ids": batch.ids,
+        "input_sha256": batch.sha256,
+        "pilots": tuple(pilots for pilots, _ in found),
+        "fresh": tuple(fresh for _, fresh in found),
+        "moved": batch.moved,
+        "noise": tuple("grid" if on else "float" for on in batch.on_grid),
+    }
 
 
 def predict_stateless(

@@ -26,7 +26,7 @@ from ddsmoothing.counting.contract import Progress, Request
 from ddsmoothing.errors import InputError
 from ddsmoothing.inputs import Batch, check_sigma
 from ddsmoothing.labels import checked_labels
-from ddsmoothing.stateless.certify import PILOT, Drawn, StatelessCertification, stateless_talk
+from ddsmoothing.stateless.certify import PILOT, Drawn, StatelessCertification, drawn_of, stateless_talk
 from ddsmoothing.streams import SLOT_BLOCKS, Stream, checked_seed
 
 Expert = tuple[SmoothedClassifier, float]
@@ -124,17 +124,7 @@ def certify_routed(
     talks = [stateless_talk(one, n0, n, alpha, label) for one, label in zip(_rules(rule, seen), truth, strict=True)]
     found = house.converse(batches, talks, seed, progress)
     return RoutedCertification(
-        ids=first.ids,
-        input_sha256=first.sha256,
-        rule=rule,
-        pilots=tuple(pilots for pilots, _ in found),
-        fresh=tuple(fresh for _, fresh in found),
-        alpha=alpha,
-        moved=first.moved,
-        noise=tuple("grid" if on else "float" for on in first.on_grid),
-        seed=seed,
-        seconds=time.perf_counter() - start,
-        seen=seen,
+        **drawn_of(first, found), rule=rule, alpha=alpha, seed=seed, seconds=time.perf_counter() - start, seen=seen
     )
 
 
