@@ -73,7 +73,7 @@ COMMON: dict[str, Any] = {
     "seed": 0,
 }
 TUNED = {"lr": 0.05, "warmup": 0.3, "epochs": 6}  # from the Gaussian network of the same sigma
-CATRS_EPOCHS, CONDITIONAL_EPOCHS = 3, 8
+CATRS_EPOCHS, CONDITIONAL_EPOCHS, LONGER_EPOCHS = 3, 8, 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def networks() -> dict[str, Network]:
         "batch": 128,
         "catrs": Catrs(weight=2.0),
     }
-    best = "catrs-conditional"
+    best, longer = "catrs-conditional", "catrs-conditional-longer"
     found = [Network("gaussian-conditional", conditional)]
     for s in SIGMAS:
         name = f"gaussian-{s:g}"
@@ -150,6 +150,8 @@ def networks() -> dict[str, Network]:
         Row(best, BEST, offsets=True),
     )
     found.append(Network(best, catrs | conditional | {"epochs": CONDITIONAL_EPOCHS}, "gaussian-conditional", rows))
+    rows = (Row(longer, None, mixed=True, full=True), Row(longer, BEST, full=True))
+    found.append(Network(longer, catrs | conditional | {"epochs": LONGER_EPOCHS}, "gaussian-conditional", rows))
     for s in SIGMAS:
         name = f"catrs-{s:g}"
         found.append(Network(name, catrs | {"sigma": s}, f"gaussian-{s:g}", (Row(name, s),)))
