@@ -6,9 +6,9 @@
 
 Test images 5, 15, 25, .. (no design was chosen on them), and training images on which everything is fitted and chosen.
 At each sigma who beats whom is counted on a pilot that chooses and on parts of growing size, so that rules with several
-sigmas take as many samples in all as one sigma does: 34 million samples, a quarter of an hour of a quiet core. Ctrl-C
+sigmas take as many samples in all as one sigma does: 190 million samples, an hour and a half of a quiet core. Ctrl-C
 stops in order, and the same command goes on.
-``--networks``: the folder where ``public_table.py`` trained the Gaussian experts.
+``--networks``: the folder where ``public_table.py`` trained the Gaussian experts; the selector is trained there.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ import stateless_counts as kept
 import stateless_tables
 from ddsmoothing import L2Certificate, SmoothedClassifier, load_data, load_model
 from ddsmoothing.claims.centres import Centres
-from ddsmoothing.cli.interrupts import interruptible
+from ddsmoothing.cli.interrupts import asked_to_stop, interruptible
+from ddsmoothing.cli.progress import SampleProgress
 from ddsmoothing.counting.contract import DUELS, Request
 from ddsmoothing.data import Dataset
 from ddsmoothing.streams import Blocks, Role
+from ddsmoothing.training import PRESETS, TrainConfig, train
+from ddsmoothing.training.predictions import make_predictions
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "stateless.md", ROOT / "docs" / "images" / "stateless.png"
 K, GROUP = 10, 50  # classes; images whose counts are kept together
 TRAINING = range(1, 60_000, 6)  # images that the centres are means of
 NEAR = 6.5  # more than the sum of two radii of the rows with a memory
-SLOTS = (0.25, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 0.85)  # each sigma's noise is its own
-CONDITIONAL, LARGE = (0.25, 0.5, 1.0, 1.2), (0.5, 1.0, 1.2)  # of the network that is told sigma; with most samples
+SLOTS = (0.25, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 0.85, kept.GATE)  # each sigma's noise is its own
+TRIED, CONDITIONAL, LARGE = SLOTS[:-1], (0.25, 0.5, 1.0, 1.2), (0.5, 1.0, 1.2)  # told sigma; with most samples
+SHIPPED = {"shipped": "fashion-mnist-cnn", "conditional": "fashion-mnist-conditional"}
 EXPERTS = {f"gaussian-{sigma:g}": sigma for sigma in (0.25, 0.5, 1.0)}
 
 
@@ -77,24 +81,30 @@ def jobs() -> list[Job]:
     def some(network: str, split: str, sigmas: tuple[float, ...], images: int, part: str) -> list[Job]:
         return [Job(network=network, split=split, sigma=s, images=images, part=part) for s in sigmas]
 
-    found = some("shipped", "train", SLOTS, 1200, "fit")
-    found += some("shipped", "test", SLOTS, 1000, "few")
+    found = some("shipped", "train", TRIED, 1200, "fit")
+    found += some("shipped", "test", TRIED, 1000, "few")
+    found += some("selector", "train", (kept.GATE,), 1200, "fit")
+    found += some("selector", "test", (kept.GATE,), 1000, "few")
     found += [job for name, s in EXPERTS.items() for job in some(name, "train", (s,), 800, "fit")]
-    found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 333, "few")]
+    found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 1000, "few")]
     found += some("conditional", "train", CONDITIONAL, 600, "fit")
-    found += some("conditional", "test", CONDITIONAL, 250, "few")
-    return found + some("shipped", "test", LARGE, 500, "many")
+    found += some("conditional", "test", CONDITIONAL, 500, "few")
+    found += some("shipped", "test", LARGE, 1000, "many") + some("selector", "test", (kept.GATE,), 1000, "many")
+    found += [job for name, s in EXPERTS.items() for job in some(name, "test", (s,), 500, "many")]
+    found += some("conditional", "test", CONDITIONAL, 250, "many")
+    return found + some("shipped", "test", LARGE, 500, "most") + some("selector", "test", (kept.GATE,), 500, "most")
 
 
 def requests_of(job: Job, d: int, row: int) -> Iterator[Request]:
     """What is counted on one image: a pilot and parts of fresh samples; no noise is used twice."""
     blocks, slot = Blocks(d), SLOTS.index(job.sigma)
     roles = [Role.CERTIFY] * len(kept.SIZES[job.part])
-    if job.part != "many":
-        roles[0] = Role.PILOT
-    else:  # after the parts that are counted already
-        for n in kept.SIZES["few"][1:]:
+    if job.part in kept.LATER:  # after the parts that are counted already
+        before = kept.LATER[: kept.LATER.index(job.part)]
+        for n in sum((kept.SIZES[part] for part in before), kept.SIZES["few"][1:]):
             blocks.take(Role.CERTIFY, n, slot)
+    else:
+        roles[0] = Role.PILOT
     for role, n in zip(roles, kept.SIZES[job.part], strict=True):
         yield Request(row=row, sigma=job.sigma, stream=role, n=n, first_block=blocks.take(role, n, slot), tally=DUELS)
 
@@ -104,7 +114,8 @@ def counted(job: Job, smoothed: SmoothedClassifier, data: Dataset, ids: list[int
     batch = smoothed.prepare(data[ids][0], ids)
     asked = [request for row in range(len(ids)) for request in requests_of(job, batch.d, row)]
     seed = zlib.crc32(f"{job.network}-{job.split}".encode())
-    return np.stack(smoothed.count(batch, asked, seed)).reshape(len(ids), -1, K, K)
+    duels = np.stack(smoothed.count(batch, asked, seed))
+    return duels.reshape(len(ids), -1, *duels.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,37 @@ class Place:
     counts: Path
 
     def smoothed(self, network: str) -> SmoothedClassifier:
-        """A network by name: one that is shipped, or an expert that was trained elsewhere."""
-        shipped = {"shipped": "fashion-mnist-cnn", "conditional": "fashion-mnist-conditional"}
-        model = load_model(shipped.get(network) or str(self.networks / network / "model.safetensors"))
+        """A network by name: one that is shipped, the selector, or an expert that was trained elsewhere."""
+        if network == "selector":
+            self._train_selector()
+        model = load_model(SHIPPED.get(network) or str(self.networks / network / "model.safetensors"))
         more = {"precision": "bf16", "channels_last": True, "block_size": 1024}
-        return SmoothedClassifier(model, L2Certificate(), num_classes=K, **more)
+        classes = len(kept.ROUTED) if network == "selector" else K
+        return SmoothedClassifier(model, L2Certificate(), num_classes=classes, **more)
+
+    def _train_selector(self) -> None:
+        """Train the gate that picks an expert, on the radii that the experts promise on training images."""
+        folder, data, base = self.networks / "selector", load_data(self.data, split="train"), SHIPPED["shipped"]
+        folder.mkdir(parents=True, exist_ok=True)
+        options = PRESETS["fashion-mnist-selector"] | {"data": self.data, "sigma": kept.GATE, "seed": 0}
+        config = TrainConfig(**options, predictions=str(folder / "radii"))
+        with asked_to_stop() as stop:
+            with SampleProgress(len(data), "radii of the experts", "inputs") as progress:
+                made = make_predictions(
+                    load_model(base),
+                    data,
+                    folder / "radii",
+                    classes=K,
+                    sigma=kept.ROUTED,
+                    n=64,
+                    seed=0,
+                    progress=progress,
+                    stop=stop,
+                )
+            with SampleProgress(config.epochs * config.samples(len(data)), "selector", "samples") as progress:
+                done = made and train(config, folder, device="cpu", progress=progress, stop=stop).finished
+        if not done:
+            raise KeyboardInterrupt
 
     def left(self, job: Job) -> list[int]:
         """Images that are not counted yet."""

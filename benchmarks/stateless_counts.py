@@ -15,11 +15,14 @@ from stateless_rules import Draws
 
 FOLDER = Path(__file__).parent / "results" / "stateless"
 GROUPS = (0, 1, 0, 0, 0, 1, 0, 1, 1, 1)  # the expert of each class: garments that are confused, and all else
+ROUTED, GATE = (0.5, 1.2), 0.6  # sigmas of the experts behind the selector, and of its own noise
 SIZES = {  # samples: a pilot and fresh parts, of which subsets have every multiple of 250
     "fit": (100, 200),
     "few": (100, 250, 250, 500, 1000),
-    "many": (2000, 4000),
+    "many": (2000, 2000, 4000),  # after those
+    "most": (8000, 16_000, 16_000),  # after all of these
 }
+LATER = ("many", "most")  # in files of their own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +43,7 @@ class Duels:
 
 def name_of(network: str, split: str, sigma: float, part: str) -> str:
     """Of the file without its suffix."""
-    return f"{network}-{split}-{sigma:g}" + ("-many" if part == "many" else "")
+    return f"{network}-{split}-{sigma:g}" + (f"-{part}" if part in LATER else "")
 
 
 def add(path: Path, ids: list[int], label: NDArray[np.int64], duels: NDArray[np.int64]) -> None:
@@ -88,15 +91,16 @@ def paths_of(network: str | Sequence[str], split: str, sigmas: Sequence[float], 
 
 
 def draws(network: str | Sequence[str], split: str, sigmas: Sequence[float], *parts: str) -> Draws:
-    """Counts on the images of which all parts are kept; ``many`` comes after ``few``."""
+    """Counts on the images of which all parts are kept; of a network with fewer classes the others have none."""
     paths = paths_of(network, split, sigmas, *parts)
     found = [[load(path) for path in each] for each in paths]
+    most = max(one.counts.shape[-1] for each in found for one in each)
     ids = found[0][0].id
     for one in (one for each in found for one in each):
         ids = ids[np.isin(ids, one.id)]
     rows = [[np.searchsorted(one.id, ids) for one in each] for each in found]
     counts = [
-        np.concatenate([one.counts[at] for one, at in zip(each, places, strict=True)], 1)
+        np.concatenate([_padded(one.counts[at], most) for one, at in zip(each, places, strict=True)], 1)
         for each, places in zip(found, rows, strict=True)
     ]
     stacked, first = np.stack(counts, 1), found[0][0]
@@ -112,6 +116,11 @@ def draws(network: str | Sequence[str], split: str, sigmas: Sequence[float], *pa
         away=seen[f"{split}_away"][at],
         sizes=sum((SIZES[part] for part in parts), ())[1:],
     )
+
+
+def _padded(counts: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    more = classes - counts.shape[-1]
+    return np.pad(counts, ((0, 0), (0, 0), (0, more), (0, more)))
 
 
 @lru_cache(maxsize=1)

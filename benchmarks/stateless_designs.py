@@ -124,10 +124,10 @@ class Fit:
         return slots, np.array(ascended(chosen, y, cap, 1.0, weight, K))
 
 
-def fixed_designs(fit: Fit) -> dict[str, list[Design]]:
+def fixed_designs(fit: Fit, sigmas: Sequence[float]) -> dict[str, list[Design]]:
     """One sigma for all, by vote; two-class rows are made elsewhere, having no atoms."""
     found: dict[str, list[Design]] = {"one-class": [], "pairwise": [], "pairwise + offsets": []}
-    for s in fit.draws.sigmas:
+    for s in sigmas:
         found["one-class"].append(Design(family="one-class", sigmas=(s,), plan=one_class))
         found["pairwise"].append(Design(family="pairwise", sigmas=(s,), plan=_table([Option(0, 0)], EVERYWHERE)))
         plan = _table([Option(0, 0)], EVERYWHERE, fit.offsets(s))
@@ -148,6 +148,8 @@ def designs(fit: Fit, couples: Sequence[tuple[float, ...]]) -> list[Design]:
             found += _tables(fit, sigmas, with_offsets)
             if len(sigmas) == 2:
                 found += _routed(fit, sigmas, with_offsets)
+            if sigmas == kept.ROUTED and kept.GATE in fit.draws.sigmas:
+                found += _selected(fit, with_offsets)
     for small, large in (sigmas for sigmas in couples if len(sigmas) == 2):
         found += _cascades((small, large)) + _cascades((large, small))
     return found
@@ -186,6 +188,21 @@ def _routed(fit: Fit, sigmas: tuple[float, ...], with_offsets: bool) -> list[Des
     found.append(
         _design("reach, centres", sigmas, lambda draws: routed(draws, betas, None), _and(sigmas), with_offsets)
     )
+    return found
+
+
+def _selected(fit: Fit, with_offsets: bool) -> list[Design]:
+    """Behind the trained selector, whose classes are the experts; its samples are none of theirs."""
+    betas = [fit.offsets(s, 3.0) if with_offsets else np.zeros(K) for s in kept.ROUTED]
+    experts = np.where(np.arange(K) < len(betas), np.arange(K), -1)
+    slot, sigmas, found = len(betas), (*kept.ROUTED, kept.GATE), []
+    for dual in (False, True):
+
+        def behind(draws: Draws, dual: bool = dual) -> Plan:
+            return routed(draws, betas, experts, slot, dual)
+
+        name, note = "dual, selector" if dual else "reach, selector", f"{_and(kept.ROUTED)}, gate at {kept.GATE:g}"
+        found.append(_design(name, sigmas, behind, note, with_offsets))
     return found
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,7 +31,7 @@ from stateless_designs import (
     promised,
     remembered,
 )
-from stateless_rules import Certificates, two_class
+from stateless_rules import Certificates, Draws, two_class
 
 START, END = "<!-- python benchmarks/stateless.py --tables -->\n", "<!-- end -->\n"
 FEWEST = 6  # sigmas that make a front
@@ -45,6 +47,7 @@ class Section:
     Attributes:
         networks: one, or one for each sigma.   samples: in all, of an image.   parts: see ``stateless_counts.SIZES``.
         couples: sigmas of tables and of routing.   searched: sigmas that pointwise rows choose from.
+        selector: whether one is tried as a gate.
     """
 
     title: str
@@ -54,46 +57,63 @@ class Section:
     parts: tuple[str, ...]
     couples: tuple[tuple[float, ...], ...]
     searched: tuple[float, ...]
+    selector: bool = False
+
+    def draws(self, split: str, *parts: str) -> Draws:
+        """Counts on a split, behind those of all sigmas the selector's."""
+        names, sigmas = self.counted
+        return kept.draws(names, split, sigmas, *parts)
+
+    @property
+    def counted(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Networks and their sigmas, and the selector with its own."""
+        names = (self.networks,) * len(self.sigmas) if isinstance(self.networks, str) else self.networks
+        more = (("selector",), (kept.GATE,)) if self.selector else ((), ())
+        return names + more[0], self.sigmas + more[1]
 
 
-EXPERTS = ("gaussian-0.25", "gaussian-0.5", "gaussian-1")
+PARTS = {2100: ("few",), 10_100: ("few", "many"), 50_100: ("few", "many", "most")}  # of samples in all
+
+
+def _section(title: str, networks: str | tuple[str, ...], samples: int, **options: Any) -> Section:
+    return Section(title=title, networks=networks, samples=samples, parts=PARTS[samples], **options)
+
+
+_SHIPPED = partial(_section, "the shipped CNN", "shipped", selector=True)
+_LARGE: dict[str, Any] = {
+    "sigmas": (0.5, 1.0, 1.2),
+    "couples": ((0.5, 1.0), (0.5, 1.2), (0.5, 1.0, 1.2)),
+    "searched": (0.5, 1.0, 1.2),
+}
+_CONDITIONAL = partial(
+    _section,
+    "the shipped CNN that is told sigma",
+    "conditional",
+    sigmas=(0.25, 0.5, 1.0, 1.2),
+    couples=((0.25, 1.0), (0.5, 1.0), (0.5, 1.2), (0.25, 1.2)),
+    searched=(0.25, 0.5, 1.0, 1.2),
+)
+_EXPERTS = partial(
+    _section,
+    "three Gaussian experts",
+    ("gaussian-0.25", "gaussian-0.5", "gaussian-1"),
+    sigmas=(0.25, 0.5, 1.0),
+    couples=((0.25, 0.5), (0.25, 1.0), (0.5, 1.0)),
+    searched=(0.25, 0.5, 1.0),
+)
 SECTIONS = (
-    Section(
-        title="the shipped CNN",
-        networks="shipped",
+    _SHIPPED(
+        2100,
         sigmas=(0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0),
-        samples=2100,
-        parts=("few",),
         couples=((0.5, 1.0), (0.7, 1.2), (0.5, 1.2), (0.25, 1.2), (0.5, 0.7, 1.0, 1.2)),
         searched=(0.5, 0.7, 1.0, 1.2),
     ),
-    Section(
-        title="the shipped CNN",
-        networks="shipped",
-        sigmas=(0.5, 1.0, 1.2),
-        samples=8100,
-        parts=("few", "many"),
-        couples=((0.5, 1.0), (0.5, 1.2), (0.5, 1.0, 1.2)),
-        searched=(0.5, 1.0, 1.2),
-    ),
-    Section(
-        title="the shipped CNN that is told sigma",
-        networks="conditional",
-        sigmas=(0.25, 0.5, 1.0, 1.2),
-        samples=2100,
-        parts=("few",),
-        couples=((0.25, 1.0), (0.5, 1.0), (0.5, 1.2), (0.25, 1.2)),
-        searched=(0.25, 0.5, 1.0, 1.2),
-    ),
-    Section(
-        title="three Gaussian experts",
-        networks=EXPERTS,
-        sigmas=(0.25, 0.5, 1.0),
-        samples=2100,
-        parts=("few",),
-        couples=((0.25, 0.5), (0.25, 1.0), (0.5, 1.0)),
-        searched=(0.25, 0.5, 1.0),
-    ),
+    _SHIPPED(10_100, **_LARGE),
+    _SHIPPED(50_100, **_LARGE),
+    _CONDITIONAL(2100),
+    _CONDITIONAL(10_100),
+    _EXPERTS(2100),
+    _EXPERTS(10_100),
 )
 
 
@@ -132,8 +152,8 @@ class Row:
 
 def rows_of(section: Section) -> list[Row]:
     """All of a section, fixed ones first."""
-    fit = Fit(draws=kept.draws(section.networks, "train", section.sigmas, "fit"))
-    test = kept.draws(section.networks, "test", section.sigmas, *section.parts)
+    fit = Fit(draws=section.draws("train", "fit"))
+    test = section.draws("test", *section.parts)
     n, rows = section.samples, []
 
     def add(name: str, note: str, vote: str, kind: str, found: Certificates, promise: float = 0.0) -> Row:
@@ -141,7 +161,7 @@ def rows_of(section: Section) -> list[Row]:
         rows.append(one)
         return one
 
-    fixed, goal = fixed_designs(fit), 0.0
+    fixed, goal = fixed_designs(fit, section.sigmas), 0.0
     for vote in FIXED:
         for k, s in enumerate(section.sigmas):
             if vote == "two-class":
@@ -306,8 +326,8 @@ def made() -> list[tuple[Section, list[Row]]]:
 
 
 def _kept(section: Section) -> bool:
-    paths = kept.paths_of(section.networks, "test", section.sigmas, *section.parts)
-    paths += kept.paths_of(section.networks, "train", section.sigmas, "fit")
+    names, sigmas = section.counted
+    paths = kept.paths_of(names, "test", sigmas, *section.parts) + kept.paths_of(names, "train", sigmas, "fit")
     return all(path.exists() for each in paths for path in each)
 
 
