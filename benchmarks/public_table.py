@@ -7,8 +7,9 @@
 
 Networks of 357,000 parameters, by ``train``; all options were chosen on held-out training images. Rows: 1,000 test
 images in two halves, 0, 20, 40, .. and 10, 30, 50, .., with 10,000 samples, or as many as the published rows have, or
-at most so many, planned for each image. Each half is a run folder, whose counts are kept beside this script in a small
-file. Ctrl-C stops in order, and the same command goes on.
+at most so many, planned for each image. One row is of all 10,000 images in ten parts, planned, at most 20,000 samples.
+Each part is a run folder, whose counts are kept beside this script in a small file. Ctrl-C stops in order, and the same
+command goes on.
 ``--logs``: a folder with the public logs, tab-separated, named METHOD_SIGMA.tsv, to compare with image by image.
 """
 
@@ -51,7 +52,8 @@ SHOWN = {  # in the figure
 }
 N0, N, ALPHA = 100, 10_000, 0.001
 HALVES: dict[str, dict[str, Any]] = {"": {"skip": 20}, "-second": {"skip": 10, "shard": (2, 2)}}  # of 1,000 images
-N_MAX = 100_000  # of rows whose numbers of samples are planned
+TENTHS: dict[str, dict[str, Any]] = {f"-{i}of10": {"skip": 1, "shard": (i, 10)} for i in range(1, 11)}  # of all
+N_MAX, N_EACH = 100_000, 20_000  # of rows whose numbers of samples are planned; of all images
 SIGMAS = (0.25, 0.5, 1.0)
 LOW, HIGH = 0.2, 1.3  # of conditional networks
 BEST = 1.2  # the one sigma of the stateless rows of a conditional network
@@ -83,7 +85,7 @@ class Row:
     Attributes:
         network: below SPLIT it is the conditional Gaussian one, if ``mixed``.   sigma: None is data-dependent.
         offsets: class offsets are fitted on training images first.   planned: samples are planned for each image.
-        full: as many samples as the published rows have.
+        full: as many samples as the published rows have.   every: all 10,000 images, not 1,000 of them.
     """
 
     network: str
@@ -92,12 +94,24 @@ class Row:
     offsets: bool = False
     planned: bool = False
     full: bool = False
+    every: bool = False
 
     @property
     def name(self) -> str:
         """Of its run and its counts."""
         parts = [self.network, "dds" if self.sigma is None else f"at-{self.sigma:g}"]
-        return "-".join([*parts, *["mixed"] * self.mixed, *["offsets"] * self.offsets, *["100k"] * self.full])
+        flags = {"mixed": self.mixed, "offsets": self.offsets, "100k": self.full, "all": self.every}
+        return "-".join(parts + [flag for flag, there in flags.items() if there])
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """Which images each of its runs takes, by what is appended to the row's name."""
+        return TENTHS if self.every else HALVES
+
+    @property
+    def samples(self) -> int:
+        """The most fresh samples of an image."""
+        return N_EACH if self.every else N_MAX if self.planned or self.full else N
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,11 @@ def networks() -> dict[str, Network]:
         Row(best, BEST, offsets=True),
     )
     found.append(Network(best, catrs | conditional | {"epochs": CONDITIONAL_EPOCHS}, "gaussian-conditional", rows))
-    rows = (Row(longer, None, mixed=True, full=True), Row(longer, BEST, full=True))
+    rows = (
+        Row(longer, None, mixed=True, full=True),
+        Row(longer, None, mixed=True, planned=True, every=True),
+        Row(longer, BEST, full=True),
+    )
     found.append(Network(longer, catrs | conditional | {"epochs": LONGER_EPOCHS}, "gaussian-conditional", rows))
     for s in SIGMAS:
         name = f"catrs-{s:g}"
@@ -206,10 +224,10 @@ class Place:
         return own.to(self.device)
 
     @interruptible()
-    def certify(self, row: Row, half: str) -> None:
-        """Certify half of the row's images, as far as that is not done, and keep the counts."""
-        n = 1000 if self.quick else N_MAX if row.planned or row.full else N
-        images = {"skip": 2000} if self.quick else HALVES[half]
+    def certify(self, row: Row, part: str) -> None:
+        """Certify a part of the row's images, as far as that is not done, and keep the counts."""
+        n = 1000 if self.quick else row.samples
+        images = {"skip": 2000} if self.quick else row.parts[part]
         samples = {"n_max": n} if row.planned else {"n0": N0, "n": n}
         rows = 16_384 if self.device.type == "cuda" else 512
         smoothed = SmoothedClassifier(
@@ -217,7 +235,7 @@ class Place:
         )
         offsets = self.offsets(row, smoothed) if row.offsets else None
         data, seed = self.split("test"), zlib.crc32(row.name.encode())  # no noise is used for two rows
-        name, ids = row.name + half, subset_ids(data, **{"maximum": None, **images})
+        name, ids = row.name + part, subset_ids(data, **{"maximum": None, **images})
         policy = self.policy(row, smoothed, data, self.out / "sigma" / f"{name}.npy", ids, seed)
         with SampleProgress((N0 + n) * len(ids), name) as progress:
             run = certify_run(
@@ -257,15 +275,15 @@ class Place:
 def left_to_do(
     place: Place, known: dict[str, Network], only: set[str], train_them: bool, certify_them: bool
 ) -> Iterator[tuple[Network, Row | None, str]]:
-    """Trainings and halves of rows that are asked for and not done; a network's name stands for its rows too."""
+    """Trainings and parts of rows that are asked for and not done; a network's name stands for its rows too."""
     for network in known.values():
         asked = network.name in only
         if asked and train_them and not (place.out / network.name / "model.safetensors").exists():
             yield network, None, ""
         for row in network.rows if certify_them else ():
-            for half in list(HALVES)[:1] if place.quick else HALVES:
-                if (asked or row.name in only) and not (place.out / "counts" / f"{row.name}{half}.npz").exists():
-                    yield network, row, half
+            for part in list(row.parts)[:1] if place.quick else row.parts:
+                if (asked or row.name in only) and not (place.out / "counts" / f"{row.name}{part}.npz").exists():
+                    yield network, row, part
 
 
 def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> None:
@@ -286,10 +304,10 @@ def write_page(place: Place, known: dict[str, Network], logs: Path | None) -> No
 
 
 def kept_rows(known: dict[str, Network]) -> dict[str, kept_counts.Counts]:
-    """The rows whose counts are kept, whole or of the first half of the images."""
+    """The rows whose counts are kept, whole or of the first parts of the images."""
     found = {}
     for row in (row for network in known.values() for row in network.rows):
-        paths = [COUNTS / f"{row.name}{half}.npz" for half in HALVES]
+        paths = [COUNTS / f"{row.name}{part}.npz" for part in row.parts]
         if paths[0].exists():
             found[row.name] = kept_counts.joined([kept_counts.load(path) for path in paths if path.exists()])
     return found
@@ -329,8 +347,8 @@ def main(argv: list[str] | None = None) -> int:
     steps = (
         (f"train {network.name}", partial(place.train, network))
         if row is None
-        else (f"certify {row.name}{half}", partial(place.certify, row, half))
-        for network, row, half in left_to_do(place, known, only, not args.rows, not args.train)
+        else (f"certify {row.name}{part}", partial(place.certify, row, part))
+        for network, row, part in left_to_do(place, known, only, not args.rows, not args.train)
     )
     paper_table.work_off(steps, listed=args.list)
     return 0
