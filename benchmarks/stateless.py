@@ -137,16 +137,16 @@ class Place:
 
     def _train_selector(self) -> None:
         """Train the gate that picks an expert, on the radii that the experts promise on training images."""
-        folder, data, base = self.networks / "selector", load_data(self.data, split="train"), SHIPPED["shipped"]
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, radii = self.networks / "selector", self.networks / "selector-radii"
+        data, base = load_data(self.data, split="train"), SHIPPED["shipped"]
         options = PRESETS["fashion-mnist-selector"] | {"data": self.data, "sigma": kept.GATE, "seed": 0}
-        config = TrainConfig(**options, predictions=str(folder / "radii"))
+        config = TrainConfig(**options, predictions=str(radii))
         with asked_to_stop() as stop:
             with SampleProgress(len(data), "radii of the experts", "inputs") as progress:
                 made = make_predictions(
                     load_model(base),
                     data,
-                    folder / "radii",
+                    radii,
                     classes=K,
                     sigma=kept.ROUTED,
                     n=64,

@@ -149,14 +149,17 @@ def test_cascades_are_the_packages_own(reach: bool) -> None:
         agree(found, row, claim.prediction, claim.radius)
 
 
+@pytest.mark.parametrize("slot", [1, 2], ids=["the gate is an expert's samples", "the gate has samples of its own"])
 @pytest.mark.parametrize("dual", [False, True])
-def test_a_routed_answer_reaches_as_far_as_gate_and_experts_say(dual: bool) -> None:
-    sigmas, draws, groups, betas = (0.5, 1.2), some((0.5, 1.2)), np.array(kept.GROUPS), (np.zeros(10), BETA)
-    plan = rules.routed(draws, betas, groups, 1, dual)
+def test_a_routed_answer_reaches_as_far_as_gate_and_experts_say(dual: bool, slot: int) -> None:
+    sigmas, groups, betas = (0.5, 1.2, 0.7)[: slot + 1], np.array(kept.GROUPS), (np.zeros(10), BETA)
+    draws = some(sigmas)
+    plan = rules.routed(draws, betas, groups, slot, dual)
     found, taken = rules.certified(draws, plan, TOTAL), rules.shares(draws, plan, TOTAL)
+    assert (found.samples <= TOTAL).all()
     for row in range(len(draws.id)):
         top, pilot = int(plan.top[row]), draws.pilots[row]
-        chosen = int(np.argmax([pilot[1].diagonal()[groups == e].sum() for e in range(2)]))
+        chosen = int(np.argmax([pilot[slot].diagonal()[groups == e].sum() for e in range(2)]))
         experts = [Pairwise(), rule_for("pairwise", offsets=tuple(BETA))]
         tally = experts[chosen].pilot_tally(10)
         assert top == experts[chosen].choose(measured("pilot", sigmas[chosen], tally, pilot[chosen]))
@@ -166,9 +169,9 @@ def test_a_routed_answer_reaches_as_far_as_gate_and_experts_say(dual: bool) -> N
                 claim = expert.claim_of(top, fresh_of(draws, row, k, int(taken[row, k]) * 250, top), L2, ALPHA)
                 radii.append(claim.radius)
         if len(radii) == 1:  # the gate is to keep the other expert away
-            votes = draws.drawn(1, taken[:, 1])[row].diagonal()
-            lower = clopper_pearson_lower(int(votes[groups == chosen].sum()), int(taken[row, 1]) * 250, ALPHA)
-            radii.append(max(0.0, L2.phi(1.2, lower)))
+            votes = draws.drawn(slot, taken[:, slot])[row].diagonal()
+            lower = clopper_pearson_lower(int(votes[groups == chosen].sum()), int(taken[row, slot]) * 250, ALPHA)
+            radii.append(max(0.0, L2.phi(sigmas[slot], lower)))
         assert not (dual and plan.active[row, 1 - chosen, :10].any())
         agree(found, row, top if min(radii) > 0.0 else -1, min(radii))
 
@@ -251,8 +254,8 @@ def test_counting_goes_on_where_it_was_and_uses_no_noise_twice(tmp_path: Path, m
     at_once.count(replace(job, images=3))
     one, other = (kept.load(where.counts / f"{job.name}.npz") for where in (place, at_once))
     np.testing.assert_array_equal(one.counts, other.counts)
-    few, many = (list(stateless.requests_of(replace(job, part=part), 784, 0)) for part in ("few", "many"))
-    taken = [(each.stream, each.first_block + b) for each in few + many for b in range(-(-each.n // 167))]
+    asked = [each for p in ("few", "many", "most") for each in stateless.requests_of(replace(job, part=p), 784, 0)]
+    taken = [(each.stream, each.first_block + b) for each in asked for b in range(-(-each.n // 167))]
     assert len(taken) == len(set(taken))
 
 
