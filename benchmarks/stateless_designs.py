@@ -1,4 +1,4 @@
-"""What ``stateless_tables.py`` compares: designs fitted on training images, chosen on others that were held out."""
+"""What ``stateless_tables.py`` compares: designs fitted on training images, chosen by cross-validation on these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 import stateless_counts as kept
-from ddsmoothing.stateless.counts import HELD_OUT, OwnPhis
+from ddsmoothing.stateless.counts import OwnPhis
 from ddsmoothing.stateless.offsets import ascended
 from ddsmoothing.stateless.tables import table_ascended
 from stateless_rules import (
@@ -67,19 +67,27 @@ def capped(one: Certificates, sigmas: Sequence[float], samples: int) -> Certific
     return Certificates(prediction=one.prediction, radius=np.minimum(one.radius, most), samples=one.samples)
 
 
+FOLDS = 4
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fit:
-    """Fits on counts of training images; every HELD_OUT-th image is not fitted on."""
+    """Fits on counts of training images.
+
+    Attributes:
+        fold: every FOLDS-th image, from this one on, is held out of the fits; None: none is.
+    """
 
     draws: Draws
+    fold: int | None = None
 
     @cached_property
     def _held(self) -> Ints:
-        return np.arange(len(self.draws.id)) % HELD_OUT == HELD_OUT - 1
+        return np.arange(len(self.draws.id)) % FOLDS == (FOLDS if self.fold is None else self.fold)
 
     @cached_property
     def held(self) -> Draws:
-        """Counts of the images that designs are chosen on."""
+        """Counts of the images that were held out."""
         return self.draws.of(self._held)
 
     @cached_property
@@ -124,14 +132,13 @@ class Fit:
         return slots, np.array(ascended(chosen, y, cap, 1.0, weight, K))
 
 
-def fixed_designs(fit: Fit, sigmas: Sequence[float]) -> dict[str, list[Design]]:
+def fixed_designs(fit: Fit, sigmas: Sequence[float]) -> list[Design]:
     """One sigma for all, by vote; two-class rows are made elsewhere, having no atoms."""
-    found: dict[str, list[Design]] = {"one-class": [], "pairwise": [], "pairwise + offsets": []}
+    plain, found = _table([Option(0, 0)], EVERYWHERE), []
     for s in sigmas:
-        found["one-class"].append(Design(family="one-class", sigmas=(s,), plan=one_class))
-        found["pairwise"].append(Design(family="pairwise", sigmas=(s,), plan=_table([Option(0, 0)], EVERYWHERE)))
-        plan = _table([Option(0, 0)], EVERYWHERE, fit.offsets(s))
-        found["pairwise + offsets"].append(Design(family="pairwise + offsets", sigmas=(s,), plan=plan, offsets=True))
+        moved = _table([Option(0, 0)], EVERYWHERE, fit.offsets(s))
+        for vote, plan in (("one-class", one_class), ("pairwise", plain), ("pairwise + offsets", moved)):
+            found.append(Design(family=vote, sigmas=(s,), plan=plan, note=f"{s:g}", offsets="offsets" in vote))
     return found
 
 
@@ -224,7 +231,7 @@ def _and(sigmas: Sequence[float], word: str = " and ") -> str:
 
 
 class Promise(NamedTuple):
-    """What a design is expected to show on held-out training images: mean radius, accuracy, and that below 0.5."""
+    """What a design is expected to show on images that it was not fitted on: mean radius, accuracy, that below 0.5."""
 
     acr: float
     accuracy: float
@@ -236,19 +243,26 @@ class Promise(NamedTuple):
         return self.acr + self.accuracy
 
 
-def promised(fit: Fit, design: Design, samples: int) -> Promise:
-    """Of a design with so many samples."""
-    one, label = design.on(fit.held, samples), fit.held.label
-    right = (one.prediction == label) & (one.radius > 0.0)
+def promised(draws: Draws, make: Callable[[Fit], list[Design]], samples: int) -> list[tuple[Design, Promise]]:
+    """Designs fitted on all of these images, each with what those fitted without a fold show on it, over all folds."""
+    folds = [Fit(draws=draws, fold=fold) for fold in range(FOLDS)]
+    shown = np.mean([[_shown(design, fit.held, samples) for design in make(fit)] for fit in folds], 0)
+    return [(design, Promise(*each)) for design, each in zip(make(Fit(draws=draws)), shown.tolist(), strict=True)]
+
+
+def _shown(design: Design, draws: Draws, samples: int) -> Promise:
+    """On images."""
+    one = design.on(draws, samples)
+    right = (one.prediction == draws.label) & (one.radius > 0.0)
     below = np.mean([(right & (one.radius >= r)).mean() for r in BELOW])
     return Promise(float((one.radius * right).mean()), float(right.mean()), float(below))
 
 
-def chosen(fit: Fit, goal: float, candidates: list[Design], samples: int) -> list[tuple[Design, Promise]]:
+def chosen(known: list[tuple[Design, Promise]], goal: float) -> list[tuple[Design, Promise]]:
     """Of each family the design of the largest worth; where it is another, also the most accurate one below 0.5 whose
     mean radius is not below the goal, that of every fixed pairwise vote."""
-    known, found = [(design, promised(fit, design, samples)) for design in candidates], []
-    for family in dict.fromkeys(design.family for design in candidates):
+    found = []
+    for family in dict.fromkeys(design.family for design, _ in known):
         mine = [one for one in known if one[0].family == family]
         best = max(mine, key=lambda one: one[1].worth)
         exact = max(mine, key=lambda one: (one[1].acr >= goal, one[1].below))
