@@ -7,7 +7,7 @@
 
 Networks of 357,000 parameters, by ``train``; all options were chosen on held-out training images. Rows: 1,000 test
 images in two halves, 0, 20, 40, .. and 10, 30, 50, .., with 10,000 samples, or as many as the published rows have, or
-at most so many, planned for each image. One row is of all 10,000 images in ten parts, planned, at most 20,000 samples.
+at most so many, planned for each image. One row is of all 10,000 images in ten parts, planned, at most 10,000 samples.
 Each part is a run folder, whose counts are kept beside this script in a small file. Ctrl-C stops in order, and the same
 command goes on.
 ``--logs``: a folder with the public logs, tab-separated, named METHOD_SIGMA.tsv, to compare with image by image.
@@ -53,7 +53,7 @@ SHOWN = {  # in the figure
 N0, N, ALPHA = 100, 10_000, 0.001
 HALVES: dict[str, dict[str, Any]] = {"": {"skip": 20}, "-second": {"skip": 10, "shard": (2, 2)}}  # of 1,000 images
 TENTHS: dict[str, dict[str, Any]] = {f"-{i}of10": {"skip": 1, "shard": (i, 10)} for i in range(1, 11)}  # of all
-N_MAX, N_EACH = 100_000, 20_000  # of rows whose numbers of samples are planned; of all images
+N_MAX = 100_000  # of rows whose numbers of samples are planned, but of all images N
 SIGMAS = (0.25, 0.5, 1.0)
 LOW, HIGH = 0.2, 1.3  # of conditional networks
 BEST = 1.2  # the one sigma of the stateless rows of a conditional network
@@ -111,7 +111,7 @@ class Row:
     @property
     def samples(self) -> int:
         """The most fresh samples of an image."""
-        return N_EACH if self.every else N_MAX if self.planned or self.full else N
+        return N_MAX if (self.planned or self.full) and not self.every else N
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,35 @@ class Job:
     ids = (5, 15, 25)
 
 
+def test_each_fold_is_held_out_of_the_fits_that_are_chosen_on_it() -> None:
+    draws = kept.draws("shipped", "train", (0.5, 1.2), "fit")
+    folds, whole = [made.Fit(draws=draws, fold=fold) for fold in range(made.FOLDS)], made.Fit(draws=draws)
+    assert sorted(i for fit in folds for i in fit.held.id.tolist()) == draws.id.tolist()
+    for fit in folds:
+        seen = np.setdiff1d(draws.id, fit.held.id)
+        np.testing.assert_array_equal(fit.own[1], draws.label[np.isin(draws.id, seen)])
+    assert len(whole.own[1]) == len(draws.id)
+    assert len(whole.held.id) == 0
+    [(design, promise)] = made.promised(draws, lambda fit: made.fixed_designs(fit, (1.2,))[1:2], TOTAL)
+    shown = [design.on(fit.held, TOTAL) for fit in folds]  # without offsets nothing is fitted
+    right = [(one.prediction == fit.held.label) & (one.radius > 0.0) for one, fit in zip(shown, folds, strict=True)]
+    assert promise.accuracy == pytest.approx(np.concatenate(right).mean())
+
+
+def test_no_rule_over_two_sigmas_turns_an_answer_for_nothing() -> None:
+    """An odd function that moves no faster than phi at both sigmas: what it gives where phi of the larger sigma is -u
+    and what it gives far away add up to at most ``r - u`` there; docs/stateless.md draws the conclusion."""
+    rng = np.random.default_rng(2)
+    r, s, u, w = rng.uniform(0.0, 3.0, (4, 20_000))
+    apart = s + w <= r - u
+    for c in (0.0, 0.1, 0.5, 1.0):
+        value = rules.Option(1, 0, c).of
+        far, turned = value(np.stack([s, r], 1)), value(np.stack([w, -u], 1))
+        assert (far + turned <= r - u + 1e-12)[apart].all()
+    free = np.where(np.abs(r) > 1.0, r, s) + np.where(u > 1.0, -u, w)  # the smaller sigma near the boundary alone
+    assert (free > r - u + 1e-12)[apart].any()
+
+
 def test_a_memory_never_lets_two_regions_of_different_classes_meet() -> None:
     near = kept.geometry()["near"]
     i, j, square = near[near[:, 2].argmin()]
