@@ -129,7 +129,7 @@ class Row:
     Attributes:
         name, note: of the rule and of its parameters.   vote: of the fixed rows it is held against.
         kind: ``fixed``, ``stateless``, or the other level it is of.
-        promise: worth on held-out training images, 0 where it was not looked at.
+        promise: worth in cross-validation, 0 where it was not looked at.
     """
 
     name: str
@@ -296,7 +296,7 @@ def gap_table(title: str, rows: list[Row]) -> Table:
 
 
 def aim_table(sections: list[tuple[Section, list[Row]]]) -> Table:
-    """The stateless row that held-out images favour, against the best fixed rows and the pointwise one."""
+    """The stateless row that cross-validation favours, against the best fixed rows and the pointwise one."""
     lines = []
     for section, rows in sections:
         best = max((row for row in rows if row.kind in ("fixed", "stateless")), key=lambda row: row.promise)
@@ -307,7 +307,7 @@ def aim_table(sections: list[tuple[Section, list[Row]]]) -> Table:
         lines.append((section.title, *shown, *(_difference(best, other) for other in others)))
     columns = ("network", "forwards", "stateless row", "ACR", *(f"against fixed {vote}" for vote in FIXED[:3]))
     return Table(
-        title="the stateless row that held-out training images favour: ACR against other rows",
+        title="the stateless row that cross-validation on training images favours: ACR against other rows",
         columns=(*columns, "against pointwise one-class, another level"),
         rows=tuple(lines),
     )
