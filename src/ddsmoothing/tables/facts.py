@@ -23,8 +23,8 @@ PIXELS: Final = "pixels in [0, 1]"
 
 
 def vote_of(run: Results) -> str:
-    """How noisy answers become the smoothed one; others' results are taken to be ``plurality``."""
-    return run.header.vote if isinstance(run, Run) else PLURALITY
+    """How noisy answers become the smoothed one; of others' results as whoever imported them said."""
+    return run.header.vote
 
 
 def votes_text(runs: Sequence[Results]) -> str:
