@@ -221,6 +221,14 @@ def test_ceil_text_is_the_smallest_decimal_above(value: float, digits: int) -> N
     assert re.fullmatch(r"[0-9]+(\.[0-9]+)?", tables.ceil_text(value, digits))
 
 
+@given(st.integers(1, 1000), st.data())
+def test_a_share_is_rounded_as_whole_numbers_would_be(total: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, total))
+    down, up = (tables.share_text(hits / total, 3, up=up) for up in (False, True))
+    assert down == f"{1000 * hits // total / 1000:.3f}"
+    assert up == f"{-(-1000 * hits // total) / 1000:.3f}"
+
+
 def test_printed_numbers_are_on_the_safe_side(run_l2: dds.Run) -> None:
     from ddsmoothing import analysis
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("text", "md", "latex", "csv", "json", "parquet")
 ONLY: Final = ("accuracy", "acr")
-TABLES: Final = ("locuslab", "dds", "csv", "parquet")  # of export: the field's own, and rows
+NORM, VOTE = click.Choice(["l2", "l1"]), click.Choice(["plurality", "pairwise"])
+TABLES: Final = click.Choice(["locuslab", "dds", "csv", "parquet"])  # of export: the field's own, and rows
 RUNS = click.argument("runs", nargs=-1, required=True, type=RUN_FOLDER)
 WIDTH: Final = 110  # of tables where there is no terminal
 
@@ -293,29 +294,22 @@ Examples:
 @click.argument("run", type=RUN_FOLDER)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--format",
-    "format_name",
-    required=True,
-    type=click.Choice(TABLES),
-    help="Six columns, the same with sigma, or all rows with their counts.",
+    "--format", "form", required=True, type=TABLES, help="Six columns, these and sigma, or all rows with their counts."
 )
-def export(run: Path, file: Path, format_name: str) -> None:
+def export(run: Path, file: Path, form: str) -> None:
     """Write a run as a table of the field, radii rounded down, or as all its rows with their counts."""
     from ddsmoothing.files import write_durably
     from ddsmoothing.runs import export_run, load_run
     from ddsmoothing.tables import csv_text, row_records, write_parquet
 
-    if format_name == "parquet":
+    if form == "parquet":
         write_parquet(row_records(load_run(run)), file)
-    elif format_name == "csv":
+    elif form == "csv":
         write_durably(file, csv_text(row_records(load_run(run)), exact=True))
     else:
-        loaded = load_run(run)
-        export_run(loaded, format_name, file)
-        header = loaded.header
-        click.echo(
-            f"note: such a file does not say: {header.norm}, level {header.level}, {header.vote} vote.", err=True
-        )
+        export_run(loaded := load_run(run), form, file)
+        said = loaded.header
+        click.echo(f"note: such a file does not say: {said.norm}, level {said.level}, {said.vote} vote.", err=True)
     say(str(file), file)
 
 
@@ -330,26 +324,17 @@ Examples:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
 @click.option("--sigma", type=float, help="Of all rows, for a file without that column; unknown if left out.")
+@click.option("--norm", type=NORM, default="l2", show_default=True, help="Of the radii; no such file says it.")
 @click.option(
-    "--norm",
-    type=click.Choice(["l2", "l1"]),
-    default="l2",
-    show_default=True,
-    help="Of the radii; no such file says it.",
-)
-@click.option(
-    "--vote",
-    type=click.Choice(["pairwise", "plurality"]),
-    default="plurality",
-    show_default=True,
-    help="How noisy answers became one; nor that.",
+    "--vote", type=VOTE, default="plurality", show_default=True, help="Of the classifier; nor does it say that."
 )
 def import_results(file: Path, out: Path, sigma: float | None, norm: str, vote: str) -> None:
     """Take others' results, a tab-separated file of the field, beside ours: for analyze, plot and report.
 
     Columns are found by name: idx label predict radius correct, and sigma and time if there; -1 abstains. Radii in such
-    files are rounded and there are no counts: nothing can be verified, and no memory takes them. Their level is taken to be
-    `pointwise`, and their vote that of papers; a table that `export` made of a pairwise run needs --vote pairwise.
+    files are rounded and there are no counts: nothing can be verified, and no memory takes them. Their level is taken
+    to be `pointwise`, and their vote that of papers; a table that `export` made of a pairwise run needs
+    --vote pairwise.
     """
     from ddsmoothing.runs import import_file
 

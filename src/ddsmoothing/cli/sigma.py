@@ -23,8 +23,8 @@ Examples:
   ddsmoothing optimize --model net.safetensors --data test.npz --method ascent --preset package-2021 --out s.json
   ddsmoothing certify --model net.safetensors --data test.npz --sigmas s.json --out runs/dds"""
 )
-@data_options
 @executor_options
+@data_options
 @click.option("--method", type=click.Choice(["search", "ascent"]), default="search", show_default=True)
 @click.option("--sigma0", type=float, help="Start; default: the model's training sigma. Pixels in [0, 1].")
 @click.option("--sigma-min", type=float, help="Search: default sigma0 / 4. Ascent: default none.")

@@ -33,6 +33,11 @@ def votes_text(runs: Sequence[Results]) -> str:
     return f"{' and '.join(votes)} vote{'s' if len(votes) > 1 else ''}"
 
 
+def sampler_numbers(run: Run) -> dict[str, Any]:
+    """The numbers of its sampler, in the glossary's words."""
+    return {"sigmas" if key == "scales" else key: value for key, value in run.header.sampler_options.items()}
+
+
 def units_of(run: Results) -> str:
     """What sigma and radii are measured in; others' results are taken to be of pixels, as the field's files are."""
     return printable(run.header.units).replace("those of", "units of") if isinstance(run, Run) else PIXELS
