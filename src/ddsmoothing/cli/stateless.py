@@ -244,7 +244,9 @@ def stateless_policy(
         from ddsmoothing.sigma import SigmaPolicy
 
         return SigmaPolicy.stateless(_routing(smoothed, options)), None
-    _alone(options, "only --rule", [name for names in NEEDED.values() for name in names] + ["no_reach"], "needs")
+    for name in [name for names in NEEDED.values() for name in names] + ["no_reach"]:
+        if options.get(name):
+            raise InputError(f"--{name.replace('_', '-')} belongs to a rule, expected --rule with it.")
     if options["pair_sigmas"] is None:
         return None
     from ddsmoothing.sigma import SigmaPolicy
@@ -258,13 +260,11 @@ def stateless_policy(
     return SigmaPolicy.stateless(file.table), note
 
 
-def _alone(
-    options: dict[str, Any], what: str, others: Sequence[str], why: str = "has sigmas of its own and no"
-) -> None:
+def _alone(options: dict[str, Any], what: str, others: Sequence[str]) -> None:
     """Refuse options that do not go with a rule."""
     given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options.get(name)]
     if given:
-        raise InputError(f"{what} {why} {given[0]}; leave one of them out.")
+        raise InputError(f"{what} has sigmas of its own and no {given[0]}; leave one of them out.")
 
 
 def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:

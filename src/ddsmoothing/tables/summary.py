@@ -159,7 +159,7 @@ def _accuracy_table(
         best = [percent(round(share * total), total) for share in envelope(fixed, radii).tolist()]
         rows.append((ENVELOPE, f"{total:,}", *shown.part([*best, "-"])))
         notes += ("The envelope is the best fixed sigma at each radius; no single classifier attains it.",)
-    second = "; second lines are 95 % intervals over inputs" if shown.intervals else ""
+    second = ", each with its 95 % interval over inputs" if shown.intervals else ""
     what = WHAT[shown.only].format(runs[0].header.norm.upper())
     return Table(
         title=f"{what}; level {level}, {votes_text(runs)}",
