@@ -47,6 +47,17 @@ def four(run_l2: dds.Run, tmp_path: Path) -> list[dds.Run]:
     ]
 
 
+def test_what_runs_were_made_on_is_said_once(run_l2: dds.Run) -> None:
+    divided = with_header(run_l2, sampler="divided", sampler_options={"n0": 10, "n": 90, "scales": 2})
+    same = with_header(run_l2)
+    (table,) = tables.accuracy_tables([run_l2, same, divided], [0.0], tables.Shown(names=("a", "b", "c")))
+    first, second, *_ = table.notes
+    assert first.startswith("a; b: ") and second.startswith("c: ")
+    assert "divided sampler, n0=10, n=90, sigmas=2, alpha" in second  # the glossary's word
+    (alone,) = tables.accuracy_tables([run_l2, same], [0.0], tables.Shown(names=("a", "b")))
+    assert alone.notes[0] == first.removeprefix("a; b: ")
+
+
 def column(table: Table, name: str) -> list[str]:
     return [row[table.columns.index(name)].split("\n")[0] for row in table.rows]
 

@@ -139,6 +139,14 @@ def provenance(run: Results) -> str:
     return f"{text}, {method}"
 
 
+def made_on(runs: Sequence[Results], labels: Sequence[str]) -> tuple[str, ...]:
+    """Which inputs and samples the runs were made on, each said once, after the runs that it is the same for."""
+    runs_of: dict[str, list[str]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        runs_of.setdefault(provenance(run), []).append(label)
+    return tuple(f"{text}." if len(runs_of) == 1 else f"{'; '.join(some)}: {text}." for text, some in runs_of.items())
+
+
 def subset_text(runs: Sequence[Results]) -> str:
     """For titles: ``200 of 1,000 inputs`` where all runs took the same part, else each one's number."""
     sizes = dict.fromkeys(_inputs(run).removesuffix(" inputs") for run in sorted(runs, key=len))
