@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STORE = click.option("--store", required=True, type=click.Path(path_type=Path), help="The memory's file.")
 FILE = click.argument("store", type=click.Path(path_type=Path))
+WORDS = {"acr": "ACR", "flipped": "class changed"}
 TEMPORAL = (
     "Level memory: each radius protects its input against perturbed queries that arrive AFTER it, at this memory. It "
     "says nothing of another memory, or of the same model without one."
@@ -336,4 +337,4 @@ def order_study(run: Path, data: str, split: str, permutations: int, seed: int, 
     for name, values in columns.items():
         text = _floored if name == "acr" else share_text
         shown = [text(value, 4) for value in (min(values), sum(values) / len(values), max(values))]
-        click.echo("\t".join([f"{name:12}", *shown, text(free[name], 4) if name in free else "-"]))
+        click.echo("\t".join([f"{WORDS.get(name, name):13}", *shown, text(free[name], 4) if name in free else "-"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -84,7 +85,7 @@ def optimize(**options: Any) -> None:
     save_sigmas(file, options["out"])
     values = sorted(file.sigma.values())
     say(
-        f"{len(values)} sigmas in {options['out']}: smallest {values[0]:.4g}, median {values[len(values) // 2]:.4g}, "
+        f"{len(values)} sigmas in {options['out']}: smallest {values[0]:.4g}, median {median(values):.4g}, "
         f"largest {values[-1]:.4g} (seed {file.seed})",
         options["out"],
     )
