@@ -186,6 +186,7 @@ class TestData:
             dds.load_data("fashion-mnist-sampel")
         with pytest.raises(InputError, match="Did you mean 'test'"):
             dds.load_data("fashion-mnist-sample", split="tests")
+        assert dds.load_data("fashion-mnist-sample", split="train").split == "test"  # what it is of, for a run's header
 
     def test_a_pickle_in_an_npz_is_not_executed(self, tmp_path: Path) -> None:
         class Bomb:

@@ -102,6 +102,12 @@ def test_modes_and_batch_norm(data: dds.Dataset) -> None:
     assert checks["normalisation"].status == "note"
 
 
+def test_one_input_is_too_few_and_no_fault(model: nn.Module, data: dds.Dataset) -> None:
+    checks = examined(model, data, ids=[0])
+    assert (checks["logits"].status, checks["accuracy"].status) == ("ok", "note")
+    assert "too few to tell it from chance" in checks["accuracy"].message
+
+
 def test_the_model_leaves_as_it_came(model: nn.Module, data: dds.Dataset) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10)).train()

@@ -101,8 +101,17 @@ def test_the_module_is_the_program() -> None:
 @pytest.mark.parametrize("name", commands(), ids=" ".join)
 def test_where_several_gpus_are_taken_it_is_said(name: tuple[str, ...]) -> None:
     options = {one.name: one for one in commands()[name].params if isinstance(one, click.Option)}
-    if "executor" in options:
-        assert "cuda:0,cuda:1 or all" in str(options["device"].help)
+    if "device" in options:
+        assert ("cuda:0,cuda:1 or all" in str(options["device"].help)) == ("executor" in options)
+
+
+@pytest.mark.parametrize("name", commands(), ids=" ".join)
+def test_every_command_has_an_example_and_every_option_a_word(name: tuple[str, ...]) -> None:
+    command = commands()[name]
+    assert f"ddsmoothing {' '.join(name)} " in str(command.epilog)
+    for one in command.params:
+        if isinstance(one, click.Option):
+            assert one.help or one.show_default, one.opts
 
 
 # completion

@@ -90,13 +90,25 @@ def test_common_ways_to_write_the_same(
 
 @pytest.mark.parametrize("format_name", ["locuslab", "dds"])
 def test_our_own_tables_come_back(run_l2: dds.Run, tmp_path: Path, cli: Cli, format_name: str) -> None:
-    assert cli("export", run_l2.path, "--format", format_name, tmp_path / "x.tsv").code == 0
+    answer = cli("export", run_l2.path, "--format", format_name, tmp_path / "x.tsv")
+    assert answer.code == 0 and f"l2, level pointwise, {run_l2.header.vote} vote" in answer.err
     run = import_file(tmp_path / "x.tsv", tmp_path / "in", sigma=0.25 if format_name == "locuslab" else None)
     assert run.ids.tolist() == run_l2.ids.tolist()
     assert run.correct.tolist() == run_l2.correct.tolist()
     assert (run.radius <= run_l2.radius).all()
     assert (run.radius > run_l2.radius - 1e-6).all()
     assert run.header.sigma == 0.25
+
+
+def test_the_vote_is_what_was_said_of_it(tsv: Callable[[str], Path], tmp_path: Path, cli: Cli) -> None:
+    """A table of pairwise certificates is not shown as one of a plurality vote, which they do not protect."""
+    assert cli("import", tsv(DDS), "--vote", "pairwise", "--out", tmp_path / "ours").code == 0
+    assert cli("import", tsv(DDS), "--out", tmp_path / "theirs").code == 0
+    for name, vote in (("ours", "pairwise"), ("theirs", "plurality")):
+        assert load_results(tmp_path / name).header.vote == vote
+        assert f"level pointwise, {vote} vote" in cli("analyze", tmp_path / name).out
+    with pytest.raises(InputError, match="vote 'majority'"):
+        import_file(tsv(DDS), tmp_path / "other", vote="majority")
 
 
 def test_the_folder_keeps_the_file_and_notices_a_change(tsv: Callable[[str], Path], tmp_path: Path) -> None:

@@ -376,7 +376,8 @@ def test_command_line(tmp_path: Path, cli: Callable[..., object], monkeypatch: p
     assert cli("analyze", "run", "out").code == 0
     info = json.loads(cli("memory", "info", "m", "--json").out)
     assert (info["regions"], info["attempts"], info["risk"]) == (3, 3, "delta=0.1 for the whole memory")
-    assert "regions: 3" in cli("memory", "info", "m").out
+    assert "regions: 3" in (said := cli("memory", "info", "m").out)
+    assert "sealed: no" in said and "None" not in said
     assert "3 regions of 3 attempts hold" in cli("memory", "verify", "m").out
     assert "pairs left out" in cli("memory", "verify", "m", "--quick").out
     study = json.loads(cli("memory", "order-study", "run", *DATA, "--permutations", 3, "--json").out)

@@ -272,6 +272,9 @@ def test_nothing_else_in_a_batch_changes_a_result(model: torch.nn.Module, data: 
 
 
 def test_what_does_not_go_together_is_refused(model: torch.nn.Module, data: dds.Dataset) -> None:
+    voting = dds.SmoothedClassifier(model, L2, num_classes=10, vote="plurality")
+    with pytest.raises(InputError, match="without offsets, got a plurality vote"):
+        dds.fit_offsets(voting, data[:8][0], data[:8][1], sigma=1.0)
     with pytest.raises(InputError, match="got 2 offsets for 10 classes"):
         dds.SmoothedClassifier(model, L2, num_classes=10, offsets=[0.0, 1.0])
     with pytest.raises(InputError, match="belong to a pairwise vote"):
@@ -335,8 +338,9 @@ def test_offsets_are_fitted_shown_and_used(
     fit = ["offsets", "fit", *common, "--max", "40", "--n", "32", "--samples", "60", "--seed", "1", "--out", out]
     answer = cli(*fit)
     assert answer.code == 0, answer.err  # type: ignore[attr-defined]
-    assert "without" in answer.out  # type: ignore[attr-defined]
     found = json.loads(out.read_text())
+    shown = next(line for line in answer.out.splitlines() if line.startswith("without"))  # type: ignore[attr-defined]
+    assert found["without"]["acr"] - 0.001 < float(shown.split("\t")[1]) <= found["without"]["acr"]
     x, y = data[list(range(40))]
     again = dds.fit_offsets(smoothed.with_block_size(256), x, y, sigma=0.8, n=32, samples=60, seed=1)
     assert list(again.offsets) == found["offsets"]

@@ -661,10 +661,11 @@ def test_the_command_line_routes_among_sigmas(rule: str, vote: str, cli: Callabl
     assert (lacking.code, f"--rule {rule} needs --" in lacking.err) == (2, True)
     mixed = cli("certify", *common, *numbers, *own[rule], *other, "--out", tmp_path / "run")
     assert (mixed.code, f"--rule {rule} has no --" in mixed.err) == (2, True)
-    assert cli("certify", *common, *own["cascade"], "--sigma", "0.5", "--out", tmp_path / "run").code == 2
+    alone = cli("certify", *common, *own["cascade"], "--sigma", "0.5", "--out", tmp_path / "run")
+    assert (alone.code, "--taus belongs to a rule, expected --rule with it" in alone.err) == (2, True)
     if rule != "cascade":
         few = cli("certify", *common, *numbers, *gate[:3], "0,1", "--forecast")
-        assert (few.code, "needs the expert of each of its 10 classes" in few.err) == (2, True)
+        assert (few.code, "needs the expert of each of its 10 classes, got 2" in few.err) == (2, True)
     made = cli("certify", *common, *numbers, *own[rule], "--out", tmp_path / "run")
     assert made.code == 0, made.err
     assert cli("certify", "--out", tmp_path / "run").code == 0  # everything is in the header

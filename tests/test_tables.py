@@ -47,6 +47,17 @@ def four(run_l2: dds.Run, tmp_path: Path) -> list[dds.Run]:
     ]
 
 
+def test_what_runs_were_made_on_is_said_once(run_l2: dds.Run) -> None:
+    divided = with_header(run_l2, sampler="divided", sampler_options={"n0": 10, "n": 90, "scales": 2})
+    same = with_header(run_l2)
+    (table,) = tables.accuracy_tables([run_l2, same, divided], [0.0], tables.Shown(names=("a", "b", "c")))
+    first, second, *_ = table.notes
+    assert first.startswith("a; b: ") and second.startswith("c: ")
+    assert "divided sampler, n0=10, n=90, sigmas=2, alpha" in second  # the glossary's word
+    (alone,) = tables.accuracy_tables([run_l2, same], [0.0], tables.Shown(names=("a", "b")))
+    assert alone.notes[0] == first.removeprefix("a; b: ")
+
+
 def column(table: Table, name: str) -> list[str]:
     return [row[table.columns.index(name)].split("\n")[0] for row in table.rows]
 
@@ -219,6 +230,14 @@ def test_ceil_text_is_the_smallest_decimal_above(value: float, digits: int) -> N
     assert shown >= value * (1 - 1e-15)
     assert shown - value <= 10.0**-digits * (1 + 1e-6) + 1e-9
     assert re.fullmatch(r"[0-9]+(\.[0-9]+)?", tables.ceil_text(value, digits))
+
+
+@given(st.integers(1, 1000), st.data())
+def test_a_share_is_rounded_as_whole_numbers_would_be(total: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, total))
+    down, up = (tables.share_text(hits / total, 3, up=up) for up in (False, True))
+    assert down == f"{1000 * hits // total / 1000:.3f}"
+    assert up == f"{-(-1000 * hits // total) / 1000:.3f}"
 
 
 def test_printed_numbers_are_on_the_safe_side(run_l2: dds.Run) -> None:

@@ -103,8 +103,9 @@ class Gated(StatelessRule):
     def check_alone(self) -> None:
         if self.groups is None or len(self.groups) != self.classes:
             raise InputError(
-                f"the gate of one model needs the expert of each of its {self.classes} classes; one without noise, or "
-                "of another model, goes with certify_routed."
+                f"the gate of one model needs the expert of each of its {self.classes} classes, got "
+                f"{0 if self.groups is None else len(self.groups)}; one without noise, or of another model, goes with "
+                "certify_routed."
             )
         check_sigmas(self.sigmas, "experts and gate of one model")
 

@@ -56,8 +56,8 @@ Examples:
   ddsmoothing certify --model net.pt --data test.npz --rule cascade --rule-sigmas 1,0.5 --taus 0.3,0 --out runs/c
   ddsmoothing certify --out runs/dds    (continues an interrupted run)"""
 )
-@data_options
 @executor_options
+@data_options
 @noise_options
 @click.option("--data-dependent", is_flag=True, help="Choose sigma for each input by a forward-only search.")
 @click.option("--sigmas", type=click.Path(path_type=Path), help="A sigma file made for this data set and model.")

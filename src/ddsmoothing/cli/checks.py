@@ -166,7 +166,7 @@ Examples:
 @click.option("--alpha", type=float, default=0.001, show_default=True, help="Failure probability an input.")
 @click.option("--bound", type=click.Choice(["one-class", "two-class"]), default="one-class", show_default=True)
 @click.option("--no-labels", is_flag=True, help="Accept data without labels.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+@device_option
 @click.option("--out", type=click.Path(path_type=Path), help="Where results will go.")
 @JSON
 def doctor(**options: Any) -> int:
@@ -205,8 +205,8 @@ Examples:
   ddsmoothing attack runs/dds --as stateless --max 20"""
 )
 @RUN
-@_place_options
 @executor_options
+@_place_options
 @click.option("--factors", help="Multiples of each radius.  [default: 0.5,0.9,0.999,1.5,2; for a memory those below 1]")
 @click.option("--as", "level", type=click.Choice(["pointwise", "stateless"]), help="Default: the run's own level.")
 @click.option("--store", type=click.Path(path_type=Path), help="The memory's file, for a run of level memory.")
@@ -275,7 +275,8 @@ def _attack_text(report: AttackReport, run: Run) -> None:
     from ddsmoothing.bounds import floor_text
     from ddsmoothing.tables.facts import class_text
 
-    click.echo(f"{report.inputs} certified inputs, {report.norm.upper()}, level {report.level}, seed {report.seed}")
+    what = "input" if report.inputs == 1 else "inputs"
+    click.echo(f"{report.inputs} certified {what}, {report.norm.upper()}, level {report.level}, seed {report.seed}")
     click.echo("radius x  violations  abstained")
     for factor in report.factors:
         click.echo(f"{factor:<8g}  {len(report.at(factor)):>10}  {report.abstained[factor]:>9}")
@@ -295,6 +296,7 @@ def _attack_text(report: AttackReport, run: Run) -> None:
         click.echo(f"CONTRADICTED: {broken} inputs broken inside their radius, p-value {report.p_value:.2g}.")
     else:
         click.echo(
-            f"{broken} inputs broken inside their radius; {report.allowed:.2g} each may be by chance (p-value "
-            f"{report.p_value:.2g}). An attack that fails proves nothing: the certificate is the proof."
+            f"{broken} inputs broken inside their radius; each may be by chance with probability "
+            f"{report.allowed:.2g} (p-value {report.p_value:.2g}). An attack that fails proves nothing: the "
+            "certificate is the proof."
         )

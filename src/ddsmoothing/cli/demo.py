@@ -97,7 +97,7 @@ def demo(out: Path, seed: int) -> None:
     figures = plot_certified_accuracy(runs, out)
     click.echo(f"plot: {figures[0]}\nruns: {out} ({len(runs) + 1} folders)")
     page = write_report([*runs, remembered.run], out / "report.html", [data])
-    click.echo(f"report: {page}, {time.monotonic() - start:.0f} s")
+    click.echo(f"report: {page}\ntime: {time.monotonic() - start:.0f} s")
 
 
 def _stateless(smoothed: SmoothedClassifier, data: Dataset) -> tuple[SigmaPolicy, OffsetsNote]:

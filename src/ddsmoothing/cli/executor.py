@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from ddsmoothing.classifier import SmoothedClassifier
 
 
+SEVERAL_DEVICES = "auto, cpu, cuda:1, ..; beside --executor also cuda:0,cuda:1 or all."
+
+
 def executor_options(function: Command) -> Command:
-    """Options of every command whose forward passes may run elsewhere, or on several GPUs."""
+    """Options of every command whose forward passes may run elsewhere, or on several GPUs; above those of the model."""
 
     @functools.wraps(function)
     def placed(*args: Any, **options: Any) -> Any:
@@ -36,6 +39,9 @@ def executor_options(function: Command) -> Command:
             "--workers", type=click.IntRange(min=1), help="Ray: processes of one CPU or GPU; default: one for each."
         ),
     ]
+    for option in getattr(function, "__click_params__", ()):
+        if option.name == "device":
+            option.help = SEVERAL_DEVICES
     return add(placed, options)
 
 

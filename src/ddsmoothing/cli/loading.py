@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddsmoothing.data import Dataset
 
 PLAUSIBLE_SIGMA = 4.0
+ONE_DEVICE = "auto, cpu, cuda, cuda:1, .."
 DEFAULT_LEVELS = 255
 MODEL = "Shipped name, FILE of weights, torchvision:NAME, timm:NAME, .., by-sigma:FILE.toml, or pkg.module:function."
 DATA = "Shipped name, FILE.npz, FILE.csv:LABEL, or KIND:DIR: cifar10, imagenet, fashion-mnist, mnist, folder."
@@ -92,9 +93,8 @@ def engine_options(function: Command) -> Command:
 
 
 def device_option(function: Command) -> Command:
-    """Where the model runs; only commands with executor options take several GPUs."""
-    text = "auto, cpu, cuda:1, ..; beside --executor also cuda:0,cuda:1 or all."
-    return add(function, [click.option("--device", default="auto", show_default=True, help=text)])
+    """Where the model runs; executor options add that it may be several GPUs."""
+    return add(function, [click.option("--device", default="auto", show_default=True, help=ONE_DEVICE)])
 
 
 def vote_option(function: Command) -> Command:

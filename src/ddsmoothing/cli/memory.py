@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STORE = click.option("--store", required=True, type=click.Path(path_type=Path), help="The memory's file.")
 FILE = click.argument("store", type=click.Path(path_type=Path))
+WORDS = {"acr": "ACR", "flipped": "class changed"}
 TEMPORAL = (
     "Level memory: each radius protects its input against perturbed queries that arrive AFTER it, at this memory. It "
     "says nothing of another memory, or of the same model without one."
@@ -112,7 +113,7 @@ def apply(**options: Any) -> None:
     if floors is not None:
         radii = [floor.radius for floor in floors]
         mean, held = sum(radii) / len(radii), sum(radius > 0.0 for radius in radii)
-        click.echo(f"floor in any order: mean {mean:.4f}, above 0 for {held} rows.")
+        click.echo(f"floor in any order: mean {_floored(mean, 4)}, above 0 for {held} rows.")
     click.echo(f"{TEMPORAL}\n{len(applied.run)} results in {applied.run.path}, {len(store)} regions in {store.name}")
 
 
@@ -172,10 +173,10 @@ def query(**options: Any) -> None:
         click.echo(TEMPORAL)
 
 
-def _floored(radius: float) -> str:
+def _floored(value: float, digits: int = 6) -> str:
     from ddsmoothing.bounds import floor_text
 
-    return floor_text(radius)
+    return floor_text(value, digits)
 
 
 def _inputs(path: Path) -> torch.Tensor:
@@ -225,7 +226,7 @@ def _opened(options: dict[str, Any], x: torch.Tensor) -> CertifiedMemory:
     )
 
 
-@memory.command()
+@memory.command(epilog="\b\nExample:\n  ddsmoothing memory info dds.memory")
 @FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(store: Path, as_json: bool) -> None:
@@ -248,14 +249,16 @@ def info(store: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        for key, value in found.items():
+        answers = found["behaviour"]
+        plain = {"sealed": found["sealed"] or "no", "behaviour": f"{len(answers)} answers" if answers else "not kept"}
+        for key, value in (found | plain).items():
             click.echo(printable(f"{key.replace('_', ' ')}: {value}"))
 
 
-@memory.command()
+@memory.command(epilog="\b\nExample:\n  ddsmoothing memory head dds.memory")
 @FILE
 def head(store: Path) -> None:
-    """Print the last hash of a memory, over all that was ever done with it. Keep it elsewhere, for `verify --head`."""
+    """Print the last hash of a memory, over all that was ever done with it. Keep it for `memory verify --head`."""
     from ddsmoothing.memory import Store
 
     opened = Store.open(store)
@@ -263,7 +266,12 @@ def head(store: Path) -> None:
         click.echo(f"{opened.head}  {store} ({len(opened)} regions, {opened.attempts} attempts)")
 
 
-@memory.command()
+@memory.command(
+    epilog="""\b
+Examples:
+  ddsmoothing memory verify dds.memory
+  ddsmoothing memory verify dds.memory --head f518f7d9c94c8163db4df37a6b02e665a4a05b0277a5cfcbc4387d50b8414706"""
+)
 @FILE
 @click.option("--quick", is_flag=True, help="Leave out the distances of all pairs of regions.")
 @click.option("--head", "known", help="What `memory head` printed earlier: the file must go on from there.")
@@ -288,7 +296,7 @@ def verify(store: Path, quick: bool, known: str | None) -> None:
     click.echo(f"head {found.head}{'' if known is None else ', and the one given is in its chain'}")
 
 
-@memory.command()
+@memory.command(epilog="\b\nExample:\n  ddsmoothing memory seal dds.memory")
 @FILE
 def seal(store: Path) -> None:
     """Freeze a memory for good and print its hash. Outside its regions it then answers without a certificate."""
@@ -298,7 +306,12 @@ def seal(store: Path) -> None:
     click.echo(f"{opened.seal()}  {store} ({len(opened)} regions)")
 
 
-@memory.command("order-study")
+@memory.command(
+    "order-study",
+    epilog="""\b
+Example:
+  ddsmoothing memory order-study runs/dds --data test.npz --permutations 50""",
+)
 @_run_options
 @click.option("--permutations", type=int, default=20, show_default=True, help="Orders; the first is the run's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random orders.")
@@ -309,11 +322,11 @@ def order_study(run: Path, data: str, split: str, permutations: int, seed: int, 
     from ddsmoothing.memory import study
     from ddsmoothing.memory.inputs import inputs_of
     from ddsmoothing.runs import load_run
+    from ddsmoothing.tables import share_text
 
     loaded = load_run(run)
-    found = study.order_study(
-        loaded, inputs_of(loaded, load_data(data, split=split)), permutations=permutations, seed=seed
-    )
+    inputs = inputs_of(loaded, load_data(data, split=split))
+    found = study.order_study(loaded, inputs, permutations=permutations, seed=seed)
     columns = {name: getattr(found, name).tolist() for name in ("accuracy", "acr", "cut", "answered", "flipped")}
     free = {"accuracy": found.free_accuracy, "acr": found.free_acr}
     if as_json:
@@ -322,5 +335,6 @@ def order_study(run: Path, data: str, split: str, permutations: int, seed: int, 
     click.echo(f"{found.pairs} pairs of certified balls of different class meet; {permutations} orders")
     click.echo("\t\tmin\tmean\tmax\torder-free")
     for name, values in columns.items():
-        at = f"{free[name]:.4f}" if name in free else "-"
-        click.echo(f"{name:12}\t{min(values):.4f}\t{sum(values) / len(values):.4f}\t{max(values):.4f}\t{at}")
+        text = _floored if name == "acr" else share_text
+        shown = [text(value, 4) for value in (min(values), sum(values) / len(values), max(values))]
+        click.echo("\t".join([f"{WORDS.get(name, name):13}", *shown, text(free[name], 4) if name in free else "-"]))

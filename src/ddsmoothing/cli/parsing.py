@@ -78,7 +78,10 @@ def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Da
 
     fixed = options["sigma"] is not None or options["lambda_"] is not None
     if fixed + options["data_dependent"] + (options["sigmas"] is not None) != 1:
-        raise InputError("expected exactly one of --sigma S (or --lambda L), --data-dependent and --sigmas FILE.")
+        raise InputError(
+            "expected exactly one of --sigma S (or --lambda L), --data-dependent, --sigmas FILE, --pair-sigmas FILE "
+            "and --rule."
+        )
     if fixed:
         return SigmaPolicy.fixed(fixed_sigma(options))
     if options["sigmas"] is not None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("text", "md", "latex", "csv", "json", "parquet")
 ONLY: Final = ("accuracy", "acr")
-ROWS: Final = ("csv", "parquet")  # of export, beside the field's own
+NORM, VOTE = click.Choice(["l2", "l1"]), click.Choice(["plurality", "pairwise"])
+TABLES: Final = click.Choice(["locuslab", "dds", "csv", "parquet"])  # of export: the field's own, and rows
 RUNS = click.argument("runs", nargs=-1, required=True, type=RUN_FOLDER)
 WIDTH: Final = 110  # of tables where there is no terminal
 
@@ -293,23 +294,22 @@ Examples:
 @click.argument("run", type=RUN_FOLDER)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--format",
-    "format_name",
-    required=True,
-    help="locuslab (six columns), dds (with sigma), csv or parquet (rows with their counts).",
+    "--format", "form", required=True, type=TABLES, help="Six columns, these and sigma, or all rows with their counts."
 )
-def export(run: Path, file: Path, format_name: str) -> None:
+def export(run: Path, file: Path, form: str) -> None:
     """Write a run as a table of the field, radii rounded down, or as all its rows with their counts."""
     from ddsmoothing.files import write_durably
     from ddsmoothing.runs import export_run, load_run
     from ddsmoothing.tables import csv_text, row_records, write_parquet
 
-    if format_name == "parquet":
+    if form == "parquet":
         write_parquet(row_records(load_run(run)), file)
-    elif format_name == "csv":
+    elif form == "csv":
         write_durably(file, csv_text(row_records(load_run(run)), exact=True))
     else:
-        export_run(load_run(run), format_name, file, more=ROWS)
+        export_run(loaded := load_run(run), form, file)
+        said = loaded.header
+        click.echo(f"note: such a file does not say: {said.norm}, level {said.level}, {said.vote} vote.", err=True)
     say(str(file), file)
 
 
@@ -318,20 +318,25 @@ def export(run: Path, file: Path, format_name: str) -> None:
     epilog="""\b
 Examples:
   ddsmoothing import cohen.tsv --sigma 0.25 --out runs/cohen
-  ddsmoothing import dds.tsv --out runs/theirs
+  ddsmoothing import dds.tsv --vote pairwise --out runs/theirs
   ddsmoothing analyze runs/cohen runs/theirs runs/dds""",
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
 @click.option("--sigma", type=float, help="Of all rows, for a file without that column; unknown if left out.")
-@click.option("--norm", default="l2", show_default=True, help="l2 or l1: the norm of the radii; the file does not say.")
-def import_results(file: Path, out: Path, sigma: float | None, norm: str) -> None:
+@click.option("--norm", type=NORM, default="l2", show_default=True, help="Of the radii; no such file says it.")
+@click.option(
+    "--vote", type=VOTE, default="plurality", show_default=True, help="Of the classifier; nor does it say that."
+)
+def import_results(file: Path, out: Path, sigma: float | None, norm: str, vote: str) -> None:
     """Take others' results, a tab-separated file of the field, beside ours: for analyze, plot and report.
 
     Columns are found by name: idx label predict radius correct, and sigma and time if there; -1 abstains. Radii in such
-    files are rounded and there are no counts: nothing can be verified, and no memory takes them.
+    files are rounded and there are no counts: nothing can be verified, and no memory takes them. Their level is taken
+    to be `pointwise`, and their vote that of papers; a table that `export` made of a pairwise run needs
+    --vote pairwise.
     """
     from ddsmoothing.runs import import_file
 
-    run = import_file(file, out, sigma=sigma, norm=norm)
+    run = import_file(file, out, sigma=sigma, norm=norm, vote=vote)
     click.echo(f"{len(run)} rows of {printable(run.header.source)} in {out}; radii are rounded and prove nothing.")

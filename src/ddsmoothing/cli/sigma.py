@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -23,8 +24,8 @@ Examples:
   ddsmoothing optimize --model net.safetensors --data test.npz --method ascent --preset package-2021 --out s.json
   ddsmoothing certify --model net.safetensors --data test.npz --sigmas s.json --out runs/dds"""
 )
-@data_options
 @executor_options
+@data_options
 @click.option("--method", type=click.Choice(["search", "ascent"]), default="search", show_default=True)
 @click.option("--sigma0", type=float, help="Start; default: the model's training sigma. Pixels in [0, 1].")
 @click.option("--sigma-min", type=float, help="Search: default sigma0 / 4. Ascent: default none.")
@@ -84,7 +85,7 @@ def optimize(**options: Any) -> None:
     save_sigmas(file, options["out"])
     values = sorted(file.sigma.values())
     say(
-        f"{len(values)} sigmas in {options['out']}: smallest {values[0]:.4g}, median {values[len(values) // 2]:.4g}, "
+        f"{len(values)} sigmas in {options['out']}: smallest {values[0]:.4g}, median {median(values):.4g}, "
         f"largest {values[-1]:.4g} (seed {file.seed})",
         options["out"],
     )

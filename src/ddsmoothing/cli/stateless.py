@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ddsmoothing.cli.executor import executing, executor_options
-from ddsmoothing.cli.loading import add, data_options, load
+from ddsmoothing.cli.loading import Command, add, data_options, load
 from ddsmoothing.cli.parsing import check_plausible, fixed_sigma, numbers
 from ddsmoothing.errors import DataError, InputError
 
@@ -34,8 +34,12 @@ RULE = "Route among sigmas, without a table; level stateless. With reach and dua
 Fit = TypeVar("Fit", bound="Fitted")
 
 
-def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every fit."""
+def fit_options(samples: str) -> Callable[[Command], Command]:
+    """Options of every fit.
+
+    Args:
+        samples: what --samples counts.
+    """
     options = [
         click.option("--favour-accuracy", type=float, default=1.0, show_default=True, help="Its weight against ACR."),
         click.option("--n", type=int, default=128, show_default=True, help="Samples an input and sigma, to fit on."),
@@ -44,13 +48,13 @@ def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=int,
             default=1000,
             show_default=True,
-            help="Forward passes of each certificate of the figures.",
+            help=samples,
         ),
         click.option("--alpha", type=float, default=0.001, show_default=True, help="Of these certificates."),
         click.option("--model-id", help="Names a model that has no hash (a bare callable)."),
         click.option("--out", required=True, type=FILE, help="The file to write (JSON)."),
     ]
-    return add(function, options)
+    return lambda function: add(function, options)
 
 
 def offsets_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,15 +73,15 @@ def offsets() -> None:
 
 @offsets.command(
     epilog="""\b
-Example:
+Examples:
   ddsmoothing offsets fit --model net.safetensors --data fashion-mnist:DIR --split train --sigma 1 --out offsets.json
   ddsmoothing certify --model net.safetensors --data fashion-mnist:DIR --sigma 1 --offsets offsets.json --out runs/o"""
 )
-@data_options
 @executor_options
+@data_options
 @click.option("--sigma", type=float, help="Standard deviation of the noise, pixels in [0, 1].")
 @click.option("--lambda", "lambda_", type=float, help="Half-width of uniform noise (l1): sqrt(3) sigma.")
-@fit_options
+@fit_options("Of each certificate of the figures; 100 more choose its class.")
 def fit(**options: Any) -> None:
     """Fit class offsets on inputs that no run will certify, such as the training split.
 
@@ -98,16 +102,16 @@ def pairs() -> None:
 @pairs.command(
     "fit",
     epilog="""\b
-Example:
+Examples:
   ddsmoothing pairs fit --model net.safetensors --data fashion-mnist:DIR --split train --sigmas 0.5,1 --out p.json
   ddsmoothing certify --model net.safetensors --data fashion-mnist:DIR --pair-sigmas p.json --n 10000 --out runs/p""",
 )
-@data_options
 @executor_options
+@data_options
 @click.option("--sigmas", required=True, help="The finite set, such as 0.5,0.7,1. Pixels in [0, 1].")
 @click.option("--with-offsets", is_flag=True, help="Fit class offsets as well, for the table and each fixed sigma.")
 @click.option("--n0", type=int, default=100, show_default=True, help="Samples at each sigma that choose the class.")
-@fit_options
+@fit_options("Forward passes of each certificate of the figures, those that choose its class included.")
 def fit_table(**options: Any) -> None:
     """Fit one sigma for each pair of classes on inputs that no run will certify.
 
@@ -167,26 +171,34 @@ def check_folder(out: Path) -> None:
 
 def _show(found: OffsetsFile) -> None:
     """Both rows, and what became of every class."""
-    click.echo(f"{found.held_out} held-out inputs, {found.samples} samples each, sigma {found.sigma:g}, {found.norm}")
+    from ddsmoothing.tables import share_text
+
+    click.echo(
+        f"{found.held_out} held-out inputs, {found.samples} samples each and those that choose the class, sigma "
+        f"{found.sigma:g}, {found.norm}"
+    )
     show_rows([("without", found.without), ("offsets", found.figures)])
     click.echo("class\toffset\taccuracy\tcertified\tanswered\t(without: accuracy\tcertified\tanswered)")
     names = ("accuracy_by_class", "certified_by_class", "answered_by_class")
     for c, beta in enumerate(found.offsets):
         shares = [getattr(figures, name)[c] for figures in (found.figures, found.without) for name in names]
-        click.echo("\t".join([str(c), f"{beta:+.4f}", *(f"{share:.3f}" for share in shares)]))
+        click.echo("\t".join([str(c), f"{beta:+.4f}", *(share_text(share, 3) for share in shares)]))
     gain, lost = found.figures.acr - found.without.acr, found.without.accuracy - found.figures.accuracy
     if gain <= 0.0 and lost >= 0.0:
         click.echo("these offsets do not pay: neither the mean radius nor accuracy is above that without them.")
 
 
 def show_rows(rows: list[tuple[str, Figures]]) -> None:
-    """Figures, one line each; ACR capped as in the fit."""
+    """Figures, one line each; ACR capped as in the fit, last the shares that are certified beyond each radius."""
+    from ddsmoothing.bounds import floor_text
+    from ddsmoothing.tables import share_text
+
     radii = rows[0][1].radii
-    click.echo("\t".join(["", "ACR", "accuracy", "abstained", "forwards", *(f">{radius:g}" for radius in radii[1:])]))
+    click.echo("\t".join(["", "ACR", "accuracy", "abstained", "forwards", *(f"R>{radius:g}" for radius in radii[1:])]))
     for name, one in rows:
-        values = (one.acr, one.accuracy, one.abstained)
-        shares = [f"{value:.3f}" for value in one.certified[1:]]
-        click.echo("\t".join([name, *(f"{value:.3f}" for value in values), f"{one.forwards:.0f}", *shares]))
+        figures = [floor_text(one.acr, 3), share_text(one.accuracy, 3), share_text(one.abstained, 3, up=True)]
+        shares = [share_text(share, 3) for share in one.certified[1:]]
+        click.echo("\t".join([name, *figures, f"{one.forwards:.0f}", *shares]))
 
 
 def with_offsets(
@@ -232,7 +244,9 @@ def stateless_policy(
         from ddsmoothing.sigma import SigmaPolicy
 
         return SigmaPolicy.stateless(_routing(smoothed, options)), None
-    _alone(options, "only --rule", [name for names in NEEDED.values() for name in names] + ["no_reach"], "needs")
+    for name in [name for names in NEEDED.values() for name in names] + ["no_reach"]:
+        if options.get(name):
+            raise InputError(f"--{name.replace('_', '-')} belongs to a rule, expected --rule with it.")
     if options["pair_sigmas"] is None:
         return None
     from ddsmoothing.sigma import SigmaPolicy
@@ -246,13 +260,11 @@ def stateless_policy(
     return SigmaPolicy.stateless(file.table), note
 
 
-def _alone(
-    options: dict[str, Any], what: str, others: Sequence[str], why: str = "has sigmas of its own and no"
-) -> None:
+def _alone(options: dict[str, Any], what: str, others: Sequence[str]) -> None:
     """Refuse options that do not go with a rule."""
     given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options.get(name)]
     if given:
-        raise InputError(f"{what} {why} {given[0]}; leave one of them out.")
+        raise InputError(f"{what} has sigmas of its own and no {given[0]}; leave one of them out.")
 
 
 def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:

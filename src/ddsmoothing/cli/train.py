@@ -128,7 +128,7 @@ def _loop_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--optimizer", type=CHOICES["optimizer"], help="sgd or adamw.  [default: sgd]"),
         click.option("--lr", type=float, help="[default: 0.1]"),
         click.option("--momentum", type=float, help="[default: 0.9]"),
-        click.option("--nesterov", is_flag=True, default=None),
+        click.option("--nesterov", is_flag=True, default=None, help="Nesterov's momentum; of sgd."),
         click.option("--weight-decay", type=float, help="[default: 0.0001]"),
         click.option("--schedule", type=CHOICES["schedule"], help="step, cosine or constant.  [default: step]"),
         click.option("--step-epochs", type=int, help="[default: 30]"),

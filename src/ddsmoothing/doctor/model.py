@@ -81,7 +81,7 @@ def _logits(logits: torch.Tensor) -> Check:
             message="these look like probabilities; certificates are not affected, but the ascent on sigma, attacks "
             "and training apply a softmax of their own. Return logits if you can.",
         )
-    if bool((logits == logits[0]).all()):
+    if len(logits) > 1 and bool((logits == logits[0]).all()):
         return Check(name="logits", status=WARN, message="the same logits for all inputs; are the weights loaded?")
     return Check(name="logits", status=OK, message=f"finite logits, {logits.shape[1]} classes.")
 
@@ -144,6 +144,9 @@ def accuracy_checks(
     answers = smoothed.engine.logits(x, sigma or SIGMA, classes).argmax(1).cpu()
     clean, chance = float((answers == y).float().mean()), 1.0 / classes
     text = f"{100 * clean:.0f} % on {len(y)} clean inputs"
+    if _at_chance(1.0, len(y), chance):
+        yield Check(name="accuracy", status=NOTE, message=f"{text}: too few to tell it from chance.")
+        return
     if _at_chance(clean, len(y), chance):
         best = _renamed(answers, y, classes)
         order = f" With the classes in another order it would be {100 * best:.0f} %: check their order."

@@ -10,7 +10,7 @@ from ddsmoothing.report.claims import set_risk
 from ddsmoothing.report.overview import likely_false
 from ddsmoothing.runs import Imported, Results
 from ddsmoothing.tables import Table, labels_of, provenance
-from ddsmoothing.tables.facts import units_of, vote_of
+from ddsmoothing.tables.facts import sampler_numbers, units_of, vote_of
 
 UNSAID: Final = "-"
 MODES: Final = ("randomized", "label_aware", "channels_last", "compiled", "snap")
@@ -65,7 +65,7 @@ def _facts_of(run: Results) -> dict[str, str]:
         "units": units_of(run),
         "sigma": f"{header.sigma_policy}, {_pairs(options) if header.sigma is None else header.sigma}",
         "grid": f"multiples of 1/{header.levels}",
-        "sampler": f"{header.sampler}, {_pairs(header.sampler_options)}",
+        "sampler": f"{header.sampler}, {_pairs(sampler_numbers(run))}",
         "bound": header.bound,
         "risk": likely_false(set_risk(run)),
         "form": ", ".join([header.dtype, header.precision, header.device, f"{header.block_size} rows a pass", *modes]),

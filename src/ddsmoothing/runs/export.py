@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -28,16 +28,13 @@ FORMATS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def export_run(run: Run, format_name: str, path: Path, more: Collection[str] = ()) -> None:
+def export_run(run: Run, format_name: str, path: Path) -> None:
     """Write a run as ``locuslab`` (Cohen et al., six columns) or ``dds`` (Alfarra et al., with sigma).
-
-    Args:
-        more: other formats of the caller, for the message on an unknown one.
 
     Raises: InputError for an unknown format, RunError where the file cannot be written.
     """
     if format_name not in FORMATS:
-        raise InputError(unknown("format", format_name, [*FORMATS, *more]))
+        raise InputError(unknown("format", format_name, list(FORMATS)))
     run.need_labels()
     columns = FORMATS[format_name]
     lines = ["\t".join(columns), *("\t".join(_COLUMNS[name](row) for name in columns) for row in run.rows)]

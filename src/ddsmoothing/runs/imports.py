@@ -52,7 +52,8 @@ class ImportHeader(BaseModel):
 
     Attributes:
         source: the file's name.   sha256: of its bytes.   norm: of its radii.   sigma: the one sigma of all rows, None
-            where rows differ or nobody said.   rounded: always; such radii are never proof.
+            where rows differ or nobody said.   vote: how noisy answers became one, as whoever imported it said.
+        rounded: always; such radii are never proof.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -65,6 +66,7 @@ class ImportHeader(BaseModel):
     sigma: Annotated[Length, Field(gt=0.0)] | None
     sigma_policy: Literal["fixed", "file", "unknown"]
     level: Literal["pointwise"] = "pointwise"
+    vote: Literal["pairwise", "plurality"] = "plurality"
     rounded: Literal[True] = True
 
 
@@ -91,7 +93,9 @@ class Imported(Columns):
 Results = Run | Imported
 
 
-def import_file(file: Path, out: Path, *, sigma: float | None = None, norm: str = "l2") -> Imported:
+def import_file(
+    file: Path, out: Path, *, sigma: float | None = None, norm: str = "l2", vote: str = "plurality"
+) -> Imported:
     """Take a tab-separated file of the field into a new folder.
 
     Columns are found by the names in the first line: ``idx label predict radius correct``, and ``sigma`` and ``time``
@@ -100,6 +104,7 @@ def import_file(file: Path, out: Path, *, sigma: float | None = None, norm: str 
     Args:
         out: a folder that does not exist or is empty.   sigma: of all rows, for a file without that column.
         norm: of the radii, ``l2`` or ``l1``; the file does not say.
+        vote: ``plurality``, as in papers' tables, or ``pairwise``; the file does not say that either.
     Raises: RunError for an unreadable file, naming the line; InputError for a sigma that the file says itself.
     """
     try:
@@ -120,11 +125,12 @@ def import_file(file: Path, out: Path, *, sigma: float | None = None, norm: str 
             source=file_name(file.name),
             sha256=hashlib.sha256(data).hexdigest(),
             norm=norm,
+            vote=vote,
             sigma=one,
             sigma_policy=policy,
         )
     except ValidationError as error:
-        raise InputError(f"{first_error(error)}; got norm {norm!r}, sigma {sigma}.") from error
+        raise InputError(f"{first_error(error)}; got norm {norm!r}, vote {vote!r}, sigma {sigma}.") from error
     try:
         if out.exists() and any(out.iterdir()):
             raise RunError(f"{out} exists and is not empty; give another --out, or remove it.")

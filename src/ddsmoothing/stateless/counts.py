@@ -138,7 +138,8 @@ def split_for(
     check_count(n, "n")
     check_alpha(alpha)
     if smoothed.vote != Pairwise.vote or smoothed.offsets is not None:
-        raise InputError(f"{what} fitted to a pairwise vote without offsets.")
+        got = f"a {smoothed.vote} vote with{'out' if smoothed.offsets is None else ''} offsets"
+        raise InputError(f"{what} fitted to a pairwise vote without offsets, got {got}.")
     if not 0.0 <= favour_accuracy < np.inf:
         raise InputError(f"favour_accuracy is {favour_accuracy}, expected a number of at least 0.")
     if len(x) < HELD_OUT:

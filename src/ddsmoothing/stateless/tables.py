@@ -72,7 +72,7 @@ def fit_pairs(
     if count < 2 or samples <= count * n0:
         raise InputError(
             f"got {count} sigmas and {samples} samples, expected at least 2 sigmas and more samples than the {n0} at "
-            "each that choose the class."
+            "each that choose the class; raise samples, or lower n0."
         )
     own = split.own_phis(smoothed, x, sigmas, n, progress)
     scales = [smoothed.certificate.noise.scale(sigma) for sigma in own.sigmas]

@@ -12,7 +12,7 @@ from ddsmoothing.tables.comparable import (
 from ddsmoothing.tables.detail import class_records, class_tables, pair_records, pair_summary, pair_tables, row_records
 from ddsmoothing.tables.forms import csv_text, json_text, latex, markdown, write_parquet
 from ddsmoothing.tables.labels import called, heading, labels_of, provenance, side_by_side, subset_text
-from ddsmoothing.tables.numbers import ceil_text, interval_text, percent, percent_up, significant
+from ddsmoothing.tables.numbers import ceil_text, interval_text, percent, percent_up, share_text, significant
 from ddsmoothing.tables.summary import Shown, accuracy_tables, noise_tables, summary, summary_records
 from ddsmoothing.tables.table import Table
 
@@ -46,6 +46,7 @@ __all__ = [
     "row_records",
     "same_inputs",
     "same_run",
+    "share_text",
     "side_by_side",
     "significant",
     "subset_text",

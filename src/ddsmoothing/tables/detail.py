@@ -14,7 +14,7 @@ from ddsmoothing.bounds import floor_text
 from ddsmoothing.runs import Results, Run
 from ddsmoothing.tables.comparable import paired
 from ddsmoothing.tables.facts import abstained, class_names, class_text, evidence_of, units_of, vote_of
-from ddsmoothing.tables.labels import called, provenance, side_by_side
+from ddsmoothing.tables.labels import called, made_on, provenance, side_by_side
 from ddsmoothing.tables.numbers import percent, percent_up
 from ddsmoothing.tables.summary import Record
 from ddsmoothing.tables.table import Table
@@ -128,7 +128,7 @@ def pair_tables(runs: Sequence[Results], baseline: Results, names: Sequence[str]
         for label, one in zip(labels, found, strict=False)
     )
     notes = (
-        *(f"{label}: {provenance(run)}." for label, run in zip(labels, everyone, strict=True)),
+        *made_on(everyone, labels),
         *side_by_side(everyone),
         f"A radius counts where it is of the right class, else as 0; in {units_of(baseline)}.",
     )

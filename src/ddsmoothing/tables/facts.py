@@ -23,14 +23,19 @@ PIXELS: Final = "pixels in [0, 1]"
 
 
 def vote_of(run: Results) -> str:
-    """How noisy answers become the smoothed one; others' results are taken to be ``plurality``."""
-    return run.header.vote if isinstance(run, Run) else PLURALITY
+    """How noisy answers become the smoothed one; of others' results as whoever imported them said."""
+    return run.header.vote
 
 
 def votes_text(runs: Sequence[Results]) -> str:
     """``pairwise vote``, or ``plurality and pairwise votes`` where runs differ."""
     votes = list(dict.fromkeys(vote_of(run) for run in runs))
     return f"{' and '.join(votes)} vote{'s' if len(votes) > 1 else ''}"
+
+
+def sampler_numbers(run: Run) -> dict[str, Any]:
+    """The numbers of its sampler, in the glossary's words."""
+    return {"sigmas" if key == "scales" else key: value for key, value in run.header.sampler_options.items()}
 
 
 def units_of(run: Results) -> str:

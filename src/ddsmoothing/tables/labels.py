@@ -8,7 +8,7 @@ from typing import TypeVar
 from ddsmoothing.errors import InputError, printable
 from ddsmoothing.runs import Imported, Results, Run
 from ddsmoothing.runs.schema import DataIdentity, ModelIdentity
-from ddsmoothing.tables.facts import is_pointwise, rule_text, vote_of, votes_text
+from ddsmoothing.tables.facts import is_pointwise, rule_text, sampler_numbers, vote_of, votes_text
 
 Identity = TypeVar("Identity", DataIdentity, ModelIdentity)
 
@@ -134,9 +134,17 @@ def provenance(run: Results) -> str:
     text = f"{printable(header.model.name)} on {printable(header.data.name)}, {_inputs(run)}"
     text += f" ({', '.join(rule)})" if rule else ""
     text += f", partial: {header.subset.size:,} were asked for" if run.partial else ""
-    options = ", ".join(f"{key}={value}" for key, value in header.sampler_options.items())
+    options = ", ".join(f"{key}={value}" for key, value in sampler_numbers(run).items())
     method = f"{vote_of(run)} vote, {printable(header.sampler)} sampler, {printable(options)}, alpha {header.alpha:g}"
     return f"{text}, {method}"
+
+
+def made_on(runs: Sequence[Results], labels: Sequence[str]) -> tuple[str, ...]:
+    """Which inputs and samples the runs were made on, each said once, after the runs that it is the same for."""
+    runs_of: dict[str, list[str]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        runs_of.setdefault(provenance(run), []).append(label)
+    return tuple(f"{text}." if len(runs_of) == 1 else f"{'; '.join(some)}: {text}." for text, some in runs_of.items())
 
 
 def subset_text(runs: Sequence[Results]) -> str:

@@ -22,6 +22,11 @@ def percent_up(hits: int, total: int) -> str:
     return f"{permille // 10}.{permille % 10}"
 
 
+def share_text(value: float, digits: int, *, up: bool = False) -> str:
+    """A ratio of two counts, rounded down, or up; what the last bits say of 0.7 is no reason to say 0.699."""
+    return ceil_text(max(0.0, value - 1e-9), digits) if up else floor_text(value + 1e-9, digits)
+
+
 def ceil_text(value: float, digits: int) -> str:
     """A number in decimal, rounded UP: for upper ends of intervals and for what should look no better than it is."""
     text = floor_text(-float(value), digits)

@@ -29,7 +29,7 @@ from ddsmoothing.runs import Results, Run
 from ddsmoothing.runs.columns import Columns
 from ddsmoothing.tables.comparable import alike, fixed_group, labelled
 from ddsmoothing.tables.facts import abstained, levels_of, units_of, vote_of, votes_text
-from ddsmoothing.tables.labels import called, provenance, side_by_side
+from ddsmoothing.tables.labels import called, made_on, provenance, side_by_side
 from ddsmoothing.tables.numbers import interval_text, percent, percent_up, significant
 from ddsmoothing.tables.table import Table
 
@@ -153,13 +153,13 @@ def _accuracy_table(
         for label, run in zip(labels, runs, strict=True)
     ]
     bold = _best(rows) if shown.bold else frozenset()
-    notes = _made_on(runs, labels) + side_by_side(runs)
+    notes = made_on(runs, labels) + side_by_side(runs)
     if (fixed := fixed_group(runs)) and shown.only != "acr":
         total = len(fixed[0])
         best = [percent(round(share * total), total) for share in envelope(fixed, radii).tolist()]
         rows.append((ENVELOPE, f"{total:,}", *shown.part([*best, "-"])))
         notes += ("The envelope is the best fixed sigma at each radius; no single classifier attains it.",)
-    second = "; second lines are 95 % intervals over inputs" if shown.intervals else ""
+    second = ", each with its 95 % interval over inputs" if shown.intervals else ""
     what = WHAT[shown.only].format(runs[0].header.norm.upper())
     return Table(
         title=f"{what}; level {level}, {votes_text(runs)}",
@@ -194,14 +194,6 @@ def accuracy_cells(run: Results, radii: Sequence[float]) -> list[str]:
     if run.stops_at_radius:
         return [*cells, "-"]
     return [*cells, f"{floor_text(acr(run), 3)}\n{interval_text(*acr_interval(run), 3)}"]
-
-
-def _made_on(runs: Sequence[Results], labels: Sequence[str]) -> tuple[str, ...]:
-    """Which inputs and samples the runs were made on, said once where it is the same for all."""
-    texts = [provenance(run) for run in runs]
-    if len(set(texts)) == 1:
-        return (f"{texts[0]}.",)
-    return tuple(f"{label}: {text}." for label, text in zip(labels, texts, strict=True))
 
 
 def noise_tables(runs: Sequence[Results], names: Sequence[str] = ()) -> list[Table]:
