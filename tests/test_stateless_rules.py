@@ -191,8 +191,15 @@ def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
     assert PairTable(**good).slots_of(0) == (1,)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="two classes could both win"):
         PairTable(**good | {"slots": ((0, 1), (0, 0))})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="ascending"):
-        PairTable(**good | {"sigmas": (1.0, 0.5)})  # type: ignore[arg-type]
+    for sigmas in ((1.0, 0.5), (0.5, 0.5), (0.5, -1.0)):
+        with pytest.raises(InputError, match="expected different positive numbers, ascending"):
+            PairTable(**good | {"sigmas": sigmas})  # type: ignore[arg-type]
+    for name in ("sigmas", "offsets"):
+        with pytest.raises(InputError, match=f"{name}.* are .*, expected"):
+            PairTable(**good | {name: (0, 10**400)})  # type: ignore[arg-type]
+    for rule in (None, 3, Plurality(), PairTable):
+        with pytest.raises(InputError, match="expected a stateless one, such as PairTable"):
+            certify_stateless(smoothed, torch.zeros(1, 1, 28, 28), rule)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 x 2 indices"):
         PairTable(**good | {"slots": ((0, 2), (2, 0))})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="groups"):

@@ -30,6 +30,8 @@ NEEDED = {  # options of each rule
     "dual": ("rule_sigmas", "gate_sigma", "gate_groups"),
 }
 RULES = tuple(NEEDED)
+OF_RULES = tuple(dict.fromkeys(name for names in NEEDED.values() for name in names))
+OTHERS = ("sigma", "lambda_", "sigmas", "data_dependent", "sigma0", "sigma_min", "sigma_max", "sigma_grid", "offsets")
 RULE = "Route among sigmas, without a table; level stateless. With reach and dual experts have the --vote given."
 Fit = TypeVar("Fit", bound="Fitted")
 
@@ -226,19 +228,18 @@ def stateless_policy(
 
     Raises: as ``with_offsets``.
     """
-    others = ["sigma", "lambda_", "sigmas", "data_dependent", "offsets"]
     if options["rule"] is not None:
-        _alone(options, "a rule among sigmas", [*others, "pair_sigmas"])
+        _alone(options, "a rule among sigmas", [*OTHERS, "pair_sigmas"])
         from ddsmoothing.sigma import SigmaPolicy
 
         return SigmaPolicy.stateless(_routing(smoothed, options)), None
-    _alone(options, "only --rule", [name for names in NEEDED.values() for name in names] + ["no_reach"], "needs")
+    _alone(options, "only --rule", [*OF_RULES, "no_reach"], "needs")
     if options["pair_sigmas"] is None:
         return None
     from ddsmoothing.sigma import SigmaPolicy
     from ddsmoothing.stateless import load_pairs
 
-    _alone(options, "a pair table", others)
+    _alone(options, "a pair table", OTHERS)
     if smoothed.vote != "pairwise":
         raise InputError(f"a pair table has a pairwise vote, got --vote {smoothed.vote}; leave one of them out.")
     file, digest = load_pairs(options["pair_sigmas"])
@@ -250,9 +251,9 @@ def _alone(
     options: dict[str, Any], what: str, others: Sequence[str], why: str = "has sigmas of its own and no"
 ) -> None:
     """Refuse options that do not go with a rule."""
-    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options.get(name)]
-    if given:
-        raise InputError(f"{what} {why} {given[0]}; leave one of them out.")
+    for name in others:
+        if options.get(name) is not None and options[name] is not False:
+            raise InputError(f"{what} {why} --{name.strip('_').replace('_', '-')}; leave one of them out.")
 
 
 def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:
@@ -260,7 +261,7 @@ def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> Stateless
     from ddsmoothing.claims import Cascade, Gated
 
     kind, needed = options["rule"], NEEDED[options["rule"]]
-    for name in {name for names in NEEDED.values() for name in names}:
+    for name in OF_RULES:
         if (options[name] is None) == (name in needed):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"--rule {kind} needs {option}." if name in needed else f"--rule {kind} has no {option}.")
@@ -270,13 +271,16 @@ def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> Stateless
         check_plausible(sigma, options["allow_large_sigma"])
         for sigma in numbers(options["rule_sigmas"], "--rule-sigmas")
     ]
+    vote = click.get_current_context().get_parameter_source("vote")
+    if kind == "cascade" and smoothed.vote != Cascade.vote and vote is not click.core.ParameterSource.DEFAULT:
+        raise InputError(f"--rule cascade has a plurality vote, got --vote {smoothed.vote}; leave one of them out.")
     same: dict[str, Any] = {"classes": smoothed.num_classes, "norm": smoothed.certificate.norm}
     if kind == "cascade":
         taus = tuple(numbers(options["taus"], "--taus"))
         return Cascade(sigmas=tuple(sigmas), taus=taus, reach=not options["no_reach"], **same)
     gate = check_plausible(options["gate_sigma"], options["allow_large_sigma"])
     groups = numbers(options["gate_groups"], "--gate-groups")
-    if any(group != int(group) for group in groups):
+    if not all(group.is_integer() for group in groups):
         raise InputError(f"--gate-groups is {options['gate_groups']!r}, expected whole numbers such as 0,0,1,1.")
     experts = (smoothed.rule(),) * len(sigmas)
     return Gated(experts=experts, sigmas=(*sigmas, gate), groups=tuple(map(int, groups)), branches=kind, **same)
