@@ -353,6 +353,8 @@ def test_a_table_keeps_no_array_of_its_caller() -> None:
 def test_routing_refuses_what_makes_no_rule() -> None:
     with pytest.raises(InputError, match="different positive numbers"):
         Cascade(sigmas=(1.0, 1.0), classes=2, taus=(0.1, 0.0))
+    with pytest.raises(InputError, match="a cascade has 1,001 sigmas, expected at most 1,000"):
+        Cascade(sigmas=np.arange(1.0, 1002.0), classes=2, taus=np.zeros(1001))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected each of 0 to 0"):
         Gated(experts=(Plurality(),), sigmas=(1.0, 2.0), classes=2, groups=(0, 1))
     with pytest.raises(InputError, match="the last 0"):

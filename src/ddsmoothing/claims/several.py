@@ -23,6 +23,7 @@ from ddsmoothing.claims.rules import ABSTAIN, Claim
 from ddsmoothing.errors import InfeasibleError, InputError
 
 CERTAIN: Final = 1e-9  # probabilities nearer to 0 and 1 are no plan's concern
+MOST_SIGMAS: Final = 1000  # of a rule that a header holds
 PARTS: Final = 32  # into which the samples are divided between the scales
 
 
@@ -256,3 +257,5 @@ def check_sigmas(sigmas: Sequence[float], what: str, *, ascending: bool = False)
     if not distinct or (ascending and list(sigmas) != sorted(sigmas)):
         order = ", ascending" if ascending else ""
         raise InputError(f"the sigmas of {what} are {tuple(sigmas)}, expected different positive numbers{order}.")
+    if len(sigmas) > MOST_SIGMAS:
+        raise InputError(f"{what} has {len(sigmas):,} sigmas, expected at most {MOST_SIGMAS:,}.")
