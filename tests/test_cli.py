@@ -230,6 +230,7 @@ BAD = {
     "two sigmas": (small("--sigma", 0.25, "--data-dependent"), 2, "exactly one of"),
     "lambda with l2": (small("--lambda", 0.5), 2, "--norm l1"),
     "sigma and lambda": (small("--sigma", 0.5, "--lambda", 0.5, "--norm", "l1"), 2, "exactly one of"),
+    "start of no search": (small("--sigma", 0.25, "--sigma0", 0.5), 2, "--sigma0 belongs to --data-dependent"),
     "no sigma0": (small("--data-dependent"), 2, "give --sigma0"),
     "range": (small("--data-dependent", "--sigma0", 0.5, "--sigma-max", 0.1), 2, "sigma_max"),
     "n 0": (small("--sigma", 0.25, "--n", 0), 2, "n is 0"),

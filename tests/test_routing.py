@@ -587,6 +587,64 @@ def test_what_is_no_expert_and_no_gate_is_refused_in_one_line(
         certify_routed(made, pixels[:1], asked, n=1000, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experts": 3}, "the experts are 3, expected a list"),
+        ({"gate": SmoothedGate(smoothed=None, sigma=0.5)}, "expected a smoothed classifier and its sigma; a gate too"),  # type: ignore[arg-type]
+        ({"gate": "one"}, "groups name the experts of 0"),
+        ({"alpha": "a"}, "alpha is 'a'"),
+        ({"branches": np.ones(2)}, "branches are"),
+    ],
+)
+def test_arguments_of_another_type_are_said_in_one_line(
+    change: dict[str, Any], message: str, linear: dds.SmoothedClassifier, pixels: torch.Tensor
+) -> None:
+    if change.get("gate") == "one":
+        change = {"gate": SmoothedGate(smoothed=linear, sigma=0.7, groups=1)}  # type: ignore[arg-type]
+    asked = {"experts": [(linear, 0.5), (linear, 1.0)], "gate": SmoothedGate(smoothed=linear, sigma=0.7)} | change
+    with pytest.raises(InputError, match=message):
+        certify_routed(asked.pop("experts"), pixels[:1], asked.pop("gate"), n=1000, seed=1, **asked)
+
+
+class FewerEvents(Pairwise):
+    """An expert that leaves out events, which a header would not say."""
+
+    def counts(self, measured: Measurement, top: int) -> tuple[int, ...]:
+        return (measured.n,)
+
+
+@pytest.mark.parametrize("experts", [None, 3, "ab", (1, 2), (FewerEvents(), Pairwise()), {Pairwise(): 1}])
+def test_experts_are_rules_that_a_header_can_say(experts: Any) -> None:
+    with pytest.raises(InputError, match=r"the experts are .*, expected several of Pairwise, OffsetPairwise, Plur"):
+        Gated(experts=experts, sigmas=(0.5, 1.0), classes=2)
+
+
+@pytest.mark.parametrize(
+    "seen", [3, (0, (0.0, 1.0)), Seen(2, (0.0, 1.0)), Seen(-1, (0.0, 1.0)), Seen(0, (0.0,)), Seen(0, (0.0, math.nan))]
+)
+def test_what_no_gate_says_is_refused(seen: Any) -> None:
+    rule = Gated(experts=(Pairwise(), Pairwise()), sigmas=(0.5, 1.0), classes=2)
+    with pytest.raises(InputError, match=r"the gate says|a gate without noise and of 2 experts"):
+        rule.at(seen)
+    smoothed = replace(rule, sigmas=(0.5, 1.0, 0.7), groups=(0, 1))
+    with pytest.raises(InputError, match="a gate without noise and of 2 experts"):
+        replace(smoothed, seen=Seen(0, (0.0, 1.0)))
+
+
+def test_a_rule_is_not_what_its_arguments_become() -> None:
+    """Claims are made when they are asked for; a rule that changed meanwhile would claim what was never drawn for."""
+    offsets, experts, points = np.array([0.0, 0.2]), [Pairwise(), Pairwise()], np.eye(2)
+    one, gate = OffsetPairwise(offsets=offsets, norm="l2"), Centres(points=points)  # type: ignore[arg-type]
+    rule = Gated(experts=experts, sigmas=(0.5, 1.0), classes=2)  # type: ignore[arg-type]
+    offsets[1], points[0, 0] = 9.0, 5.0
+    experts[0] = one
+    assert (one.offsets, rule.experts, gate.points[0, 0]) == ((0.0, 0.2), (Pairwise(), Pairwise()), 1.0)
+    assert {type(beta) for beta in one.offsets} == {float}
+    with pytest.raises(ValueError, match="read-only"):
+        gate.points[0] = 9.0
+
+
 @pytest.mark.parametrize("groups", [(0.5, 1.0), ("a", 1), 3, (0, 2)])
 def test_groups_are_numbers_of_experts(groups: Any) -> None:
     with pytest.raises(InputError, match=r"groups of a gate|stand for the experts"):

@@ -297,6 +297,11 @@ def test_exports(run_l2: dds.Run, tmp_path: Path) -> None:
             assert cell.get("sigma", "0.25") == "0.25"
 
 
+def test_a_path_may_be_text(run_l2: dds.Run, tmp_path: Path) -> None:
+    export_run(run_l2, "dds", str(tmp_path / "x.tsv"))
+    assert len((tmp_path / "x.tsv").read_text().splitlines()) == 13
+
+
 def test_bad_exports(run_l2: dds.Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Did you mean 'locuslab'"):
         export_run(run_l2, "locuslap", tmp_path / "x.tsv")

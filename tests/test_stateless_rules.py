@@ -191,8 +191,15 @@ def test_wrong_tables_are_refused(smoothed: dds.SmoothedClassifier) -> None:
     assert PairTable(**good).slots_of(0) == (1,)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="two classes could both win"):
         PairTable(**good | {"slots": ((0, 1), (0, 0))})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="ascending"):
-        PairTable(**good | {"sigmas": (1.0, 0.5)})  # type: ignore[arg-type]
+    for sigmas in ((1.0, 0.5), (0.5, 0.5), (0.5, -1.0)):
+        with pytest.raises(InputError, match="expected different positive numbers, ascending"):
+            PairTable(**good | {"sigmas": sigmas})  # type: ignore[arg-type]
+    for name in ("sigmas", "offsets"):
+        with pytest.raises(InputError, match=f"{name}.* are .*, expected"):
+            PairTable(**good | {name: (0, 10**400)})  # type: ignore[arg-type]
+    for rule in (None, 3, Plurality(), PairTable):
+        with pytest.raises(InputError, match="expected a stateless one, such as PairTable"):
+            certify_stateless(smoothed, torch.zeros(1, 1, 28, 28), rule)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 x 2 indices"):
         PairTable(**good | {"slots": ((0, 2), (2, 0))})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="groups"):
@@ -346,6 +353,8 @@ def test_a_table_keeps_no_array_of_its_caller() -> None:
 def test_routing_refuses_what_makes_no_rule() -> None:
     with pytest.raises(InputError, match="different positive numbers"):
         Cascade(sigmas=(1.0, 1.0), classes=2, taus=(0.1, 0.0))
+    with pytest.raises(InputError, match="a cascade has 1,001 sigmas, expected at most 1,000"):
+        Cascade(sigmas=np.arange(1.0, 1002.0), classes=2, taus=np.zeros(1001))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected each of 0 to 0"):
         Gated(experts=(Plurality(),), sigmas=(1.0, 2.0), classes=2, groups=(0, 1))
     with pytest.raises(InputError, match="the last 0"):

@@ -162,6 +162,27 @@ def test_of_two_classes_one_wins_each_sample_of_a_pilot(made: tuple[dds.Run, Sta
     assert any("do not fit what" in finding.message for finding in verify_run(tmp_path).findings)
 
 
+def test_a_run_cannot_have_had_fewer_samples_than_its_rows(
+    model: torch.nn.Module, data: dds.Dataset, tmp_path: Path
+) -> None:
+    """Each sigma has the fewest that can certify, however few the header names."""
+    run = make(tmp_path / "run", data, model, PLAIN_L1, n=20, skip=500)
+    assert {tuple(one.n for one in row.certifying) for row in run.rows} == {(10, 10)}
+    assert verify_run(run.path).ok
+    header = json.loads((run.path / "header.json").read_text())
+    header["sampler_options"]["n"] = 5
+    (run.path / "header.json").write_text(json.dumps(header))
+    assert "is not how the pilots divide 5" in verify_run(run.path).findings[0].message
+
+
+def test_a_pilot_names_a_rival_of_each_class(made: tuple[dds.Run, StatelessRule], tmp_path: Path) -> None:
+    (tmp_path / "header.json").write_bytes((made[0].path / "header.json").read_bytes())
+    row = json.loads((made[0].path / "results.jsonl").read_text().splitlines()[0])
+    row["measurements"][0]["rivals"].pop()
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    assert "expected one of each of 10 classes" in verify_run(tmp_path).findings[0].message
+
+
 def test_without_a_request_the_note_of_the_run_stays(model: torch.nn.Module, data: dds.Dataset, tmp_path: Path) -> None:
     note, smoothed = OffsetsNote(sha256="0" * 64, seen=True), dds.SmoothedClassifier(model, num_classes=10)
     asked = CertifyRequest(SigmaPolicy.stateless(TABLE), n0=20, n=200, skip=250, seed=1)
@@ -666,6 +687,16 @@ def test_the_command_line_routes_among_sigmas(rule: str, vote: str, cli: Callabl
     if rule != "cascade":
         few = cli("certify", *common, *numbers, *gate[:3], "0,1", "--forecast")
         assert (few.code, "needs the expert of each of its 10 classes, got 2" in few.err) == (2, True)
+        for groups in ("0,inf", "nan,0", "0.5,1"):
+            odd = cli("certify", *common, *numbers, *gate[:3], groups, "--out", tmp_path / "run")
+            assert (odd.code, "expected whole numbers such as 0,0,1,1" in odd.err) == (2, True)
+    else:
+        said = cli("certify", *common, *numbers, *own[rule], "--vote", "pairwise", "--out", tmp_path / "run")
+        assert (said.code, "--rule cascade has a plurality vote, got --vote pairwise" in said.err) == (2, True)
+    for option in ("--sigma", "--sigma0", "--sigma-max", "--taus" if rule != "cascade" else "--gate-sigma"):
+        refused = cli("certify", *common, *numbers, *own[rule], option, "0", "--out", tmp_path / "run")
+        assert (refused.code, f"no {option}" in refused.err) == (2, True)
+    assert not (tmp_path / "run").exists()
     made = cli("certify", *common, *numbers, *own[rule], "--out", tmp_path / "run")
     assert made.code == 0, made.err
     assert cli("certify", "--out", tmp_path / "run").code == 0  # everything is in the header
@@ -677,6 +708,16 @@ def test_the_command_line_routes_among_sigmas(rule: str, vote: str, cli: Callabl
     assert found.vote == header.vote == vote
     if rule != "cascade":
         assert found.config()["branches"] == rule
+
+
+def test_a_rule_from_python_is_continued_there(
+    model: torch.nn.Module, data: dds.Dataset, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    make(tmp_path / "run", data, model, VOTED["cascade"], skip=500)
+    refused = cli("certify", "--out", tmp_path / "run")
+    assert (refused.code, "the cascade of" in refused.err, "continue it there, by certify_run" in refused.err) == (
+        *(2, True, True),
+    )
 
 
 def test_gates_that_one_model_cannot_ask_make_no_run(

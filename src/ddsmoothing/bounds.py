@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from functools import lru_cache
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,8 @@ _HALF, _SMALL, _MARGIN = Decimal("0.5"), Decimal("1e-43"), Decimal("1e-40")
 
 def check_alpha(alpha: float) -> float:
     """Return alpha if it lies in (0, 1), else raise InputError."""
-    if not 0.0 < alpha < 1.0:  # also rejects NaN
-        raise InputError(f"alpha is {alpha}, expected a failure probability between 0 and 1, such as 0.001.")
+    if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:  # also rejects NaN
+        raise InputError(f"alpha is {alpha!r}, expected a failure probability between 0 and 1, such as 0.001.")
     return float(alpha)
 
 
@@ -47,7 +47,7 @@ def check_count(n: int, name: str) -> int:
 
 def check_bound(bound: str) -> str:
     """Return the name of a bound if it is known, else raise InputError."""
-    if bound not in BOUNDS:
+    if not isinstance(bound, str) or bound not in BOUNDS:
         raise InputError(f"bound is {bound!r}, expected one of {', '.join(BOUNDS)}.")
     return bound
 

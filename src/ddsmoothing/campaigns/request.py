@@ -78,8 +78,6 @@ class CertifyRequest:
         for name in ("randomized", "label_aware"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected True or False.")
-        if not isinstance(self.alpha, Real):
-            raise InputError(f"alpha is {self.alpha!r}, expected a number between 0 and 1.")
         object.__setattr__(self, "alpha", check_alpha(self.alpha))
         if not isinstance(self.units, str | None):
             raise InputError(f"units are {self.units!r}, expected a text such as 'standard deviations'.")

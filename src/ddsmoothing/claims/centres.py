@@ -58,6 +58,7 @@ class Centres:
         points = points.astype(np.int64 if points.dtype.kind in "iu" else np.float64).reshape(len(points), -1)
         if any(np.abs(a - b).max() < LEAST_APART for a, b in combinations(points, 2)):
             raise InputError("two centres of a gate are the same, expected different ones.")
+        points.setflags(write=False)
         object.__setattr__(self, "points", points)
 
     def seen(self, x: NDArray[Any], norm: str) -> Seen:

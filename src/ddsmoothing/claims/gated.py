@@ -23,7 +23,7 @@ from ddsmoothing.certificate import Certificate, certificate_for
 from ddsmoothing.claims.centres import Seen
 from ddsmoothing.claims.measurement import VOTES, Measurement, Tally
 from ddsmoothing.claims.offsets import OffsetPairwise
-from ddsmoothing.claims.rules import ABSTAIN, Claim, Rule
+from ddsmoothing.claims.rules import ABSTAIN, Claim, Pairwise, Plurality, Rule
 from ddsmoothing.claims.several import (
     Atom,
     Commitment,
@@ -36,6 +36,7 @@ from ddsmoothing.claims.several import (
 from ddsmoothing.errors import InputError
 
 BRANCHES: Final = ("reach", "dual")
+EXPERTS: Final = (Pairwise, OffsetPairwise, Plurality)  # none that a header could not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,12 @@ class Gated(StatelessRule):
     def __post_init__(self) -> None:
         certificate_for(self.norm)
         object.__setattr__(self, "sigmas", plain_numbers(self.sigmas, "the sigmas of a gate and its experts"))
+        if not isinstance(self.experts, Sequence) or any(type(one) not in EXPERTS for one in self.experts):
+            known = ", ".join(one.__name__ for one in EXPERTS)
+            raise InputError(f"the experts are {self.experts!r}, expected several of {known}.")
+        object.__setattr__(self, "experts", tuple(self.experts))
         count = len(self.experts)
-        if self.branches not in BRANCHES:
+        if not isinstance(self.branches, str) or self.branches not in BRANCHES:
             raise InputError(f"branches are {self.branches!r}, expected one of {', '.join(BRANCHES)}.")
         if len({(one.vote, one.bound) for one in self.experts}) != 1 or self.experts[0].bound != "one-class":
             raise InputError("a gate takes at least one expert, all with the same vote and one-class bounds.")
@@ -91,6 +96,16 @@ class Gated(StatelessRule):
         for expert in self.experts:
             if isinstance(expert, OffsetPairwise) and (len(expert.offsets), expert.norm) != (self.classes, self.norm):
                 raise InputError("the offsets of an expert are of other classes or of another norm than the rule's.")
+        if self.seen is not None:
+            self._check_seen(self.seen)
+
+    def _check_seen(self, seen: Seen) -> None:
+        """Raise InputError unless a gate without noise can say this."""
+        known = range(len(self.experts))
+        if self.groups is not None or not isinstance(seen, Seen) or len(seen.away) != len(known):
+            raise InputError(f"a gate without noise and of {len(known)} experts is expected, got {seen}.")
+        if seen.chosen not in known or not all(away >= 0.0 for away in seen.away):
+            raise InputError(f"the gate says {seen}, expected an expert of {len(known)} and distances from 0 on.")
 
     @property
     def vote(self) -> str:
@@ -111,8 +126,6 @@ class Gated(StatelessRule):
 
     def at(self, seen: Seen) -> Gated:
         """The same rule at an input of which a gate without noise says this."""
-        if self.groups is not None or len(seen.away) != len(self.experts):
-            raise InputError(f"a gate without noise and of {len(self.experts)} experts is expected, got {seen}.")
         return replace(self, seen=seen)
 
     def pilot_tally(self, slot: int) -> Tally:

@@ -31,7 +31,7 @@ def check_offsets(offsets: Sequence[float], num_classes: int | None = None) -> t
     """Offsets as a tuple of finite numbers, one a class, else InputError."""
     try:
         found = tuple(float(beta) for beta in offsets)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise InputError(f"offsets are {offsets!r}, expected one number a class.") from None
     if len(found) < 2 or any(not abs(beta) <= LARGEST_OFFSET for beta in found):
         raise InputError(
@@ -56,7 +56,8 @@ class OffsetPairwise(Pairwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_offsets(self.offsets)
+        certificate_for(self.norm)
+        object.__setattr__(self, "offsets", check_offsets(self.offsets))
 
     def thresholds(self, top: int) -> NDArray[np.float64]:
         """``(K,)`` what phi of "top beats b" has to exceed; exactly the negative of b's threshold against top."""

@@ -23,6 +23,7 @@ from ddsmoothing.claims.rules import ABSTAIN, Claim
 from ddsmoothing.errors import InfeasibleError, InputError
 
 CERTAIN: Final = 1e-9  # probabilities nearer to 0 and 1 are no plan's concern
+MOST_SIGMAS: Final = 1000  # of a rule that a header holds
 PARTS: Final = 32  # into which the samples are divided between the scales
 
 
@@ -244,12 +245,17 @@ def plain_numbers(values: object, what: str) -> tuple[float, ...]:
     found = tuple(values) if isinstance(values, Iterable) else (None,)
     if any(not isinstance(value, Real) or isinstance(value, bool) for value in found):
         raise InputError(f"{what} are {values!r}, expected numbers.")
-    return tuple(map(float, found))
+    try:
+        return tuple(map(float, found))
+    except OverflowError:
+        raise InputError(f"{what} are numbers that float64 cannot hold, expected smaller ones.") from None
 
 
 def check_sigmas(sigmas: Sequence[float], what: str, *, ascending: bool = False) -> None:
     """Raise InputError unless these are different positive numbers, ascending where that is asked for."""
     distinct = bool(sigmas) and len(set(sigmas)) == len(sigmas) and all(0.0 < s < math.inf for s in sigmas)
     if not distinct or (ascending and list(sigmas) != sorted(sigmas)):
-        order = "positive ones, ascending" if ascending else "different positive numbers"
-        raise InputError(f"the sigmas of {what} are {tuple(sigmas)}, expected {order}.")
+        order = ", ascending" if ascending else ""
+        raise InputError(f"the sigmas of {what} are {tuple(sigmas)}, expected different positive numbers{order}.")
+    if len(sigmas) > MOST_SIGMAS:
+        raise InputError(f"{what} has {len(sigmas):,} sigmas, expected at most {MOST_SIGMAS:,}.")

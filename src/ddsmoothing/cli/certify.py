@@ -272,7 +272,10 @@ def recall(context: click.Context, options: dict[str, Any]) -> None:
     header = load_header(options["out"])
     if header.sigma_policy == "file" and options["sigmas"] is None:
         raise InputError(f"the sigmas of {options['out']} are from a file; give it again with --sigmas.")
-    if header.stateless is not None and header.config.get("rule") is None and options["pair_sigmas"] is None:
+    rule = header.stateless if header.config.get("rule") is None and options["rule"] is None else None
+    if rule is not None and rule.kind != "pairs":
+        raise InputError(f"the {rule.words} of {options['out']} is from Python; continue it there, by certify_run.")
+    if rule is not None and options["pair_sigmas"] is None:
         raise InputError(f"the pair table of {options['out']} is from a file; give it again with --pair-sigmas.")
     if header.offsets is not None and header.stateless is None and options["offsets"] is None:
         raise InputError(f"the class offsets of {options['out']} are from a file; give it again with --offsets.")

@@ -82,6 +82,9 @@ def sigma_policy(options: dict[str, Any], smoothed: SmoothedClassifier, data: Da
             "expected exactly one of --sigma S (or --lambda L), --data-dependent, --sigmas FILE, --pair-sigmas FILE "
             "and --rule."
         )
+    searched = [key for key in ("sigma0", "sigma_min", "sigma_max", "sigma_grid") if options[key] is not None]
+    if searched and not options["data_dependent"]:
+        raise InputError(f"--{searched[0].replace('_', '-')} belongs to --data-dependent; leave it out.")
     if fixed:
         return SigmaPolicy.fixed(fixed_sigma(options))
     if options["sigmas"] is not None:

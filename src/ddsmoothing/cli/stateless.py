@@ -30,6 +30,8 @@ NEEDED = {  # options of each rule
     "dual": ("rule_sigmas", "gate_sigma", "gate_groups"),
 }
 RULES = tuple(NEEDED)
+OF_RULES = tuple(dict.fromkeys(name for names in NEEDED.values() for name in names))
+OTHERS = ("sigma", "lambda_", "sigmas", "data_dependent", "sigma0", "sigma_min", "sigma_max", "sigma_grid", "offsets")
 RULE = "Route among sigmas, without a table; level stateless. With reach and dual experts have the --vote given."
 Fit = TypeVar("Fit", bound="Fitted")
 
@@ -238,21 +240,19 @@ def stateless_policy(
 
     Raises: as ``with_offsets``.
     """
-    others = ["sigma", "lambda_", "sigmas", "data_dependent", "offsets"]
     if options["rule"] is not None:
-        _alone(options, "a rule among sigmas", [*others, "pair_sigmas"])
+        _alone(options, "a rule among sigmas", [*OTHERS, "pair_sigmas"])
         from ddsmoothing.sigma import SigmaPolicy
 
         return SigmaPolicy.stateless(_routing(smoothed, options)), None
-    for name in [name for names in NEEDED.values() for name in names] + ["no_reach"]:
-        if options.get(name):
-            raise InputError(f"--{name.replace('_', '-')} belongs to a rule, expected --rule with it.")
+    if given := _given(options, [*OF_RULES, "no_reach"]):
+        raise InputError(f"{given[0]} belongs to a rule, expected --rule with it.")
     if options["pair_sigmas"] is None:
         return None
     from ddsmoothing.sigma import SigmaPolicy
     from ddsmoothing.stateless import load_pairs
 
-    _alone(options, "a pair table", others)
+    _alone(options, "a pair table", OTHERS)
     if smoothed.vote != "pairwise":
         raise InputError(f"a pair table has a pairwise vote, got --vote {smoothed.vote}; leave one of them out.")
     file, digest = load_pairs(options["pair_sigmas"])
@@ -262,9 +262,14 @@ def stateless_policy(
 
 def _alone(options: dict[str, Any], what: str, others: Sequence[str]) -> None:
     """Refuse options that do not go with a rule."""
-    given = [f"--{name.strip('_').replace('_', '-')}" for name in others if options.get(name)]
-    if given:
+    if given := _given(options, others):
         raise InputError(f"{what} has sigmas of its own and no {given[0]}; leave one of them out.")
+
+
+def _given(options: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Of these options the ones that were given, a zero too, as they are written."""
+    there = [name for name in names if options.get(name) is not None and options[name] is not False]
+    return [f"--{name.strip('_').replace('_', '-')}" for name in there]
 
 
 def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> StatelessRule:
@@ -272,7 +277,7 @@ def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> Stateless
     from ddsmoothing.claims import Cascade, Gated
 
     kind, needed = options["rule"], NEEDED[options["rule"]]
-    for name in {name for names in NEEDED.values() for name in names}:
+    for name in OF_RULES:
         if (options[name] is None) == (name in needed):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"--rule {kind} needs {option}." if name in needed else f"--rule {kind} has no {option}.")
@@ -282,13 +287,16 @@ def _routing(smoothed: SmoothedClassifier, options: dict[str, Any]) -> Stateless
         check_plausible(sigma, options["allow_large_sigma"])
         for sigma in numbers(options["rule_sigmas"], "--rule-sigmas")
     ]
+    vote = click.get_current_context().get_parameter_source("vote")
+    if kind == "cascade" and smoothed.vote != Cascade.vote and vote is not click.core.ParameterSource.DEFAULT:
+        raise InputError(f"--rule cascade has a plurality vote, got --vote {smoothed.vote}; leave one of them out.")
     same: dict[str, Any] = {"classes": smoothed.num_classes, "norm": smoothed.certificate.norm}
     if kind == "cascade":
         taus = tuple(numbers(options["taus"], "--taus"))
         return Cascade(sigmas=tuple(sigmas), taus=taus, reach=not options["no_reach"], **same)
     gate = check_plausible(options["gate_sigma"], options["allow_large_sigma"])
     groups = numbers(options["gate_groups"], "--gate-groups")
-    if any(group != int(group) for group in groups):
+    if not all(group.is_integer() for group in groups):
         raise InputError(f"--gate-groups is {options['gate_groups']!r}, expected whole numbers such as 0,0,1,1.")
     experts = (smoothed.rule(),) * len(sigmas)
     return Gated(experts=experts, sigmas=(*sigmas, gate), groups=tuple(map(int, groups)), branches=kind, **same)

@@ -28,7 +28,7 @@ FORMATS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def export_run(run: Run, format_name: str, path: Path) -> None:
+def export_run(run: Run, format_name: str, path: str | Path) -> None:
     """Write a run as ``locuslab`` (Cohen et al., six columns) or ``dds`` (Alfarra et al., with sigma).
 
     Raises: InputError for an unknown format, RunError where the file cannot be written.
@@ -39,6 +39,6 @@ def export_run(run: Run, format_name: str, path: Path) -> None:
     columns = FORMATS[format_name]
     lines = ["\t".join(columns), *("\t".join(_COLUMNS[name](row) for name in columns) for row in run.rows)]
     try:
-        write_durably(path, "\n".join(lines) + "\n")
+        write_durably(Path(path), "\n".join(lines) + "\n")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}.") from error

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from ddsmoothing.certificate import certificate_for
 from ddsmoothing.claims import STATELESS, Claim, Measurement, Rule, StatelessRule, rule_for, stateless_rule
 from ddsmoothing.claims.measurement import Count as Count
+from ddsmoothing.claims.several import MOST_SIGMAS
 from ddsmoothing.noise import LARGEST_LEVELS, LEVELS
 from ddsmoothing.streams import Role
 
@@ -24,7 +25,7 @@ Level = Literal["pointwise", "memory", "stateless"]
 PILOT: Final = Role.PILOT.name.lower()
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Length = Annotated[float, Field(ge=0.0, le=1e6)]  # no sigma and no radius comes near it, and sums stay finite
-Sigmas = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1e6)], ...], Field(min_length=1, max_length=1000)]
+Sigmas = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1e6)], ...], Field(min_length=1, max_length=MOST_SIGMAS)]
 Size = Annotated[int, Field(ge=0, le=2**40)]  # of a data set: more is no data set
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 

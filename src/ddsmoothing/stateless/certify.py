@@ -211,6 +211,8 @@ def check_rule(smoothed: SmoothedClassifier, rule: StatelessRule, n0: int, n: in
     check_count(n0, "n0")
     check_count(n, "n")
     check_alpha(alpha)
+    if not isinstance(rule, StatelessRule):
+        raise InputError(f"the rule is {rule!r}, expected a stateless one, such as PairTable(..) or Cascade(..).")
     made = (smoothed.certificate.norm, smoothed.num_classes)
     if made != (rule.norm, rule.num_classes):
         raise InputError(

@@ -19,6 +19,7 @@ from ddsmoothing.files import write_durably
 DIGITS: Final = 16  # of an input's SHA-256: enough to know it again
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Sigma = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -92,7 +93,7 @@ class OffsetsFile(Fitted):
 
     kind: Literal["ddsmoothing-offsets"] = "ddsmoothing-offsets"
     schema_version: Literal[1] = 1
-    sigma: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    sigma: Sigma
     offsets: Annotated[tuple[Finite, ...], Field(min_length=2)]
     without: Figures
     figures: Figures
@@ -101,7 +102,7 @@ class OffsetsFile(Fitted):
 class Fixed(_Strict):
     """The pairwise vote at one sigma, of as many forward passes in all; offsets as for the table, fitted for it."""
 
-    sigma: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    sigma: Sigma
     offsets: tuple[Finite, ...] | None
     figures: Figures
 
@@ -116,7 +117,7 @@ class PairsFile(Fitted):
 
     kind: Literal["ddsmoothing-pairs"] = "ddsmoothing-pairs"
     schema_version: Literal[1] = 1
-    sigmas: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
+    sigmas: tuple[Sigma, ...]
     slots: tuple[tuple[int, ...], ...]
     groups: tuple[int, ...]
     offsets: tuple[Finite, ...] | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -166,18 +166,20 @@ class _House:
         check_count(n0, "n0")
         check_count(n, "n")
         check_alpha(alpha)
-        for pair in experts:
-            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], SmoothedClassifier)):
-                raise InputError(f"an expert is {pair!r}, expected a smoothed classifier and its sigma.")
+        if not isinstance(experts, Sequence):
+            raise InputError(f"the experts are {experts!r}, expected a list of smoothed classifiers with their sigmas.")
         if not isinstance(gate, SmoothedGate | Centres):
             raise InputError(f"the gate is {gate!r}, expected SmoothedGate(..) or Centres(..).")
-        if len({one.vote for one, _ in experts}) != 1:
-            raise InputError("routing takes at least one expert, all with the same vote.")
         self.gate, self.slots, self._branches = gate, [*experts], branches
-        self._n, self._alpha = n, alpha
         if isinstance(gate, SmoothedGate):
             self.slots.append((gate.smoothed, gate.sigma))
-        elif len(gate.points) != len(experts):
+        for pair in self.slots:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], SmoothedClassifier)):
+                raise InputError(f"an expert is {pair!r}, expected a smoothed classifier and its sigma; a gate too.")
+        if len({one.vote for one, _ in experts}) != 1:
+            raise InputError("routing takes at least one expert, all with the same vote.")
+        self._n, self._alpha = n, alpha
+        if isinstance(gate, Centres) and len(gate.points) != len(experts):
             raise InputError(f"got {len(gate.points)} centres for {len(experts)} experts, expected one each.")
         for _, sigma in self.slots:
             check_sigma(sigma, 1)
@@ -204,7 +206,8 @@ class _House:
             raise InputError(f"the experts have {sorted(classes)} classes, expected the same number.")
         if isinstance(self.gate, SmoothedGate):
             outputs = self.gate.smoothed.num_classes
-            groups = tuple(range(outputs)) if self.gate.groups is None else tuple(self.gate.groups)
+            given = range(outputs) if self.gate.groups is None else self.gate.groups
+            groups = tuple(given) if isinstance(given, Iterable) else ()
             if len(groups) != outputs:
                 raise InputError(f"the gate has {outputs} outputs, and groups name the experts of {len(groups)}.")
         return Gated(

@@ -150,6 +150,9 @@ def _pilot(part: Row, header: Row, rule: Row, slot: int) -> Iterator[str]:
     if ("least" in part) != duels or ("rivals" in part) != rivals or "wins" in part or part.get("looks"):
         yield "the pilot does not count what the rule asks for"
         return
+    if rivals and len(part["rivals"]) != classes:
+        yield f"rivals of the pilot are {len(part['rivals'])}, expected one of each of {classes} classes"
+        return
     if part["n"] != n0:
         yield f"the pilot has {part['n']} samples, the header says {n0}"
     for c, b in enumerate(part.get("rivals", ())):
@@ -210,7 +213,9 @@ def _asked(fresh: list[Row], pilots: list[Row], header: Row, rule: Row, made: Ma
         if looks[0][2] != Fraction(header["alpha"]):
             yield f"the look has alpha {float(looks[0][2]):g}, the run's is {header['alpha']:g}"
     sizes = [part["n"] for part in fresh]
-    if sizes not in [_divided(pilots, header, rule, made, favour) for favour in (None, *made.slots)]:
+    if sum(sizes) != header["sampler_options"]["n"] or sizes not in [
+        _divided(pilots, header, rule, made, favour) for favour in (None, *made.slots)
+    ]:
         yield f"{sizes} fresh samples, which is not how the pilots divide {header['sampler_options']['n']}"
 
 
