@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ddsmoothing as dds
 from ddsmoothing.campaigns import CertifyRequest, certify_run
@@ -137,6 +138,22 @@ def test_kept_counts_are_rows_of_the_table_and_the_page_shows_them() -> None:
         assert len(one) in ((10_000,) if ROWS[name].every else (500, 1000))
         assert re.search(rf"^\| {re.escape(name)} .* {public_rows.acr_text(one.capped())} ", block, re.MULTILINE)
         assert json.loads(json.dumps(one.about))["alpha"] == public_table.ALPHA
+
+
+def test_seconds_of_training_are_kept_and_include_those_of_the_network_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_table, "COUNTS", tmp_path)
+    known = public_table.networks()
+    place = public_table.Place(tmp_path / "out", "fashion-mnist:data", torch.device("cpu"), False)
+    for name, seconds in {"gaussian-1": (10.0, 20.04), "catrs-1": (1.5,)}.items():
+        folder = place.out / name
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"seconds": each}) + "\n" for each in seconds))
+    wanted = (("gaussian-1", "-", "17", "30"), ("catrs-1", "gaussian-1", "3", "32"))
+    assert public_table.keep_seconds(place, known).rows == wanted
+    assert public_table.keep_seconds(replace(place, out=tmp_path / "none"), known).rows == wanted  # from what was kept
 
 
 def part_of(whole: kept_counts.Counts, rows: np.ndarray) -> kept_counts.Counts:
