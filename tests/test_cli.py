@@ -306,7 +306,7 @@ def test_unwritable_results(cli: Cli, run_l2: dds.Run, place: Path, file: str) -
 
 def test_an_unknown_export_format(cli: Cli, run_l2: dds.Run) -> None:
     answer = cli("export", run_l2.path, "x.tsv", "--format", "locuslap")
-    assert (answer.code, "Did you mean 'locuslab'" in answer.err) == (2, True)
+    assert (answer.code, "'locuslap' is not one of 'locuslab'" in answer.err) == (2, True)
 
 
 def test_a_large_sigma_can_be_forced(cli: Cli, place: Path) -> None:
