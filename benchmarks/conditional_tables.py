@@ -127,7 +127,7 @@ def _accuracy(there: dict[Row, Counts], part: Part) -> Table:
         lines += [by_row[row] for row in there if row.network == network]
         fixed = [one for row, one in there.items() if row.network == network and row.sigma is not None]
         if len(fixed) > 1:
-            best = [public_rows.share_text(float(value), len(fixed[0])) for value in envelope(fixed, RADII)]
+            best = [public_rows.percent_of(float(value), len(fixed[0])) for value in envelope(fixed, RADII)]
             lines.append((f"{NAMES[network]}, envelope of {len(fixed)} fixed", *best, "-", "-", "-", "-"))
     return replace(table, rows=tuple(lines))
 
@@ -137,7 +137,7 @@ def _votes(there: dict[Row, Counts], part: Part) -> Table:
     lines = []
     for row, one in there.items():
         plain = one.one_class()
-        shares = [public_rows.share_text(float(np.mean(each.prediction < 0)), len(each)) for each in (one, plain)]
+        shares = [public_rows.percent_of(float(np.mean(each.prediction < 0)), len(each)) for each in (one, plain)]
         lines.append((row.label, public_rows.acr_text(one), public_rows.acr_text(plain), *shares))
     return Table(
         title=f"ACR of the same counts under both votes: {_title(there, part)}",
@@ -254,6 +254,6 @@ def _two_cnns(pairs: dict[float | None, tuple[Counts, Counts]], ratio: float) ->
 
 def _timed(row: Row, one: Counts, seconds: float) -> tuple[str, ...]:
     """Certified accuracy, ACR under both votes, and processor time, rounded up."""
-    accuracy = [public_rows.share_text(float(value), len(one)) for value in certified_accuracy(one, RADII)]
+    accuracy = [public_rows.percent_of(float(value), len(one)) for value in certified_accuracy(one, RADII)]
     averages = [public_rows.acr_text(each) for each in (one, one.one_class())]
     return (row.label, *accuracy, *averages, ceil_text(float(one.samples.mean()) * seconds, 2))

@@ -15,7 +15,7 @@ from ddsmoothing.analysis import acr, certified_accuracy, held_radius
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.errors import RunError
 from ddsmoothing.runs.imports import import_file
-from ddsmoothing.tables import Table, markdown
+from ddsmoothing.tables import Table, markdown, percent
 from kept_counts import Counts
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -71,9 +71,9 @@ def acr_text(one: Counts) -> str:
     return floor_text(acr(one), 3)
 
 
-def share_text(share: float, images: int) -> str:
-    """A share of so many images in per cent, rounded down; by whole numbers, since 100 * .29 is below 29 in floats."""
-    return f"{round(share * images) * 1000 // images / 10:.1f}"
+def percent_of(share: float, images: int) -> str:
+    """A share of so many images in per cent, rounded down."""
+    return percent(round(share * images), images)
 
 
 def strongest(rows: dict[str, Counts]) -> str:
@@ -90,10 +90,10 @@ def accuracy_table(rows: dict[str, Counts], title: str) -> Table:
         lines.append(
             (
                 name,
-                *(share_text(value, len(one)) for value in values),
+                *(percent_of(value, len(one)) for value in values),
                 acr_text(one),
-                share_text(float(np.mean(one.prediction < 0)), len(one)),
-                share_text(wrong, len(one)),
+                percent_of(float(np.mean(one.prediction < 0)), len(one)),
+                percent_of(wrong, len(one)),
                 f"{int(one.samples.mean()):,}",
             )
         )
