@@ -15,7 +15,7 @@ from ddsmoothing.analysis import acr, certified_accuracy, held_radius
 from ddsmoothing.bounds import floor_text
 from ddsmoothing.errors import RunError
 from ddsmoothing.runs.imports import import_file
-from ddsmoothing.tables import Table, markdown, percent
+from ddsmoothing.tables import Table, markdown, percent, percent_up
 from kept_counts import Counts
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -86,14 +86,14 @@ def accuracy_table(rows: dict[str, Counts], title: str) -> Table:
     lines = []
     for name, one in rows.items():
         values = certified_accuracy(one, MORE_RADII)
-        wrong = float(np.mean(~one.correct & (one.radius > 0.0)))
+        wrong = int((~one.correct & (one.radius > 0.0)).sum())
         lines.append(
             (
                 name,
                 *(percent_of(value, len(one)) for value in values),
                 acr_text(one),
-                percent_of(float(np.mean(one.prediction < 0)), len(one)),
-                percent_of(wrong, len(one)),
+                percent_up(int((one.prediction < 0).sum()), len(one)),
+                percent_up(wrong, len(one)),
                 f"{int(one.samples.mean()):,}",
             )
         )
